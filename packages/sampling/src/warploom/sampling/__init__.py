@@ -1,0 +1,1 @@
+"""Warploom sampling."""
