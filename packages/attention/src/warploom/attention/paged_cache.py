@@ -1,0 +1,48 @@
+"""The paged key-value cache as an argument: one 5-D tensor or a pair of 4-D ones, in either layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from warploom.core.tensors import Checker
+
+_PLANE_DIMS = {"NHD": "pages page_size num_kv_heads", "HND": "pages num_kv_heads page_size"}
+
+
+def unpack_paged_kv_cache(
+    check: Checker, paged_kv_cache: Any, kv_layout: str, name: str = "paged_kv_cache"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Check a paged cache and view it as keys and values, both `[pages, page_size, num_kv_heads, dim]`.
+
+    Binds `pages`, `page_size`, `num_kv_heads`, `head_dim` and `value_dim` (equal to `head_dim` for a 5-D tensor).
+
+    Parameters
+    ----------
+    check : Checker
+        Of the calling operator.
+    paged_kv_cache : tensor or pair of tensors
+        `[pages, 2, page_size, kv_heads, dim]` (NHD), `[pages, 2, kv_heads, page_size, dim]` (HND), or a tuple `(k, v)` of
+        the same without the dimension of 2, whose last dimensions may differ.
+    kv_layout : {"NHD", "HND"}
+        Order of the page's dimensions.
+
+    Raises
+    ------
+    ArgumentError
+        Unknown layout, wrong rank, or keys and values that do not match.
+    """
+    check.require(kv_layout in _PLANE_DIMS, "kv_layout", "'NHD' or 'HND'", repr(kv_layout))
+    plane = _PLANE_DIMS[kv_layout]
+    if isinstance(paged_kv_cache, (tuple, list)):
+        check.require(len(paged_kv_cache) == 2, name, "a tensor or a pair (k, v)", f"{len(paged_kv_cache)} items")
+        k = check.tensor(f"{name}[0]", paged_kv_cache[0], f"{plane} head_dim")
+        v = check.tensor(f"{name}[1]", paged_kv_cache[1], f"{plane} value_dim", dtype=k.dtype)
+    else:
+        pages, rest = plane.split(" ", 1)
+        both = check.tensor(name, paged_kv_cache, f"{pages} 2 {rest} head_dim")
+        check.bind("value_dim", check["head_dim"], name)
+        k, v = both[:, 0], both[:, 1]
+    check.require(check["page_size"] > 0, name, "of page_size 1 or more", "page_size 0")
+    return (k, v) if kv_layout == "NHD" else (k.transpose(1, 2), v.transpose(1, 2))

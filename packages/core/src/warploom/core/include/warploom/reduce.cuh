@@ -1,0 +1,43 @@
+// Reductions over a warp and over a thread block. The order is fixed, so results are the same on every run.
+#pragma once
+
+#include "warploom/common.cuh"
+
+namespace warploom {
+
+struct Sum {
+  template <class T>
+  WL_DEVICE T operator()(T a, T b) const { return a + b; }
+};
+struct Max {
+  WL_DEVICE float operator()(float a, float b) const { return fmaxf(a, b); }
+  WL_DEVICE int operator()(int a, int b) const { return max(a, b); }
+};
+struct Min {
+  WL_DEVICE float operator()(float a, float b) const { return fminf(a, b); }
+  WL_DEVICE int operator()(int a, int b) const { return min(a, b); }
+};
+
+// Every lane of each group of kLanes gets the result.
+template <int kLanes = kWarpSize, class T, class Op>
+WL_DEVICE T warp_reduce(T value, Op op) {
+#pragma unroll
+  for (int offset = kLanes / 2; offset > 0; offset /= 2) value = op(value, __shfl_xor_sync(kFullMask, value, offset));
+  return value;
+}
+
+// Every thread of the block gets the result. `scratch` holds kThreads / 32 values; it may be reused after the next barrier.
+template <int kThreads, class T, class Op>
+WL_DEVICE T block_reduce(T value, Op op, T* scratch) {
+  constexpr int kWarps = kThreads / kWarpSize;
+  value = warp_reduce(value, op);
+  if constexpr (kWarps == 1) return value;
+  if (lane_id() == 0) scratch[warp_id()] = value;
+  __syncthreads();
+  value = scratch[0];
+#pragma unroll
+  for (int warp = 1; warp < kWarps; ++warp) value = op(value, scratch[warp]);
+  return value;
+}
+
+}  // namespace warploom

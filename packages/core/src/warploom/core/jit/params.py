@@ -1,0 +1,112 @@
+"""Python mirrors of the kernels' parameter structs.
+
+A kernel takes one struct by value. Its Python mirror lists the same fields as annotations; the compiler then checks
+size and offsets through the assertions that `ParamStruct.assertions` writes into every instantiation.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import struct
+from typing import Annotated, Any, ClassVar, get_args, get_origin
+
+import torch
+
+__all__ = ["ParamStruct", "f32", "i32", "i64", "ptr", "u32", "u64"]
+
+
+class _Scalar:
+    code: ClassVar[str]  # of the struct module, with native size and alignment
+
+
+class ptr(_Scalar):  # noqa: N801
+    """A device pointer: takes a tensor (its data pointer), an address, or None."""
+
+    code = "P"
+
+
+class i32(_Scalar):  # noqa: N801
+    code = "i"
+
+
+class u32(_Scalar):  # noqa: N801
+    code = "I"
+
+
+class i64(_Scalar):  # noqa: N801
+    code = "q"
+
+
+class u64(_Scalar):  # noqa: N801
+    code = "Q"
+
+
+class f32(_Scalar):  # noqa: N801
+    code = "f"
+
+
+def _field(annotation: Any) -> tuple[str, int]:
+    """Struct code and count of an annotation: ``ptr``, or ``Annotated[ptr, 8]`` for an array of 8."""
+    if get_origin(annotation) is Annotated:
+        scalar, count = get_args(annotation)
+        return scalar.code, count
+    return annotation.code, 1
+
+
+def _address(value: Any) -> Any:
+    return value.data_ptr() if isinstance(value, torch.Tensor) else (value or 0)
+
+
+class ParamStruct:
+    """Base of parameter structs. Subclasses annotate their fields in the order of the C++ struct.
+
+    Attributes
+    ----------
+    cpp_name : str
+        The qualified name of the C++ struct.
+
+    Examples
+    --------
+    >>> class ScaleParams(ParamStruct):
+    ...     cpp_name = "doc::ScaleParams"
+    ...     x: ptr
+    ...     n: i32
+    >>> ScaleParams(x=None, n=3).packed.hex()
+    '00000000000000000300000000000000'
+    """
+
+    cpp_name: ClassVar[str]
+    _fields: ClassVar[dict[str, tuple[str, int]]] = {}
+    _packer: ClassVar[struct.Struct]
+
+    def __init_subclass__(cls) -> None:
+        annotations = inspect.get_annotations(cls, eval_str=True)
+        cls._fields = {name: _field(kind) for name, kind in annotations.items() if name != "cpp_name"}
+        codes = [f"{count}{code}" if count > 1 else code for code, count in cls._fields.values()]
+        # The closing "0Q" pads the size to 8 bytes; every struct holds a pointer or a 64-bit value, so C++ does too.
+        cls._packer = struct.Struct("@" + "".join(codes) + "0Q")
+
+    def __init__(self, **values: Any) -> None:
+        flat: list[Any] = []
+        for name, (code, count) in self._fields.items():
+            value = values.pop(name)
+            if count > 1:
+                flat.extend(map(_address, value) if code == "P" else value)
+            else:
+                flat.append(_address(value) if code == "P" else value)
+        if values:
+            raise TypeError(f"{type(self).__name__} has no field {', '.join(values)}")
+        self.packed = self._packer.pack(*flat)
+        self.buffer = ctypes.create_string_buffer(self.packed, len(self.packed))
+
+    @classmethod
+    def assertions(cls) -> list[str]:
+        """C++ static assertions that the C++ struct has this layout."""
+        lines = [f'static_assert(sizeof({cls.cpp_name}) == {cls._packer.size}, "{cls.cpp_name}: size");']
+        codes = ""
+        for name, (code, count) in cls._fields.items():
+            offset = struct.calcsize(f"@{codes}0{code}")
+            lines.append(f'static_assert(WL_OFFSETOF({cls.cpp_name}, {name}) == {offset}, "{cls.cpp_name}::{name}");')
+            codes += f"{count}{code}" if count > 1 else code
+        return lines

@@ -1,0 +1,24 @@
+"""Helpers that the tests of every family share: value comparison, case grids, awkward inputs.
+
+Importing it does not import pytest, so benchmarks and downstream projects can use it too.
+"""
+
+from warploom.core.testing.compare import Tolerance, assert_close, relative_error, tolerance_of
+from warploom.core.testing.grids import cases
+from warploom.core.testing.inputs import indptr_of, poison_like, ragged_lengths, random_normal, random_strided
+from warploom.core.testing.machine import gpu_available, why_no_gpu
+
+__all__ = [
+    "Tolerance",
+    "assert_close",
+    "cases",
+    "gpu_available",
+    "indptr_of",
+    "poison_like",
+    "ragged_lengths",
+    "random_normal",
+    "random_strided",
+    "relative_error",
+    "tolerance_of",
+    "why_no_gpu",
+]
