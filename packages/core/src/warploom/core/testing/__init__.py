@@ -4,7 +4,7 @@ Importing it does not import pytest, so benchmarks and downstream projects can u
 """
 
 from warploom.core.testing.compare import Tolerance, assert_close, relative_error, tolerance_of
-from warploom.core.testing.grids import cases
+from warploom.core.testing.grids import cases, grid, label
 from warploom.core.testing.inputs import indptr_of, poison_like, ragged_lengths, random_normal, random_strided
 from warploom.core.testing.machine import gpu_available, why_no_gpu
 
@@ -13,7 +13,9 @@ __all__ = [
     "assert_close",
     "cases",
     "gpu_available",
+    "grid",
     "indptr_of",
+    "label",
     "poison_like",
     "ragged_lengths",
     "random_normal",

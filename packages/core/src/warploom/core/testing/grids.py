@@ -1,4 +1,4 @@
-"""Case grids for ``pytest.mark.parametrize``."""
+"""Case grids, for ``pytest.mark.parametrize`` and for benchmarks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,30 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+
+
+def grid(keep: Callable[[SimpleNamespace], bool] | None = None, /, **axes: Iterable[Any]) -> list[SimpleNamespace]:
+    """Return the cartesian product of `axes`, without the cases for which `keep` returns false.
+
+    Examples
+    --------
+    >>> grid(lambda c: c.m <= c.n, m=[1, 2], n=[1, 2])
+    [namespace(m=1, n=1), namespace(m=1, n=2), namespace(m=2, n=2)]
+    """
+    points = itertools.product(*axes.values())
+    all_cases = [SimpleNamespace(**dict(zip(axes, point, strict=True))) for point in points]
+    return [case for case in all_cases if keep is None or keep(case)]
+
+
+def label(case: SimpleNamespace) -> str:
+    """Return a case as one readable word.
+
+    Examples
+    --------
+    >>> label(SimpleNamespace(batch=3, dtype=torch.bfloat16, causal=False))
+    'batch3-bf16-no_causal'
+    """
+    return "-".join(_part(name, value) for name, value in vars(case).items())
 
 
 def cases(keep: Callable[[SimpleNamespace], bool] | None = None, /, **axes: Iterable[Any]) -> tuple[str, list[Any]]:
@@ -35,12 +59,7 @@ def cases(keep: Callable[[SimpleNamespace], bool] | None = None, /, **axes: Iter
     """
     import pytest  # here, so that benchmarks can import the package on machines without pytest
 
-    names = list(axes)
-    grid = [SimpleNamespace(**dict(zip(names, point))) for point in itertools.product(*axes.values())]
-    kept = [case for case in grid if keep is None or keep(case)]
-    return "case", [
-        pytest.param(case, id="-".join(_label(name, getattr(case, name)) for name in names)) for case in kept
-    ]
+    return "case", [pytest.param(case, id=label(case)) for case in grid(keep, **axes)]
 
 
 _DTYPE_LABELS = {
@@ -53,8 +72,8 @@ _DTYPE_LABELS = {
 }
 
 
-def _label(name: str, value: Any) -> str:
-    """One readable part of a test id: ``batch3``, ``bf16``, ``causal`` / ``no_causal``, ``layout_NHD``."""
+def _part(name: str, value: Any) -> str:
+    """One part of a label: ``batch3``, ``bf16``, ``causal`` / ``no_causal``, ``layout_NHD``."""
     if isinstance(value, torch.dtype):
         plain = str(value).removeprefix("torch.")
         return _DTYPE_LABELS.get(plain, plain)

@@ -1,0 +1,218 @@
+"""Where each request's queries, keys and mask lie, in the one form that every backend reads.
+
+All of FlashInfer's and vLLM's spellings (CSR indices with last-page lengths or with lengths, padded block tables, ragged
+offsets) become a start and a length per request. That takes a few elementwise operations on the device where the caller's
+tensors are; nothing is copied to the host unless a backend asks (`RequestTables.on_host`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from warploom.core.errors import ArgumentError
+from warploom.core.tensors import Checker
+
+__all__ = ["HostTables", "RequestTables", "page_table", "ragged_table"]
+
+INDEX_DTYPES = (torch.int32, torch.int64)
+
+
+@dataclass(frozen=True)
+class HostTables:
+    """The lengths and starts as Python integers, for backends and views that loop over requests."""
+
+    qo_starts: list[int]
+    qo_lens: list[int]
+    kv_starts: list[int]
+    kv_lens: list[int]
+    mask_indptr: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestTables:
+    """Device tensors that describe the requests of one plan.
+
+    Attributes
+    ----------
+    qo_indptr : torch.Tensor
+        `[batch + 1]` int32, where each request's rows start in the queries and the output.
+    kv_lens : torch.Tensor
+        `[batch]` int32, keys of each request.
+    kv_starts : torch.Tensor
+        `[batch]` int32: the first entry of each request in `page_indices`, or its first row in ragged keys.
+    page_indices : torch.Tensor or None
+        Flat int32 page numbers; a padded block table lies here row after row. None for ragged keys.
+    page_size : int
+        Entries of a page, 0 for ragged keys.
+    mask, mask_indptr : torch.Tensor or None
+        The flat custom mask (bool) or its bytes (uint8), and `[batch + 1]` int64 offsets into it.
+    max_qo_len : int or None
+        Longest query, where it is known without asking the device.
+    """
+
+    qo_indptr: torch.Tensor
+    kv_lens: torch.Tensor
+    kv_starts: torch.Tensor
+    page_indices: torch.Tensor | None = None
+    page_size: int = 0
+    mask: torch.Tensor | None = None
+    mask_indptr: torch.Tensor | None = None
+    max_qo_len: int | None = None
+    origin: RequestTables | None = field(default=None, repr=False, compare=False)  # the same on the CPU, if it came from there
+    _host: list[HostTables] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def batch(self) -> int:
+        return self.kv_lens.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.kv_lens.device
+
+    @property
+    def mask_kind(self) -> str:
+        """How the problem names this mask."""
+        if self.mask is None:
+            return "none"
+        return "dense" if self.mask.dtype == torch.bool else "packed"
+
+    def to(self, device: torch.device) -> RequestTables:
+        """These tables on the device of the queries; what is there already is not copied, so later changes show."""
+
+        def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        small_on_cpu = not (self.qo_indptr.is_cuda or self.kv_lens.is_cuda or self.kv_starts.is_cuda)
+        moved = {name: move(getattr(self, name)) for name in ("page_indices", "mask", "mask_indptr")}
+        return replace(
+            self,
+            qo_indptr=self.qo_indptr.to(device, non_blocking=True),
+            kv_lens=self.kv_lens.to(device, non_blocking=True),
+            kv_starts=self.kv_starts.to(device, non_blocking=True),
+            origin=self if small_on_cpu else None,
+            _host=self._host,
+            **moved,
+        )
+
+    def with_mask(self, check: Checker, custom_mask: Any, packed_custom_mask: Any) -> RequestTables:
+        """Attach a custom mask, flat per request and query-major; packed wins if both are given."""
+        if custom_mask is None and packed_custom_mask is None:
+            return self
+        sizes = (self.qo_indptr[1:] - self.qo_indptr[:-1]).long() * self.kv_lens.long()
+        if packed_custom_mask is not None:
+            mask = check.tensor("packed_custom_mask", packed_custom_mask, "mask_bytes", dtype=torch.uint8, device="any")
+            sizes = (sizes + 7) // 8  # every request starts at a byte
+        else:
+            mask = check.tensor("custom_mask", custom_mask, "mask_elements", dtype=torch.bool, device="any")
+        indptr = torch.zeros(self.batch + 1, dtype=torch.int64, device=sizes.device)
+        torch.cumsum(sizes, 0, out=indptr[1:])
+        if not indptr.is_cuda and self.batch and int(indptr[-1]) > mask.shape[0]:
+            name = "custom_mask" if mask.dtype == torch.bool else "packed_custom_mask"
+            raise ArgumentError.of(check.op, name, f"of {int(indptr[-1])} elements for these lengths", mask.shape[0])
+        return replace(self, mask=mask.contiguous(), mask_indptr=indptr)
+
+    def on_host(self) -> HostTables:
+        """Starts and lengths as integers; the first call copies them from the device and synchronises."""
+        if not self._host:
+            near = self.origin or self
+            qo = near.qo_indptr.tolist()
+            self._host.append(
+                HostTables(
+                    qo_starts=qo[:-1],
+                    qo_lens=[stop - start for start, stop in zip(qo, qo[1:], strict=False)],
+                    kv_starts=near.kv_starts.tolist(),
+                    kv_lens=near.kv_lens.tolist(),
+                    mask_indptr=[] if near.mask_indptr is None else near.mask_indptr.tolist(),
+                )
+            )
+        return self._host[0]
+
+    def validate(self, op: str) -> None:
+        """Check the values against each other; free on CPU tensors, a synchronisation on a GPU."""
+        host = self.on_host()
+        if any(length < 0 for length in host.qo_lens) or host.qo_starts[:1] not in ([], [0]):
+            raise ArgumentError.of(op, "qo_indptr", "offsets that start at 0 and do not decrease", self.qo_indptr.tolist())
+        for request, (start, length) in enumerate(zip(host.kv_starts, host.kv_lens, strict=True)):
+            if length < 0 or start < 0:
+                raise ArgumentError.of(op, "kv_lens", "0 or more", f"{length} for request {request}")
+            if self.page_indices is None:
+                continue
+            last = start + -(-length // self.page_size)
+            if last > self.page_indices.shape[0]:
+                raise ArgumentError.of(
+                    op, "kv_indices", f"of at least {last} pages, for request {request} with {length} keys",
+                    f"{self.page_indices.shape[0]} pages",
+                )  # fmt: skip
+
+
+def index_tensor(check: Checker, name: str, value: Any, dims: str) -> torch.Tensor:
+    """An int32 view or copy of an index argument, on whatever device it is."""
+    tensor = check.tensor(name, value, dims, dtype=INDEX_DTYPES, device="any")
+    return tensor.to(torch.int32).contiguous()
+
+
+def _offsets(check: Checker, name: str, value: Any) -> torch.Tensor:
+    indptr = index_tensor(check, name, value, f"{name}_entries")
+    check.require(indptr.shape[0] > 0, name, "of batch + 1 elements", "none")
+    check.bind("batch", indptr.shape[0] - 1, name)
+    return indptr
+
+
+def together(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors on one device: on the GPU of the first that is on one."""
+    device = next((t.device for t in tensors if t.is_cuda), tensors[0].device)
+    return tuple(t.to(device, non_blocking=True) for t in tensors)
+
+
+def page_table(
+    check: Checker,
+    qo_indptr: Any,
+    page_size: int,
+    *,
+    indptr: Any = None,
+    indices: Any = None,
+    last_page_len: Any = None,
+    kv_lens: Any = None,
+    block_table: Any = None,
+    max_qo_len: int | None = None,
+) -> RequestTables:
+    """Tables of a paged cache.
+
+    Either `block_table` (padded `[batch, max_pages]`) with `kv_lens`, or `indices` (packed) with two of `indptr`,
+    `last_page_len` and `kv_lens`: lengths follow from the number of pages and the last page's, starts from the lengths.
+    """
+    qo = _offsets(check, "qo_indptr", qo_indptr)
+    lengths = None if kv_lens is None else index_tensor(check, "kv_lens", kv_lens, "batch")
+    if block_table is not None:
+        check.require(lengths is not None, "kv_lens", "given with a block table", None)
+        table = index_tensor(check, "block_table", block_table, "batch max_pages")
+        starts = torch.arange(table.shape[0], dtype=torch.int32, device=table.device) * table.shape[1]
+        pages = table.reshape(-1)
+    else:
+        pages = index_tensor(check, "kv_indices", indices, "num_pages")
+        if indptr is None:
+            assert lengths is not None
+            counts = (lengths + (page_size - 1)) // page_size
+            starts = (counts.cumsum(0) - counts).to(torch.int32)
+        else:
+            offsets = _offsets(check, "kv_indptr", indptr)
+            starts = offsets[:-1]
+            if lengths is None:
+                last = index_tensor(check, "kv_last_page_len", last_page_len, "batch")
+                offsets, last = together(offsets, last)
+                counts = offsets[1:] - offsets[:-1]
+                lengths = torch.where(counts > 0, (counts - 1) * page_size + last, 0).to(torch.int32)
+    assert lengths is not None
+    qo, lengths, starts = together(qo, lengths, starts)
+    return RequestTables(
+        qo_indptr=qo, kv_lens=lengths, kv_starts=starts, page_indices=pages, page_size=page_size, max_qo_len=max_qo_len
+    )
+
+
+def ragged_table(check: Checker, qo_indptr: Any, kv_indptr: Any) -> RequestTables:
+    """Tables of keys and values that lie end to end."""
+    qo, kv = together(_offsets(check, "qo_indptr", qo_indptr), _offsets(check, "kv_indptr", kv_indptr))
+    return RequestTables(qo_indptr=qo, kv_lens=kv[1:] - kv[:-1], kv_starts=kv[:-1])

@@ -1,0 +1,206 @@
+"""Verify, then time: every case of every benchmark, ours against each peer that is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from warploom.core.backends import OPERATORS
+from warploom.core.bench.ceilings import Ceilings, limit_us
+from warploom.core.bench.definition import Benchmark
+from warploom.core.bench.ranks import Ranks
+from warploom.core.bench.timing import Timer, Timing
+from warploom.core.errors import UnsupportedError
+from warploom.core.testing.grids import label
+from warploom.core.testing.inputs import poison_like
+
+__all__ = ["CaseResult", "Contender", "run_case", "run_cases"]
+
+OURS = "warploom"
+
+
+@dataclass
+class Contender:
+    """One implementation in one case.
+
+    `backend` is the backend that served our call, "" for peers; `problem` is why there is no time: not available,
+    wrong, failed.
+    """
+
+    name: str
+    call: Callable[[], Any]
+    output: Callable[[Any], Any]
+    verified: bool = True
+    backend: str = ""
+    timing: Timing | None = None
+    problem: str = ""
+
+
+@dataclass
+class CaseResult:
+    """All contenders in one case; ours is the first."""
+
+    benchmark: str
+    case: SimpleNamespace
+    bytes: float
+    flops: float
+    limit_us: float
+    contenders: list[Contender] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        return label(self.case)
+
+    @property
+    def ours(self) -> Contender:
+        return self.contenders[0]
+
+    @property
+    def best_peer(self) -> Contender | None:
+        """The fastest peer that gave right results; our other backends are not peers."""
+        timed = [one for one in self.contenders[1:] if one.timing is not None and not one.backend]
+        return min(timed, key=_us, default=None)
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times faster ours is than the best peer."""
+        if self.ours.timing is None or self.best_peer is None:
+            return None
+        return _us(self.best_peer) / self.ours.timing.us
+
+    def rate(self, contender: Contender) -> tuple[float, str] | None:
+        """TFLOP/s for work that computes, GB/s for work that moves."""
+        if contender.timing is None or not (self.flops or self.bytes):
+            return None
+        if self.flops and self.flops >= 16 * self.bytes:  # far above one operation per byte: a matrix product
+            return self.flops / contender.timing.us / 1e6, "TFLOP/s"
+        return self.bytes / contender.timing.us / 1e3, "GB/s"
+
+    def share(self, contender: Contender) -> float | None:
+        """Share of the ceiling: the limit over the time."""
+        if contender.timing is None or not self.limit_us:
+            return None
+        return self.limit_us / contender.timing.us
+
+
+def _us(contender: Contender) -> float:
+    return contender.timing.us if contender.timing else float("inf")
+
+
+def run_cases(
+    benchmarks: Iterable[Benchmark],
+    device: torch.device,
+    timer: Timer,
+    ceilings: Ceilings,
+    *,
+    quick: bool = False,
+    each_backend: bool = False,
+    done: Callable[[Benchmark, CaseResult], None] | None = None,
+) -> list[CaseResult]:
+    """Run all cases of `benchmarks`; a failing contender is reported in its result and never ends the run.
+
+    Parameters
+    ----------
+    quick : bool
+        Only the quick cases.
+    each_backend : bool
+        Time each of our backends that supports the case, besides the one that ``auto`` takes.
+    done : callable, optional
+        Called with each result as it comes.
+    """
+    results = []
+    for benchmark in benchmarks:
+        for case in benchmark.cases_for(quick):
+            result = run_case(benchmark, case, device, timer, ceilings, each_backend=each_backend)
+            results.append(result)
+            if done:
+                done(benchmark, result)
+    return results
+
+
+def run_case(
+    benchmark: Benchmark,
+    case: SimpleNamespace,
+    device: torch.device,
+    timer: Timer,
+    ceilings: Ceilings,
+    *,
+    each_backend: bool = False,
+) -> CaseResult:
+    """Make the inputs of one case, verify every contender against the reference, time the right ones in turns."""
+    work = benchmark.prepare(case, device)
+    nbytes = benchmark.bytes(work) if benchmark.bytes else 0.0
+    flops = benchmark.flops(work) if benchmark.flops else 0.0
+    result = CaseResult(benchmark.name, case, nbytes, flops, limit_us(ceilings, nbytes, flops, benchmark.math))
+    result.contenders = _contenders(benchmark, work, each_backend)
+    expected = benchmark.reference(work) if benchmark.reference else None
+    for contender in result.contenders:
+        _agree(contender, timer.ranks)
+        if not contender.problem:
+            contender.problem = _verify(benchmark, work, contender, expected)
+        _agree(contender, timer.ranks)
+    del expected
+    ready = {one.name: one.call for one in result.contenders if not one.problem}
+    timings = timer.time(ready, calls=benchmark.calls, flush=benchmark.flush) if ready else {}
+    for contender in result.contenders:
+        contender.timing = timings.get(contender.name)
+    return result
+
+
+def _contenders(benchmark: Benchmark, work: Any, each_backend: bool) -> list[Contender]:
+    def ours(backend: str) -> Callable[[], Any]:
+        return lambda: benchmark.ours(work, backend)
+
+    def peer_call(fn: Callable[[Any], Any]) -> Callable[[], Any]:
+        return lambda: fn(work)
+
+    found = [Contender(OURS, ours("auto"), _same, backend="auto")]
+    operator = OPERATORS.get(benchmark.operator)
+    if each_backend and operator is not None:
+        found += [Contender(f"{OURS}:{name}", ours(name), _same, backend=name) for name in operator.backend_names]
+    for peer in benchmark.peers:
+        contender = Contender(peer.name, peer_call(peer.fn), peer.output, verified=peer.verified)
+        contender.problem = peer.available(work)
+        found.append(contender)
+    return found
+
+
+def _same(result: Any) -> Any:
+    return result
+
+
+def _verify(benchmark: Benchmark, work: Any, contender: Contender, expected: Any) -> str:
+    """Return why the contender can't be timed, "" if its result is right. Notes which backend served our call."""
+    operator = OPERATORS.get(benchmark.operator)
+    _poison(getattr(work, "out", None))
+    try:
+        actual = contender.output(contender.call())
+        if contender.backend == "auto" and operator is not None and operator.last is not None:
+            contender.backend = operator.last.name
+        if contender.verified:
+            benchmark.check(work, actual, expected)
+    except UnsupportedError:
+        return "not supported"
+    except AssertionError as error:
+        return f"WRONG: {error}"
+    except Exception as error:  # a peer may raise anything; the other contenders still count
+        return f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return ""
+
+
+def _agree(contender: Contender, ranks: Ranks) -> None:
+    """A collective that one rank can't run must not be started by the others: they would wait for it."""
+    if ranks.max(float(bool(contender.problem))) and not contender.problem:
+        contender.problem = "not on every rank"
+
+
+def _poison(out: Any) -> None:
+    """Overwrite the outputs with NaN."""
+    tensors: Sequence[Any] = out if isinstance(out, (tuple, list)) else [out]
+    for tensor in tensors:
+        if isinstance(tensor, torch.Tensor):
+            tensor.copy_(poison_like(tensor))

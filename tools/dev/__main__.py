@@ -1,0 +1,13 @@
+"""Entry point of ``python3 tools/dev``. This file alone must also parse on the Pythons that it turns away."""
+
+import sys
+
+if sys.version_info < (3, 10):
+    sys.exit(
+        "Warploom needs Python 3.10 or later; %s is Python %d.%d.\n"
+        "Run this with a newer one, for example: python3.12 tools/dev ..." % ((sys.executable,) + sys.version_info[:2])
+    )
+
+from cli import main  # noqa: E402, I001  (after the check above)
+
+sys.exit(main())
