@@ -12,7 +12,6 @@ are measured in the same run. Tables go to the terminal; --out writes JSON, a Ma
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import re
 import sys
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from warploom.core.bench.environment import describe_environment
 from warploom.core.bench.ranks import Ranks, current_ranks
 from warploom.core.bench.report import Report, case_table
 from warploom.core.bench.runner import CaseResult, run_cases
+from warploom.core.bench.suites import load_suite, suite_names
 from warploom.core.bench.timing import make_timer
 from warploom.core.jit.build import Progress
 from warploom.core.testing.grids import label
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("tools/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("suites", nargs="*", help=f"of {', '.join(suite_names())}; default: all")
+    parser.add_argument("suites", nargs="*", help=f"of {', '.join(suite_names(FOLDER))}; default: all")
     parser.add_argument("--filter", default="", metavar="REGEX", help="only cases whose 'benchmark case' matches, as in --list")
     parser.add_argument("--quick", action="store_true", help="the quick cases and less time on each")
     parser.add_argument("--backends", action="store_true", help="time every backend of ours, not only what 'auto' takes")
@@ -71,9 +71,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--commit", default="", help="commit to name in the results, where git can't be asked")
     parser.add_argument("--list", action="store_true", help="list the cases and end")
     options = parser.parse_args(argv)
-    unknown = set(options.suites) - set(suite_names())
+    unknown = set(options.suites) - set(suite_names(FOLDER))
     if unknown:
-        parser.error(f"no suite {', '.join(sorted(unknown))}; there are {', '.join(suite_names())}")
+        parser.error(f"no suite {', '.join(sorted(unknown))}; there are {', '.join(suite_names(FOLDER))}")
     try:
         options.pattern = re.compile(options.filter)
     except re.error as error:
@@ -81,26 +81,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def suite_names() -> list[str]:
-    return sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
-
-
 def load_suites(wanted: Sequence[str], ranks: Ranks) -> dict[str, ModuleType]:
     """Import the suites. One whose family is missing is left out with a note, unless it was asked for by name."""
     suites = {}
-    for name in wanted or suite_names():
-        spec = importlib.util.spec_from_file_location(f"warploom_bench_{name}", FOLDER / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
+    for name in wanted or suite_names(FOLDER):
         try:
-            spec.loader.exec_module(module)
+            suites[name] = load_suite(FOLDER, name)
         except ModuleNotFoundError as error:
             if wanted:
                 raise SystemExit(f"tools/bench: suite {name}: {error}") from None
             if ranks.rank == 0:
                 print(f"suite {name} left out: {error}", file=sys.stderr)
-            continue
-        suites[name] = module
     return suites
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import subprocess
 import sys
@@ -46,9 +47,10 @@ def _wheel_table() -> Table:
     rows = []
     with tempfile.TemporaryDirectory(prefix="warploom-wheels-") as folder:
         for package in sorted(path.parent for path in PACKAGES.glob("*/pyproject.toml")):
-            target = Path(folder) / package.name
-            _run([sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(target), str(package)])
-            (wheel,) = target.glob("*.whl")
+            source = Path(folder) / package.name  # setuptools leaves build folders beside the sources
+            shutil.copytree(package, source, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
+            _run([sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", folder, str(source)])
+            (wheel,) = Path(folder).glob(f"*{package.name}-*.whl")
             with zipfile.ZipFile(wheel) as archive:
                 unpacked = sum(item.file_size for item in archive.infolist())
             megabytes = wheel.stat().st_size / 1e6

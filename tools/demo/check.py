@@ -1,7 +1,7 @@
 """Compares the engine's logits with a plain full forward pass in float32.
 
-A finished request's tokens go through `model.Transformer` at once: causal attention makes row `t` of that pass the logits
-after token `t`, so a single pass covers every step of the request.
+A finished request's tokens go through `model.Transformer` at once: causal attention makes row `t` of that pass the
+logits after token `t`, so a single pass covers every step of the request.
 
 Two top-k routings of nearly equal logits are both right, but their logits differ by far more than rounding. So the pass
 takes over the engine's choice of experts, and the choice is judged by itself: no chosen expert's router logit may lie
@@ -114,7 +114,7 @@ def worst(so_far: float, *errors: Tensor) -> float:
 
 
 def routing_gap(logits: Tensor, chosen: Tensor) -> Tensor:
-    """By how much each token's chosen experts (`[..., top_k]`) miss the best ones, relative to the error of two logits."""
+    """How far each token's `chosen` experts (`[..., top_k]`) miss the best ones, over twice the norm of its logits."""
     kth_best = logits.topk(chosen.shape[-1], dim=-1).values[..., -1]
     weakest = logits.gather(-1, chosen).amin(-1)
     return (kth_best - weakest).clamp(min=0) / (2 * logits.norm(dim=-1))

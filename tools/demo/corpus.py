@@ -18,9 +18,8 @@ HELD_OUT_SHARE = 20
 """One file in this many is held out."""
 
 
-def source_files() -> list[Path]:
-    """The standard library's `.py` files, sorted."""
-    root = Path(sysconfig.get_path("stdlib"))
+def source_files(root: Path) -> list[Path]:
+    """The `.py` files of a standard library, sorted."""
     return [
         path
         for path in sorted(root.rglob("*.py"))
@@ -35,9 +34,14 @@ def is_held_out(path: Path) -> bool:
     return hashlib.sha256(path.name.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
-def load_corpus(seed: int) -> tuple[Tensor, Tensor]:
-    """Token streams (int16) of the training and the held-out files, each in shuffled order, ended by `END_OF_TEXT`."""
-    files = source_files()
+def load_corpus(seed: int, root: Path | None = None) -> tuple[Tensor, Tensor]:
+    """Token streams (int16) of the training and the held-out files, each in shuffled order, ended by `END_OF_TEXT`.
+
+    `root` is a standard library's folder; by default the running Python's. Some distributions leave out its `test`
+    packages, which are more than half of the text.
+    """
+    root = root or Path(sysconfig.get_path("stdlib"))
+    files = source_files(root)
     random.Random(seed).shuffle(files)
     streams: tuple[list[Tensor], list[Tensor]] = ([], [])
     end = torch.tensor([END_OF_TEXT], dtype=torch.int16)
@@ -45,5 +49,5 @@ def load_corpus(seed: int) -> tuple[Tensor, Tensor]:
         data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8).to(torch.int16)
         streams[is_held_out(path)].extend((data, end))
     if not all(streams):
-        raise RuntimeError(f"too few Python sources under {sysconfig.get_path('stdlib')} to train on")
+        raise RuntimeError(f"too few Python sources under {root} to train on")
     return torch.cat(streams[0]), torch.cat(streams[1])

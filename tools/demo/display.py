@@ -5,9 +5,11 @@ from __future__ import annotations
 import codecs
 import shutil
 import time
+from collections.abc import Iterable
 from typing import TextIO
 
 from model import END_OF_TEXT
+from scheduler import Request
 
 REFRESH_SECONDS = 1 / 15
 
@@ -34,7 +36,8 @@ class TextStream:
 
 def printable(text: str) -> str:
     """`text` without control characters: a byte-level model may emit any, escape sequences included."""
-    return "".join(c if c.isprintable() or c == "\n" else "    " if c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    text = text.replace("\t", "    ")
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 class LineDisplay:
@@ -44,22 +47,21 @@ class LineDisplay:
         self.out = out
         self.streams: dict[int, TextStream] = {}
 
-    def push(self, number: int, tokens: list[int]) -> None:
-        """Add tokens to the text of request `number`."""
-        self._show(number, self.streams.setdefault(number, TextStream()).push(tokens))
-
-    def finish(self, number: int, note: str) -> None:
-        """End the text of a request; `note` says why it ended."""
-        rest = self.streams.pop(number, TextStream()).flush()
-        self._show(number, [*rest, f"({note})"])
-
-    def refresh(self) -> None:
-        """Called once a step."""
-        self.out.flush()
+    def update(self, fresh: Iterable[tuple[Request, list[int]]], finished: Iterable[Request]) -> None:
+        """Show a step: new tokens per request, and the requests that they ended."""
+        for request, tokens in fresh:
+            self._show(request.number, self.streams.setdefault(request.number, TextStream()).push(tokens))
+        for request in finished:
+            rest = self.streams.pop(request.number).flush()
+            self._show(request.number, [*rest, f"({len(request.generated)} tokens, {request.finish_reason})"])
+        self._refresh()
 
     def _show(self, number: int, lines: list[str]) -> None:
         for line in lines:
             self.out.write(f"[{number}] {line}\n")
+
+    def _refresh(self) -> None:
+        self.out.flush()
 
 
 class LiveDisplay(LineDisplay):
@@ -71,7 +73,7 @@ class LiveDisplay(LineDisplay):
         self._drawn_at = 0.0
         self._scroll: list[str] = []
 
-    def refresh(self) -> None:
+    def _refresh(self) -> None:
         now = time.monotonic()
         if now - self._drawn_at >= REFRESH_SECONDS or not self.streams:
             self._drawn_at = now

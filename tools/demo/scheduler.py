@@ -154,10 +154,11 @@ class Scheduler:
         self.waiting = deque(sorted(requests, key=lambda request: request.arrival_step))
         self.running: list[Request] = []
         for request in self.waiting:
-            if self._pages_for(request.max_tokens) > num_pages:
+            needed = self._pages_for(request.max_tokens)
+            if needed > num_pages:
                 raise OutOfPagesError(
-                    f"request {request.number} needs {self._pages_for(request.max_tokens)} pages of {page_size} tokens, "
-                    f"the cache has {num_pages}; raise --num-pages or lower --max-new-tokens"
+                    f"request {request.number} needs {needed} pages of {page_size} tokens, the cache has {num_pages}; "
+                    "raise --num-pages or lower --max-new-tokens"
                 )
 
     @property

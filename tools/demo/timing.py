@@ -23,7 +23,7 @@ class Row:
 
 
 class OperatorTimer:
-    """Sums up time per label: CUDA events on a GPU, so that timing does not serialise host and device; a clock on a CPU."""
+    """Sums up time per label: by CUDA events on a GPU, so that nothing waits for the device; by the clock on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.rows: dict[str, Row] = {}

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=4.0, help="wall-clock budget of the whole run")
     parser.add_argument("--steps", type=int, default=None, help="stop after so many steps at the latest")
     parser.add_argument("--out", default=str(DEFAULT_PATH), help="where the weights go (default: %(default)s)")
+    parser.add_argument("--stdlib", type=Path, default=None, help="standard library to read (default: the running Python's)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=96, help="sequences per step")
@@ -63,7 +65,7 @@ def windows(stream: Tensor, starts: Tensor, length: int) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def bits_per_byte(model: Transformer, stream: Tensor, length: int, max_windows: int) -> float:
-    """Mean loss over about `max_windows` disjoint windows of the held-out stream, in bits; END_OF_TEXT is not counted as a byte."""
+    """Mean loss over about `max_windows` disjoint windows of held-out text, in bits; END_OF_TEXT is no byte."""
     model.eval()
     starts = torch.arange(0, len(stream) - length - 1, length, device=stream.device)
     starts = starts[:: max(1, len(starts) // max_windows)]  # spread over all held-out files
@@ -194,7 +196,7 @@ def main() -> None:
     if args.smoke:
         config, args.batch, max_windows = replace(config, context=128), 4, 64
         args.log_every = min(args.log_every, 5)
-    stream, held_out = (tokens.to(args.device) for tokens in load_corpus(args.seed))
+    stream, held_out = (tokens.to(args.device) for tokens in load_corpus(args.seed, args.stdlib))
     model = Transformer(config)
     model.initialise(torch.Generator().manual_seed(args.seed))
     model.to(args.device)

@@ -96,7 +96,7 @@ def _install(environment: Environment, any_torch: bool) -> None:
     else:
         uv = [environment.tool("uv"), "pip", "install", "--python", python, "--torch-backend", choice.backend]
         hint = (
-            f"pip has no such build for this Python, and uv could not fetch one. Either install {choice.what} into\n"
+            f"pip has no such build for this Python, and uv could not fetch one. Either install a torch for this machine into\n"
             f"{environment.path} yourself, or pass --any-torch to take what pip offers (several GB of CUDA libraries)."
         )
         steps.run(choice.what, [*pip, "uv"], [*uv, choice.requirement], env=env, hint=hint)

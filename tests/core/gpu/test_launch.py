@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from warploom.core.descriptors import tensor_map
 from warploom.core.errors import CompileError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -96,6 +95,8 @@ def test_dependent_launch_inside_a_graph():
 
 
 def test_tile_copy_by_descriptors():
+    from warploom.core.descriptors import tensor_map
+
     x = torch.randn(100, 200, device="cuda")
     out = torch.full_like(x, float("nan"))
     source, target = (tensor_map(t, (16, 32), swizzle="none") for t in (x, out))

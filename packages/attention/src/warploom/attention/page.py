@@ -295,6 +295,7 @@ def _append(
     backend: str,
 ) -> None:
     problem = AppendProblem(
+        num_kv_heads=key.shape[1],
         key_dim=key.shape[2],
         value_dim=value.shape[2],
         input_dtype=key.dtype,

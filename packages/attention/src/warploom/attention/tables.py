@@ -28,6 +28,7 @@ class HostTables:
     qo_lens: list[int]
     kv_starts: list[int]
     kv_lens: list[int]
+    kv_stops: list[int]
     mask_indptr: list[int]
 
 
@@ -43,6 +44,8 @@ class RequestTables:
         `[batch]` int32, keys of each request.
     kv_starts : torch.Tensor
         `[batch]` int32: the first entry of each request in `page_indices`, or its first row in ragged keys.
+    kv_stops : torch.Tensor or None
+        `[batch]` int32, the end of each request's entries in `page_indices`; for checks only.
     page_indices : torch.Tensor or None
         Flat int32 page numbers; a padded block table lies here row after row. None for ragged keys.
     page_size : int
@@ -56,6 +59,7 @@ class RequestTables:
     qo_indptr: torch.Tensor
     kv_lens: torch.Tensor
     kv_starts: torch.Tensor
+    kv_stops: torch.Tensor | None = None
     page_indices: torch.Tensor | None = None
     page_size: int = 0
     mask: torch.Tensor | None = None
@@ -63,6 +67,7 @@ class RequestTables:
     max_qo_len: int | None = None
     origin: RequestTables | None = field(default=None, repr=False, compare=False)  # the same on the CPU, if it came from there
     _host: list[HostTables] = field(default_factory=list, repr=False, compare=False)
+    _page_range: list[tuple[int, int]] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def batch(self) -> int:
@@ -92,6 +97,7 @@ class RequestTables:
             qo_indptr=self.qo_indptr.to(device, non_blocking=True),
             kv_lens=self.kv_lens.to(device, non_blocking=True),
             kv_starts=self.kv_starts.to(device, non_blocking=True),
+            kv_stops=None,  # checked before the move
             origin=self if small_on_cpu else None,
             _host=self._host,
             **moved,
@@ -112,7 +118,7 @@ class RequestTables:
         if not indptr.is_cuda and self.batch and int(indptr[-1]) > mask.shape[0]:
             name = "custom_mask" if mask.dtype == torch.bool else "packed_custom_mask"
             raise ArgumentError.of(check.op, name, f"of {int(indptr[-1])} elements for these lengths", mask.shape[0])
-        return replace(self, mask=mask.contiguous(), mask_indptr=indptr)
+        return replace(self, mask=mask.contiguous(), mask_indptr=indptr, _host=[])
 
     def on_host(self) -> HostTables:
         """Starts and lengths as integers; the first call copies them from the device and synchronises."""
@@ -125,10 +131,30 @@ class RequestTables:
                     qo_lens=[stop - start for start, stop in zip(qo, qo[1:], strict=False)],
                     kv_starts=near.kv_starts.tolist(),
                     kv_lens=near.kv_lens.tolist(),
+                    kv_stops=[] if near.kv_stops is None else near.kv_stops.tolist(),
                     mask_indptr=[] if near.mask_indptr is None else near.mask_indptr.tolist(),
                 )
             )
         return self._host[0]
+
+    @property
+    def known_rows(self) -> int | None:
+        """Rows of queries, where the lengths are on the host already."""
+        return sum(self._host[0].qo_lens) if self._host else None
+
+    def page_range(self) -> tuple[int, int]:
+        """Smallest and largest page number that the requests use; synchronises like `on_host`, and only once."""
+        if not self._page_range:
+            host, pages = self.on_host(), (self.origin or self).page_indices
+            assert pages is not None
+            used = [
+                pages[start : start - (-length // self.page_size)]
+                for start, length in zip(host.kv_starts, host.kv_lens, strict=True)
+                if length > 0
+            ]
+            low, high = torch.cat(used).aminmax() if used else (0, -1)
+            self._page_range.append((int(low), int(high)))
+        return self._page_range[0]
 
     def validate(self, op: str) -> None:
         """Check the values against each other; free on CPU tensors, a synchronisation on a GPU."""
@@ -140,11 +166,12 @@ class RequestTables:
                 raise ArgumentError.of(op, "kv_lens", "0 or more", f"{length} for request {request}")
             if self.page_indices is None:
                 continue
-            last = start + -(-length // self.page_size)
-            if last > self.page_indices.shape[0]:
+            needed = start + -(-length // self.page_size)
+            end = min(self.page_indices.shape[0], host.kv_stops[request] if host.kv_stops else needed)
+            if length and needed > end:
                 raise ArgumentError.of(
-                    op, "kv_indices", f"of at least {last} pages, for request {request} with {length} keys",
-                    f"{self.page_indices.shape[0]} pages",
+                    op, "kv_indices", f"at least {needed - start} pages for request {request} with {length} keys",
+                    f"{end - start} pages of {self.page_size}",
                 )  # fmt: skip
 
 
@@ -190,25 +217,33 @@ def page_table(
         check.require(lengths is not None, "kv_lens", "given with a block table", None)
         table = index_tensor(check, "block_table", block_table, "batch max_pages")
         starts = torch.arange(table.shape[0], dtype=torch.int32, device=table.device) * table.shape[1]
+        stops = starts + table.shape[1]
         pages = table.reshape(-1)
     else:
         pages = index_tensor(check, "kv_indices", indices, "num_pages")
         if indptr is None:
             assert lengths is not None
             counts = (lengths + (page_size - 1)) // page_size
-            starts = (counts.cumsum(0) - counts).to(torch.int32)
+            stops = counts.cumsum(0).to(torch.int32)
+            starts = stops - counts
         else:
             offsets = _offsets(check, "kv_indptr", indptr)
-            starts = offsets[:-1]
+            starts, stops = offsets[:-1], offsets[1:]
             if lengths is None:
                 last = index_tensor(check, "kv_last_page_len", last_page_len, "batch")
                 offsets, last = together(offsets, last)
                 counts = offsets[1:] - offsets[:-1]
                 lengths = torch.where(counts > 0, (counts - 1) * page_size + last, 0).to(torch.int32)
     assert lengths is not None
-    qo, lengths, starts = together(qo, lengths, starts)
+    qo, lengths, starts, stops = together(qo, lengths, starts, stops)
     return RequestTables(
-        qo_indptr=qo, kv_lens=lengths, kv_starts=starts, page_indices=pages, page_size=page_size, max_qo_len=max_qo_len
+        qo_indptr=qo,
+        kv_lens=lengths,
+        kv_starts=starts,
+        kv_stops=stops,
+        page_indices=pages,
+        page_size=page_size,
+        max_qo_len=max_qo_len,
     )
 
 

@@ -13,7 +13,7 @@ import torch
 
 from warploom.core.tensors import Checker
 
-__all__ = ["Granularity", "ceil_div", "check_granularity", "check_major_mode", "layout_of", "scale_view"]
+__all__ = ["Granularity", "ceil_div", "check_granularity", "check_major_mode", "layout_of", "scale_of_rows", "scale_view"]
 
 Granularity = tuple[int, int, int]
 
@@ -59,3 +59,8 @@ def layout_of(scale: torch.Tensor) -> str:
     if scale.stride(-1) == 1 or scale.shape[-1] <= 1:
         return "K"
     return "MN" if scale.stride(-2) == 1 or scale.shape[-2] <= 1 else "strided"
+
+
+def scale_of_rows(scale: torch.Tensor, rows: int, block_rows: int) -> torch.Tensor:
+    """Repeat scales ``[..., row_blocks, k_blocks]`` so that every row has its own: ``[..., rows, k_blocks]``."""
+    return scale if block_rows == 1 else scale.repeat_interleave(block_rows, dim=-2)[..., :rows, :]

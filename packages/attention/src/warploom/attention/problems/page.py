@@ -11,8 +11,9 @@ from warploom.core.problem import Problem
 
 @dataclass(frozen=True, kw_only=True)
 class AppendProblem(Problem):
-    """New rows for a paged cache. Sizes that only scale the work (tokens, pages, heads) do not decide and are left out."""
+    """New rows for a paged cache. Sizes that only scale the work (tokens, pages) do not decide and are left out."""
 
+    num_kv_heads: int
     key_dim: int
     value_dim: int
     input_dtype: torch.dtype

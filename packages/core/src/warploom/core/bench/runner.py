@@ -108,7 +108,8 @@ def run_cases(
     quick : bool
         Only the quick cases.
     each_backend : bool
-        Time each of our backends that supports the case, besides the one that ``auto`` takes.
+        Time each of our backends that supports the case, besides the one that ``auto`` takes. Not the reference, which
+        is meant to be clear and can be a thousand times slower.
     done : callable, optional
         Called with each result as it comes.
     """
@@ -161,7 +162,8 @@ def _contenders(benchmark: Benchmark, work: Any, each_backend: bool) -> list[Con
     found = [Contender(OURS, ours("auto"), _same, backend="auto")]
     operator = OPERATORS.get(benchmark.operator)
     if each_backend and operator is not None:
-        found += [Contender(f"{OURS}:{name}", ours(name), _same, backend=name) for name in operator.backend_names]
+        names = [name for name in operator.backend_names if name != "reference"]
+        found += [Contender(f"{OURS}:{name}", ours(name), _same, backend=name) for name in names]
     for peer in benchmark.peers:
         contender = Contender(peer.name, peer_call(peer.fn), peer.output, verified=peer.verified)
         contender.problem = peer.available(work)
@@ -186,10 +188,15 @@ def _verify(benchmark: Benchmark, work: Any, contender: Contender, expected: Any
     except UnsupportedError:
         return "not supported"
     except AssertionError as error:
-        return f"WRONG: {error}"
+        return f"WRONG: {_brief(error)}"
     except Exception as error:  # a peer may raise anything; the other contenders still count
-        return f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return f"failed: {type(error).__name__}: {_brief(error)}"
     return ""
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:199] + "…"
 
 
 def _agree(contender: Contender, ranks: Ranks) -> None:

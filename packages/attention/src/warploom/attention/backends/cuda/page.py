@@ -16,7 +16,7 @@ from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, i64, ptr, 
 
 _HEADER = "warploom/attention/page.cuh"
 _MAX_THREADS = 256
-_VECTORS_PER_THREAD = 4  # 64 bytes in flight per thread hide the latency of HBM at half occupancy
+_PARTS = 2  # with two planes, 64 bytes in flight per thread: enough to hide the latency of HBM at half occupancy
 _TABLE_THREADS = 256
 # Types that carry bits without meaning, by bytes.
 _BITS = {16: "uint4", 8: "uint2", 4: "unsigned int", 2: "unsigned short", 1: "unsigned char"}
@@ -35,8 +35,9 @@ class AppendParams(ParamStruct):
     page_stride: Annotated[i64, 2]
     entry_stride: Annotated[i64, 2]
     cache_head_stride: Annotated[i64, 2]
-    head_vectors: Annotated[u32, 2]
     row_vectors: Annotated[u32, 2]
+    head_vectors: Annotated[u32, 2]
+    head_magic: Annotated[u32, 2]
     nnz: i32
     page_size: u32
 
@@ -65,7 +66,7 @@ def _append_spec(row_type: str, cache_type: str, vector: int) -> KernelSpec:
         "In": row_type,
         "Out": cache_type,
         "kVec": vector,
-        "kVectorsPerThread": _VECTORS_PER_THREAD,
+        "kParts": _PARTS,
         "kMaxThreads": _MAX_THREADS,
     }
     wide = row_type == "uint4" or vector * {"float": 4, "__half": 2, "__nv_bfloat16": 2}.get(row_type, 1) == 16
@@ -106,14 +107,19 @@ SEQ_LENS_SPEC = _table_spec("seq_lens_kernel", SeqLensParams)
 
 
 def append_shape(nnz: int, row_vectors: int, num_sms: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Grid and block for `nnz` tokens of `row_vectors` vectors each.
+    """Grid and block for `nnz` tokens with `row_vectors` vectors in the larger plane of each.
 
     A thread takes several vectors of one token. With few tokens it takes one, to spread the little work over more SMs.
     """
-    fills_gpu = nnz * row_vectors >= num_sms * _MAX_THREADS * _VECTORS_PER_THREAD
-    lanes = min(_MAX_THREADS, math.ceil(row_vectors / _VECTORS_PER_THREAD) if fills_gpu else row_vectors)
+    fills_gpu = nnz * row_vectors >= num_sms * _MAX_THREADS * _PARTS
+    lanes = min(_MAX_THREADS, math.ceil(row_vectors / _PARTS) if fills_gpu else row_vectors)
     tokens = min(nnz, _MAX_THREADS // lanes)
-    return (math.ceil(nnz / tokens), math.ceil(row_vectors / (lanes * _VECTORS_PER_THREAD))), (lanes, tokens)
+    return (math.ceil(nnz / tokens), math.ceil(row_vectors / (lanes * _PARTS))), (lanes, tokens)
+
+
+def head_magic(num_heads: int, head_vectors: int, dense: bool) -> int:
+    """Multiplier by which the kernel divides by `head_vectors`; 0 makes every vector one of head 0."""
+    return 0 if dense or num_heads == 1 else -(-(2**31) // head_vectors)
 
 
 class CudaAppend(Backend):
@@ -122,7 +128,12 @@ class CudaAppend(Backend):
     min_arch = 80
 
     def supports(self, problem: AppendProblem) -> Support:
-        return Support.of((problem.unit_strides, "needs the last dimension of rows and caches to be contiguous"))
+        # In bytes, so that it holds for accesses of any width.
+        head_bytes = max(problem.key_dim, problem.value_dim) * problem.input_dtype.itemsize
+        return Support.of(
+            (problem.unit_strides, "needs the last dimension of rows and caches to be contiguous"),
+            (problem.num_kv_heads * head_bytes**2 < 2**31, f"{problem.num_kv_heads} heads of {head_bytes} bytes are too large"),
+        )
 
     def run(
         self,
@@ -140,7 +151,8 @@ class CudaAppend(Backend):
             return
         rows, caches = (key, value), (k_cache, v_cache)
         spec, vector, element = _access(problem, rows, caches)
-        row_vectors = [r.shape[1] * r.shape[2] // vector for r in rows]
+        head_vectors = [r.shape[2] // vector for r in rows]
+        row_vectors = [r.shape[1] * count for r, count in zip(rows, head_vectors)]
         params = AppendParams(
             rows=rows,
             cache=caches,
@@ -153,12 +165,13 @@ class CudaAppend(Backend):
             page_stride=[c.stride(0) // element for c in caches],
             entry_stride=[c.stride(1) // element for c in caches],
             cache_head_stride=[c.stride(2) // element for c in caches],
-            head_vectors=[_head_length(r, c) // vector for r, c in zip(rows, caches)],
             row_vectors=row_vectors,
+            head_vectors=head_vectors,
+            head_magic=[head_magic(r.shape[1], h, _dense_heads(r, c)) for r, c, h in zip(rows, caches, head_vectors)],
             nnz=key.shape[0],
             page_size=k_cache.shape[1],
         )
-        grid, block = append_shape(key.shape[0], sum(row_vectors), sm_count(key.device))
+        grid, block = append_shape(key.shape[0], max(row_vectors), sm_count(key.device))
         spec.load(key.device).launch(grid, block, params)
 
 
@@ -174,10 +187,9 @@ def _access(
     return copy_spec(nbytes), element, element
 
 
-def _head_length(rows: torch.Tensor, cache: torch.Tensor) -> int:
-    """Contiguous elements of a token: one head, or all heads if neither tensor has gaps between them."""
-    _, num_heads, dim = rows.shape
-    return num_heads * dim if rows.stride(1) == dim and cache.stride(2) == dim else dim
+def _dense_heads(rows: torch.Tensor, cache: torch.Tensor) -> bool:
+    """Whether the heads of a token follow one another without gaps in both tensors."""
+    return rows.stride(1) == rows.shape[2] == cache.stride(2)
 
 
 class CudaBatchIndicesPositions(Backend):

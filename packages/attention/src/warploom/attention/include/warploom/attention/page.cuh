@@ -7,25 +7,26 @@
 
 #include "warploom/attention/ragged.cuh"
 #include "warploom/convert_fp8.cuh"
-#include "warploom/vec.cuh"
+#include "warploom/global_store.cuh"
 
 namespace warploom::attention {
 
 // Strides are in elements of Config::In (rows) and Config::Out (cache); components of a head are contiguous.
 struct AppendParams {
-  const void* rows[2];      // [nnz, heads, dim]
-  void* cache[2];           // [pages, page_size, heads, dim]
-  const int* batch_indices; // [nnz], negative: padding
-  const int* positions;     // [nnz], negative: padding
-  const int* kv_indices;    // pages of all requests
-  const int* kv_indptr;     // [batch + 1]
+  const void* rows[2];        // [nnz, heads, dim]
+  void* cache[2];             // [pages, page_size, heads, dim]
+  const int* batch_indices;   // [nnz], negative: padding
+  const int* positions;       // [nnz], negative: padding
+  const int* kv_indices;      // pages of all requests
+  const int* kv_indptr;       // [batch + 1]
   int64_t row_stride[2];
   int64_t row_head_stride[2];
   int64_t page_stride[2];
   int64_t entry_stride[2];
   int64_t cache_head_stride[2];
-  uint32_t head_vectors[2]; // vectors of kVec elements in a head
-  uint32_t row_vectors[2];  // in all heads of a token
+  uint32_t row_vectors[2];    // vectors of kVec elements in all heads of a token
+  uint32_t head_vectors[2];   // in one head
+  uint32_t head_magic[2];     // ceil(2^31 / head_vectors); 0 if heads follow one another without gaps and count as one
   int nnz;
   uint32_t page_size;
 };
@@ -37,28 +38,21 @@ struct Slot {
 };
 
 // Three dependent loads: about as long as reading the rows, which therefore is started before.
-WL_DEVICE Slot find_slot(const AppendParams& params, int row) {
+WL_DEVICE Slot find_slot(const AppendParams& params, int64_t row) {
   const int request = params.batch_indices[row];
   const int position = params.positions[row];
   if (request < 0 || position < 0) return {0, 0, false};
   const uint32_t page_in_request = uint32_t(position) / params.page_size;
   const int page = params.kv_indices[int64_t(params.kv_indptr[request]) + page_in_request];
-  return {page, uint32_t(position) - page_in_request * params.page_size, true};
+  return {page, int64_t(uint32_t(position) - page_in_request * params.page_size), true};
 }
 
-// Where a vector of a token lies: plane, head and first component.
-struct VectorAt {
-  int plane;
-  uint32_t head;
-  uint32_t component;
-};
-
+// Offset of a token's vector, given the stride of heads. A multiplication instead of a division: the divisions were a
+// third of the kernel's instructions. Exact while row_vectors * head_vectors < 2^31.
 template <int kVec>
-WL_DEVICE VectorAt locate(const AppendParams& params, uint32_t vector) {
-  const int plane = vector >= params.row_vectors[0];
-  if (plane) vector -= params.row_vectors[0];
-  const uint32_t head = vector / params.head_vectors[plane];
-  return {plane, head, (vector - head * params.head_vectors[plane]) * kVec};
+WL_DEVICE int64_t offset_in_token(const AppendParams& params, int plane, uint32_t vector, int64_t head_stride) {
+  const uint32_t head = __umulhi(2 * vector, params.head_magic[plane]);
+  return int64_t(head) * head_stride + int64_t(vector - head * params.head_vectors[plane]) * kVec;
 }
 
 template <class Out, class In, int kVec>
@@ -73,41 +67,45 @@ WL_DEVICE Vec<Out, kVec> convert(const Vec<In, kVec>& x) {
   }
 }
 
-// Config: In, Out, kVec, kVectorsPerThread, kMaxThreads. One dtype for both is a copy of bits and uses an integer type.
-// Block (lanes, tokens); grid (groups of tokens, parts of a token). Thread x moves vectors x, x + lanes, ...
+// Config: In, Out, kVec, kParts, kMaxThreads. Equal types copy bits, so an integer type serves every dtype of its size.
+// Block (lanes, tokens); grid (groups of tokens, parts of a token). Thread x moves vectors x, x + lanes, ... of both planes.
 template <class Config>
 __global__ void __launch_bounds__(Config::kMaxThreads) append_paged_kv_cache_kernel(const __grid_constant__ AppendParams params) {
   using In = typename Config::In;
   using Out = typename Config::Out;
   constexpr int kVec = Config::kVec;
-  constexpr int kCount = Config::kVectorsPerThread;
+  constexpr int kParts = Config::kParts;
 
   const int64_t row = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
   if (row >= params.nnz) return;
-  const uint32_t first = blockIdx.y * (blockDim.x * kCount) + threadIdx.x;
-  const uint32_t end = params.row_vectors[0] + params.row_vectors[1];
+  const uint32_t first = blockIdx.y * (blockDim.x * kParts) + threadIdx.x;
 
-  Vec<In, kVec> held[kCount];
+  Vec<In, kVec> held[2][kParts];
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    const uint32_t vector = first + i * blockDim.x;
-    if (vector >= end) break;
-    const VectorAt at = locate<kVec>(params, vector);
-    const In* source = static_cast<const In*>(params.rows[at.plane]);
-    held[i] = Vec<In, kVec>::load_streaming(source + row * params.row_stride[at.plane] +
-                                            at.head * params.row_head_stride[at.plane] + at.component);
+  for (int plane = 0; plane < 2; ++plane) {
+    const In* source = static_cast<const In*>(params.rows[plane]) + row * params.row_stride[plane];
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      const uint32_t vector = first + part * blockDim.x;
+      if (vector < params.row_vectors[plane])
+        held[plane][part] = Vec<In, kVec>::load_streaming(
+            source + offset_in_token<kVec>(params, plane, vector, params.row_head_stride[plane]));
+    }
   }
 
-  const Slot slot = find_slot(params, int(row));
+  const Slot slot = find_slot(params, row);
   if (!slot.owned) return;
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    const uint32_t vector = first + i * blockDim.x;
-    if (vector >= end) break;
-    const VectorAt at = locate<kVec>(params, vector);
-    Out* target = static_cast<Out*>(params.cache[at.plane]);
-    convert<Out>(held[i]).store(target + slot.page * params.page_stride[at.plane] + slot.entry * params.entry_stride[at.plane] +
-                                at.head * params.cache_head_stride[at.plane] + at.component);
+  for (int plane = 0; plane < 2; ++plane) {
+    Out* target = static_cast<Out*>(params.cache[plane]) + slot.page * params.page_stride[plane] +
+                  slot.entry * params.entry_stride[plane];
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      const uint32_t vector = first + part * blockDim.x;
+      if (vector < params.row_vectors[plane])
+        store_global(target + offset_in_token<kVec>(params, plane, vector, params.cache_head_stride[plane]),
+                     convert<Out>(held[plane][part]));
+    }
   }
 }
 

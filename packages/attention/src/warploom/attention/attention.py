@@ -1,0 +1,141 @@
+"""The one operator behind every wrapper and function of this family: plan a batch, adapt the plan, run it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from warploom.attention.backends.cutlass.attention import CutlassAttention
+from warploom.attention.backends.reference.attention import ReferenceAttention
+from warploom.attention.backends.sdpa.attention import SdpaAttention
+from warploom.attention.options import AttentionOptions
+from warploom.attention.plan import AttentionBackend, AttentionCall, AttentionPlan
+from warploom.attention.problems.attention import AttentionProblem
+from warploom.attention.tables import RequestTables
+from warploom.attention.variants.alibi import default_slopes
+from warploom.core.backends import Operator
+from warploom.core.device import device_guard
+from warploom.core.errors import ArgumentError
+from warploom.core.problem import Problem
+from warploom.core.settings import settings
+
+__all__ = ["ATTENTION", "adapt", "execute", "make_plan"]
+
+
+class AttentionOperator(Operator):
+    """Takes the fast backends first on a GPU and the reference first on the CPU, where torch's attention saves little."""
+
+    def _order(self, problem: Problem) -> tuple[list[str], str]:
+        names, why = super()._order(problem)
+        if problem.device_type == "cpu":
+            names = ["reference", *(name for name in names if name != "reference")]
+        return names, why
+
+
+ATTENTION = AttentionOperator(
+    "attention", family="attention", backends=(SdpaAttention(), ReferenceAttention(), CutlassAttention())
+)
+
+
+def make_plan(
+    op: str,
+    options: AttentionOptions,
+    tables: RequestTables,
+    *,
+    phase: str,
+    kv_source: str,
+    backend: str = "auto",
+    workspace: torch.Tensor | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: bool = False,
+    tensor_scales: bool = False,
+    cuda_graph: bool = False,
+) -> AttentionPlan:
+    """Describe, select and schedule attention over requests whose arguments are checked.
+
+    `options` are resolved and `tables` lie on the device of the queries. Raises `UnsupportedError` with the backend table,
+    `ArgumentError` for an unknown backend, a workspace that is too small, or (on the CPU, or with `settings.debug_checks`)
+    for lengths and tables that contradict each other.
+    """
+    if settings.debug_checks or tables.device.type == "cpu":
+        tables.validate(op)
+    problem = replace(
+        options.problem(phase, kv_source, tables.device, mask=tables.mask_kind, sinks=sinks, cuda_graph=cuda_graph),
+        tensor_scales=tensor_scales,
+    )
+    selection = ATTENTION.select(problem, backend)
+    if problem.pos_encoding == "ALIBI" and alibi_slopes is None:
+        alibi_slopes = torch.tensor(default_slopes(problem.num_qo_heads), dtype=torch.float32, device=tables.device)
+    plan = AttentionPlan(
+        op=op,
+        options=options,
+        problem=problem,
+        tables=tables,
+        selection=selection,
+        backend=backend,
+        alibi_slopes=alibi_slopes,
+        scratch=workspace,
+        workspace=_backend(selection.backend).workspace_layout(problem).bind(workspace, tables.device),
+    )
+    with device_guard(tables.kv_lens):
+        plan.schedule = _backend(selection.backend).schedule(plan)
+    return plan
+
+
+def adapt(plan: AttentionPlan, *, sinks: bool, tensor_scales: bool, **options: Any) -> AttentionPlan:
+    """The plan for a call that differs from it: other scalars, sinks, or scales in tensors."""
+    changed = plan.options.override(plan.op, **options)
+    problem = plan.problem
+    if changed is plan.options and (sinks, tensor_scales) == (problem.sinks, problem.tensor_scales):
+        return plan
+    return make_plan(
+        plan.op,
+        changed,
+        plan.tables,
+        phase=problem.phase,
+        kv_source=problem.kv_source,
+        backend=plan.backend,
+        workspace=plan.scratch,
+        alibi_slopes=plan.alibi_slopes,
+        sinks=sinks,
+        tensor_scales=tensor_scales,
+        cuda_graph=problem.cuda_graph,
+    )
+
+
+def execute(plan: AttentionPlan, call: AttentionCall) -> None:
+    """Run a plan on tensors whose shapes and dtypes are checked."""
+    rows = plan.tables.known_rows
+    if rows is not None and rows != call.q.shape[0] and not plan.problem.cuda_graph:
+        raise ArgumentError.of(plan.op, "q", f"of {rows} rows, as planned", f"{call.q.shape[0]} rows")
+    if settings.debug_checks or not call.q.is_cuda:
+        _check_places(plan, call)
+    with device_guard(call.q):
+        plan.selection.backend.run(plan.problem, plan, call)
+
+
+def _check_places(plan: AttentionPlan, call: AttentionCall) -> None:
+    """Raise unless every page exists, or every row of ragged keys. Synchronises with the GPU."""
+    tables = plan.tables
+    if tables.page_indices is not None:
+        low, high = tables.page_range()
+        if low < 0 or high >= call.k.shape[0]:
+            wrong = low if low < 0 else high
+            raise ArgumentError.of(plan.op, "kv_indices", f"page indices from 0 to {call.k.shape[0] - 1}", wrong)
+        return
+    host = tables.on_host()
+    end = max((start + length for start, length in zip(host.kv_starts, host.kv_lens, strict=True)), default=0)
+    if end > call.k.shape[0]:
+        raise ArgumentError.of(plan.op, "k", f"of at least {end} rows, as planned", f"{call.k.shape[0]} rows")
+
+
+def workspace_bytes(problem: AttentionProblem, backend: str) -> int:
+    """Size of the workspace for any batch and lengths of this problem."""
+    return _backend(ATTENTION.select(problem, backend).backend).workspace_layout(problem).nbytes
+
+
+def _backend(backend: Any) -> AttentionBackend:
+    assert isinstance(backend, AttentionBackend)
+    return backend

@@ -1,0 +1,119 @@
+"""Tables at fixed addresses, for wrappers whose `run` is captured in a CUDA graph.
+
+`plan` copies the new lengths and pages into the same tensors, so that replaying the graph serves them. What does not fit
+raises before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from warploom.attention.tables import RequestTables
+from warploom.core.errors import ArgumentError, PlanError
+
+__all__ = ["GraphTables"]
+
+
+class GraphTables:
+    """The captured maximum: tensors for at most so many requests, pages and mask elements.
+
+    Parameters
+    ----------
+    op : str
+        Named in messages.
+    buffers : mapping of str to torch.Tensor
+        The caller's buffers: `kv_indptr` and `qo_indptr` (int32) fix the batch size, `kv_indices` (int32) the number of
+        pages, `mask` (bool or uint8) the size of custom masks. Those that are not given are allocated by the first plan,
+        with that plan's sizes.
+    """
+
+    def __init__(self, op: str, buffers: Mapping[str, torch.Tensor | None]) -> None:
+        self._op = op
+        self._buffers = {name: buffer for name, buffer in buffers.items() if buffer is not None}
+        self._fixed: RequestTables | None = None
+
+    def load(self, tables: RequestTables) -> RequestTables:
+        """Copy the tables in, padding the batch with empty requests, and return the fixed ones.
+
+        Raises
+        ------
+        PlanError
+            More requests, pages, mask elements or longer queries than the captured maximum.
+        """
+        if self._fixed is None:
+            self._fixed = self._allocate(tables)
+        fixed = self._fixed
+        self._check(fixed, tables)
+        batch = tables.batch
+        fixed.qo_indptr[: batch + 1].copy_(tables.qo_indptr)
+        fixed.qo_indptr[batch + 1 :].copy_(tables.qo_indptr[-1:].expand(fixed.batch - batch))
+        fixed.kv_lens[:batch].copy_(tables.kv_lens)
+        fixed.kv_lens[batch:].zero_()
+        fixed.kv_starts[:batch].copy_(tables.kv_starts)
+        fixed.kv_starts[batch:].zero_()
+        for name in ("page_indices", "mask"):
+            target, source = getattr(fixed, name), getattr(tables, name)
+            if target is not None and source is not None:
+                target[: source.shape[0]].copy_(source)
+        if fixed.mask_indptr is not None and tables.mask_indptr is not None:
+            fixed.mask_indptr[: batch + 1].copy_(tables.mask_indptr)
+            fixed.mask_indptr[batch + 1 :].copy_(tables.mask_indptr[-1:].expand(fixed.batch - batch))
+        # Lengths on the host belong to one plan, the tensors to all.
+        return replace(fixed, origin=tables.origin, _host=[], _page_range=[])
+
+    def _allocate(self, tables: RequestTables) -> RequestTables:
+        device = tables.device
+        given = self._buffers
+        for name, buffer in given.items():
+            if buffer.device != device:
+                raise ArgumentError.of(self._op, f"{name} buffer", f"on {device}", buffer.device)
+        sizes = {name: given[name].shape[0] - 1 for name in ("kv_indptr", "qo_indptr") if name in given}
+        if len(set(sizes.values())) > 1:
+            raise ArgumentError.of(self._op, "qo_indptr buffer", f"of {sizes['kv_indptr'] + 1} elements", sizes["qo_indptr"] + 1)
+        batch = next(iter(sizes.values()), tables.batch)
+
+        def buffer_for(name: str, like: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+            if like is None:
+                return None
+            found = given.get(name)
+            if found is None:
+                return torch.zeros(like.shape[0], dtype=dtype, device=device)
+            if found.dtype != dtype:
+                raise ArgumentError.of(self._op, f"{name} buffer", f"of dtype {dtype}", found.dtype)
+            return found
+
+        def per_request(extra: int, dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(batch + extra, dtype=dtype, device=device)
+
+        kv_indptr = given.get("kv_indptr")
+        return replace(
+            tables,
+            qo_indptr=given.get("qo_indptr", per_request(1, torch.int32)),
+            kv_lens=per_request(0, torch.int32),
+            kv_starts=per_request(0, torch.int32) if kv_indptr is None else kv_indptr[:-1],
+            page_indices=buffer_for("kv_indices", tables.page_indices, torch.int32),
+            mask=None if tables.mask is None else buffer_for("mask", tables.mask, tables.mask.dtype),
+            mask_indptr=None if tables.mask is None else per_request(1, torch.int64),
+        )
+
+    def _check(self, fixed: RequestTables, tables: RequestTables) -> None:
+        def fit(what: str, got: int, maximum: int) -> None:
+            if got > maximum:
+                raise PlanError(
+                    f"{self._op}.plan: {got} {what} exceed the captured maximum of {maximum}; give larger buffers when the "
+                    "wrapper is made, and capture again"
+                )
+
+        fit("requests", tables.batch, fixed.batch)
+        for what, name in (("pages", "page_indices"), ("mask elements", "mask")):
+            target, source = getattr(fixed, name), getattr(tables, name)
+            if (target is None) != (source is None):
+                had = "without" if target is None else "with"
+                raise PlanError(f"{self._op}.plan: the graph was captured {had} {what}; make another wrapper")
+            if source is not None:
+                fit(what, source.shape[0], target.shape[0])
+        if fixed.max_qo_len is not None:
+            fit("queries per request", tables.max_qo_len or 0, fixed.max_qo_len)

@@ -1,0 +1,144 @@
+"""A planned attention, what one call adds to it, and what a backend of attention offers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from warploom.attention.options import AttentionOptions
+from warploom.attention.problems.attention import AttentionProblem
+from warploom.attention.tables import RequestTables
+from warploom.core.backends import Backend, Explanation, Selection
+from warploom.core.workspace import WorkspaceLayout
+
+__all__ = ["AttentionBackend", "AttentionCall", "AttentionPlan", "PlanExplanation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionCall:
+    """The tensors and numbers of one call.
+
+    Attributes
+    ----------
+    q : torch.Tensor
+        `[rows, num_qo_heads, head_dim_qk]`.
+    k, v : torch.Tensor
+        `[pages, page_size, num_kv_heads, head_dim]`, or `[rows, num_kv_heads, head_dim]` when not paged; any strides.
+    out : torch.Tensor
+        `[rows, num_qo_heads, head_dim_vo]`, written.
+    lse : torch.Tensor or None
+        `[rows, num_qo_heads]` float32, written in the base of the options.
+    logits_scale, value_scale : float
+        `q_scale * k_scale`, which multiplies `sm_scale`, and `v_scale`, which multiplies the output.
+    logits_scales, value_scales : torch.Tensor or None
+        The same per query head, `[1]` or `[num_qo_heads]` float32, where the caller's scales are tensors; both apply.
+    sinks : torch.Tensor or None
+        `[num_qo_heads]`.
+    extra_tensors, extra_scalars : list
+        Arguments of the user's variant.
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    out: torch.Tensor
+    lse: torch.Tensor | None = None
+    logits_scale: float = 1.0
+    value_scale: float = 1.0
+    logits_scales: torch.Tensor | None = None
+    value_scales: torch.Tensor | None = None
+    sinks: torch.Tensor | None = None
+    extra_tensors: list[torch.Tensor]
+    extra_scalars: list[float]
+
+
+@dataclass(kw_only=True)
+class AttentionPlan:
+    """Everything that is decided before queries come; serves every layer of a step.
+
+    Attributes
+    ----------
+    op : str
+        The public operator, for messages.
+    options, problem, tables, selection
+        What was asked, its description, where the requests lie, and who serves it.
+    kv_source, phase : str
+        As in `AttentionProblem`.
+    backend : str
+        What the caller asked for, "auto" included.
+    alibi_slopes : torch.Tensor or None
+        `[num_qo_heads]` float32.
+    scratch : torch.Tensor or None
+        The caller's workspace.
+    workspace : dict of str to torch.Tensor
+        The backend's tensors in it.
+    schedule : object
+        What the backend prepared.
+    """
+
+    op: str
+    options: AttentionOptions
+    problem: AttentionProblem
+    tables: RequestTables
+    selection: Selection
+    backend: str
+    alibi_slopes: torch.Tensor | None
+    scratch: torch.Tensor | None
+    workspace: dict[str, torch.Tensor]
+    schedule: Any = None
+
+
+@dataclass(frozen=True)
+class PlanExplanation:
+    """Who serves a plan and what each request costs. ``str()`` prints it."""
+
+    op: str
+    table: Explanation
+    note: str
+    lengths: tuple[tuple[int, int], ...]  # (queries, keys) of each request
+    problem: AttentionProblem
+
+    def pairs(self) -> list[int]:
+        """Query-key pairs that each request computes, per head: its share of the arithmetic."""
+        return [_visible_pairs(m, n, self.problem.causal) for m, n in self.lengths]
+
+    def __str__(self) -> str:
+        lines = [f"{self.op}, {len(self.lengths)} requests", str(self.table)]
+        if self.note:
+            lines.append(f"note: {self.note}")
+        pairs = self.pairs()
+        total = max(sum(pairs), 1)
+        lines.append("request  phase    queries     keys  share of query-key pairs")
+        for request, ((m, n), count) in enumerate(zip(self.lengths, pairs, strict=True)):
+            phase = "empty" if not m or not n else "decode" if m == 1 else "append" if m < n else "prefill"
+            lines.append(f"{request:>7}  {phase:<7}  {m:>7}  {n:>7}  {count / total:7.1%}")
+        return "\n".join(lines)
+
+
+def _visible_pairs(m: int, n: int, causal: bool) -> int:
+    """Of `m` queries that are the tail of `n` keys."""
+    if not causal:
+        return m * n
+    rows = min(m, n)  # earlier queries see no key
+    return rows * n - rows * (rows - 1) // 2
+
+
+class AttentionBackend(Backend):
+    """A backend of attention: besides `supports` and `run(problem, plan, call)` it may prepare a plan."""
+
+    def workspace_layout(self, problem: AttentionProblem) -> WorkspaceLayout:
+        """Scratch tensors for any batch and length of the problem; none by default."""
+        return WorkspaceLayout("attention")
+
+    def schedule(self, plan: AttentionPlan) -> Any:
+        """What `run` needs besides the plan's tensors, made once per plan."""
+        return None
+
+    def note(self, problem: AttentionProblem) -> str:
+        """One sentence for `explain` about how this backend serves the problem."""
+        return ""
+
+    def run(self, problem: AttentionProblem, plan: AttentionPlan, call: AttentionCall) -> None:  # type: ignore[override]
+        raise NotImplementedError

@@ -1,0 +1,353 @@
+"""Quantisers to fp8: one scale for a tensor, for each group of a token's channels, or for each block of a weight.
+
+Every scale undoes the quantisation: ``x ~= q * scale``. What is computed, to the bit and on every backend, is written in
+``backends/reference/quantize.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from warploom.core.backends import Operator
+from warploom.core.device import device_guard
+from warploom.core.tensors import Checker, as_dtype
+from warploom.core.torch_ops import register_op
+from warploom.gemm.backends.cuda.quantize import CudaQuantizeBlocks, CudaQuantizeTensor
+from warploom.gemm.backends.reference.quantize import ReferenceQuantizeBlocks, ReferenceQuantizeTensor
+from warploom.gemm.formats import FLOAT_DTYPES, FP8_DTYPES
+from warploom.gemm.problems.quantize import QuantizeBlocksProblem, QuantizeTensorProblem
+from warploom.gemm.scales import ceil_div
+
+__all__ = [
+    "PER_BLOCK_QUANT_FP8",
+    "PER_TENSOR_QUANT_FP8",
+    "PER_TOKEN_GROUP_QUANT_FP8",
+    "per_block_quant_fp8",
+    "per_tensor_quant_fp8",
+    "per_token_group_quant_fp8",
+]
+
+PER_TOKEN_GROUP_QUANT_FP8 = Operator(
+    "per_token_group_quant_fp8", family="gemm", backends=(CudaQuantizeBlocks(), ReferenceQuantizeBlocks())
+)
+PER_BLOCK_QUANT_FP8 = Operator(
+    "per_block_quant_fp8", family="gemm", backends=(CudaQuantizeBlocks(), ReferenceQuantizeBlocks())
+)
+PER_TENSOR_QUANT_FP8 = Operator(
+    "per_tensor_quant_fp8", family="gemm", backends=(CudaQuantizeTensor(), ReferenceQuantizeTensor())
+)
+
+_SMALLEST_EPS = 1e-30  # limit / eps must stay finite in float32
+_TMA_FLOATS = 4  # a TMA stride is a multiple of 16 bytes
+
+
+def per_token_group_quant_fp8(
+    x: Any,
+    group_size: int = 128,
+    eps: float = 1e-10,
+    dtype: torch.dtype | str = torch.float8_e4m3fn,
+    column_major_scales: bool = False,
+    scale_tma_aligned: bool = False,
+    scale_ue8m0: bool = False,
+    out: Any = None,
+    out_scale: Any = None,
+    *,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise activations to fp8 with one scale for each `group_size` channels of a token.
+
+    ``scale = max(amax(group), eps) / fp8_max`` and ``q = fp8(x * (fp8_max / max(amax(group), eps)))``, rounded to nearest
+    even. A group of zeros has the scale ``eps / fp8_max``. A NaN makes its group NaN, scale included; an infinity makes
+    the scale infinite and itself NaN.
+
+    Parameters
+    ----------
+    x : Tensor ``[..., tokens, channels]``
+        bfloat16, float16 or float32. Channels must be contiguous for the CUDA kernel; leading dimensions are batches.
+    group_size : int
+        Channels that share a scale. The last group of a row may be shorter.
+    eps : float
+        Lower bound of the magnitude, at least 1e-30.
+    dtype : torch.dtype
+        float8_e4m3fn (largest value 448) or float8_e5m2 (57344).
+    column_major_scales : bool
+        Store the scales with tokens contiguous ("MN"-major), as cuBLASLt and Hopper kernels read them; the shape stays.
+    scale_tma_aligned : bool
+        With column-major scales: make the stride between groups a multiple of 4 (16 bytes), which TMA needs.
+    scale_ue8m0 : bool
+        Round scales up to powers of two.
+    out : Tensor like `x`, optional
+        fp8, contiguous; written in place and returned.
+    out_scale : Tensor ``[..., tokens, ceil(channels / group_size)]``, optional
+        float32 with any strides, which decide the layout; written in place and returned.
+    backend : str
+        "auto", or a name of ``PER_TOKEN_GROUP_QUANT_FP8.backend_names``.
+
+    Returns
+    -------
+    q : Tensor like `x`
+        fp8, contiguous.
+    scale : Tensor ``[..., tokens, ceil(channels / group_size)]``
+        float32.
+
+    Raises
+    ------
+    ArgumentError
+        A dtype, shape, device, stride or value is wrong.
+    UnsupportedError
+        The named backend cannot serve this problem; the message is the table of backends.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from warploom.gemm import per_token_group_quant_fp8
+    >>> q, scale = per_token_group_quant_fp8(torch.tensor([[448.0, 1.0, 0.0, -0.5]]), group_size=2)
+    >>> q.float().tolist(), (q.float().view(2, 2) * scale.view(2, 1)).tolist()
+    ([[448.0, 1.0, 0.0, -448.0]], [[448.0, 1.0], [0.0, -0.5]])
+    """
+    check = Checker("per_token_group_quant_fp8")
+    x = check.tensor("x", x, "*lead channels", dtype=FLOAT_DTYPES)
+    _check_shared(check, x, eps)
+    check.require(isinstance(group_size, int) and group_size > 0, "group_size", "a positive integer", repr(group_size))
+    q = _fp8_output(check, x, out, dtype)
+    shape = (*x.shape[:-1], ceil_div(x.shape[-1], group_size))
+    padding = _TMA_FLOATS if scale_tma_aligned else 1
+    scale = _scale_output(check, out_scale, shape, column_major_scales and x.dim() > 1, padding)
+    _per_token_group_quant_fp8(q, scale, x, group_size, eps, scale_ue8m0, backend)
+    return q, scale
+
+
+def per_block_quant_fp8(
+    x: Any,
+    block_size: tuple[int, int] = (128, 128),
+    eps: float = 1e-10,
+    dtype: torch.dtype | str = torch.float8_e4m3fn,
+    column_major_scales: bool = False,
+    scale_ue8m0: bool = False,
+    out: Any = None,
+    out_scale: Any = None,
+    *,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise weights to fp8 with one scale for each block of rows and columns.
+
+    The arithmetic is that of `per_token_group_quant_fp8`.
+
+    Parameters
+    ----------
+    x : Tensor ``[..., rows, columns]``
+        bfloat16, float16 or float32; leading dimensions are batches, such as the experts of a layer.
+    block_size : tuple of int
+        Rows and columns that share a scale. Blocks at the edges may be smaller.
+    eps, dtype, scale_ue8m0, backend
+        As in `per_token_group_quant_fp8`.
+    column_major_scales : bool
+        Store the scales with row blocks contiguous ("MN"-major); the shape stays.
+    out : Tensor like `x`, optional
+        fp8, contiguous; written in place and returned.
+    out_scale : Tensor ``[..., ceil(rows / block), ceil(columns / block)]``, optional
+        float32 with any strides; written in place and returned.
+
+    Returns
+    -------
+    q : Tensor like `x`
+        fp8, contiguous.
+    scale : Tensor ``[..., ceil(rows / block), ceil(columns / block)]``
+        float32.
+
+    Raises
+    ------
+    ArgumentError, UnsupportedError
+        As `per_token_group_quant_fp8`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from warploom.gemm import per_block_quant_fp8
+    >>> q, scale = per_block_quant_fp8(torch.full((130, 256), 7.0))
+    >>> q.dtype, tuple(scale.shape), scale[0, 0].item() == 7 / 448
+    (torch.float8_e4m3fn, (2, 2), True)
+    """
+    check = Checker("per_block_quant_fp8")
+    x = check.tensor("x", x, "*lead rows columns", dtype=FLOAT_DTYPES)
+    _check_shared(check, x, eps)
+    valid = isinstance(block_size, (tuple, list)) and len(block_size) == 2 and all(b > 0 for b in block_size)
+    check.require(valid, "block_size", "two positive integers (rows, columns)", repr(block_size))
+    q = _fp8_output(check, x, out, dtype)
+    shape = (*x.shape[:-2], ceil_div(x.shape[-2], block_size[0]), ceil_div(x.shape[-1], block_size[1]))
+    scale = _scale_output(check, out_scale, shape, column_major_scales, 1)
+    _per_block_quant_fp8(q, scale, x, list(block_size), eps, scale_ue8m0, backend)
+    return q, scale
+
+
+def per_tensor_quant_fp8(
+    x: Any,
+    scale: Any = None,
+    eps: float = 1e-10,
+    dtype: torch.dtype | str = torch.float8_e4m3fn,
+    out: Any = None,
+    out_scale: Any = None,
+    *,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise a tensor to fp8 with one scale: of its own largest magnitude, or a given (static) one.
+
+    Without `scale` the arithmetic is that of `per_token_group_quant_fp8` with the whole tensor as one group. With it,
+    ``q = fp8(x * (1 / scale))``, and values beyond the range saturate, infinities included.
+
+    Parameters
+    ----------
+    x : Tensor, any shape
+        bfloat16, float16 or float32.
+    scale : Tensor ``[1]``, optional
+        float32, positive; returned as the scale.
+    eps, dtype, backend
+        As in `per_token_group_quant_fp8`.
+    out : Tensor like `x`, optional
+        fp8, contiguous; written in place and returned.
+    out_scale : Tensor ``[1]``, optional
+        float32; written in place and returned. Not with `scale`.
+
+    Returns
+    -------
+    q : Tensor like `x`
+        fp8, contiguous.
+    scale : Tensor ``[1]``
+        float32.
+
+    Raises
+    ------
+    ArgumentError, UnsupportedError
+        As `per_token_group_quant_fp8`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from warploom.gemm import per_tensor_quant_fp8
+    >>> q, scale = per_tensor_quant_fp8(torch.tensor([-896.0, 4.0]))
+    >>> q.float().tolist(), scale.item()
+    ([-448.0, 2.0], 2.0)
+    """
+    check = Checker("per_tensor_quant_fp8")
+    x = check.tensor("x", x, "*lead", dtype=FLOAT_DTYPES)
+    _check_shared(check, x, eps)
+    q = _fp8_output(check, x, out, dtype)
+    static = scale is not None
+    check.require(not static or out_scale is None, "out_scale", "None when `scale` is given", "both")
+    if static:
+        scale = check.tensor("scale", scale, "*one", dtype=torch.float32)
+        check.require(scale.numel() == 1, "scale", "one float32", f"shape {tuple(scale.shape)}")
+        scale = scale.reshape(1)
+        _cast_to_fp8(q, scale, x, backend)
+    else:
+        scale = _scale_output(check, out_scale, (1,), False, 1)
+        _per_tensor_quant_fp8(q, scale, x, eps, backend)
+    return q, scale
+
+
+def _check_shared(check: Checker, x: torch.Tensor, eps: float) -> None:
+    check.require(x.dim() > 0, "x", "at least 1-D", "0-D")
+    check.require(eps >= _SMALLEST_EPS, "eps", f"at least {_SMALLEST_EPS}", repr(eps))
+
+
+def _fp8_output(check: Checker, x: torch.Tensor, out: Any, dtype: torch.dtype | str) -> torch.Tensor:
+    dtype = as_dtype(dtype, check.op, "dtype")
+    check.require(dtype in FP8_DTYPES, "dtype", "float8_e4m3fn or float8_e5m2", str(dtype).removeprefix("torch."))
+    return check.output("out", out, tuple(x.shape), dtype, contiguous="all")
+
+
+def _scale_output(check: Checker, out_scale: Any, shape: tuple[int, ...], column_major: bool, padding: int) -> torch.Tensor:
+    """The caller's scale tensor, or a new one; column-major ones have a stride padded to a multiple of `padding`."""
+    if out_scale is not None or not column_major:
+        scale = check.output("out_scale", out_scale, shape, torch.float32)
+        one_batch = scale.dim() <= 3 or scale.is_contiguous()
+        check.require(one_batch, "out_scale", "contiguous when it has several batch dimensions", f"strides {scale.stride()}")
+        return scale
+    *lead, rows, columns = shape
+    padded = ceil_div(rows, padding) * padding
+    return torch.empty(*lead, columns, padded, dtype=torch.float32, device=check.device)[..., :rows].mT
+
+
+def _as_batch(x: torch.Tensor) -> torch.Tensor:
+    """``[batch, rows, columns]`` of 1-D and larger tensors; a view where the strides of the batch allow it."""
+    if x.dim() == 3:
+        return x
+    return x[(None,) * (3 - x.dim())] if x.dim() < 3 else x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
+
+
+def _aligned(x: torch.Tensor, q: torch.Tensor) -> bool:
+    """Whether rows can be read as 16-byte vectors, and the same elements written as vectors of fp8."""
+    width = 16 // x.element_size()
+    rows_aligned = all(size <= 1 or stride % width == 0 for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True))
+    unit = x.stride(-1) == 1 or x.shape[-1] <= 1
+    return unit and rows_aligned and x.data_ptr() % 16 == 0 and q.data_ptr() % width == 0
+
+
+def _quantize_blocks(
+    operator: Operator,
+    q: torch.Tensor,
+    scale: torch.Tensor,
+    x: torch.Tensor,
+    block: tuple[int, int],
+    eps: float,
+    power_of_two: bool,
+    backend: str,
+) -> None:
+    q, scale, x = _as_batch(q), _as_batch(scale), _as_batch(x)
+    batch, rows, columns = x.shape
+    problem = QuantizeBlocksProblem(
+        batch=batch,
+        rows=rows,
+        columns=columns,
+        block=block,
+        dtype=x.dtype,
+        out_dtype=q.dtype,
+        power_of_two=power_of_two,
+        aligned=_aligned(x, q),
+        **QuantizeBlocksProblem.where(x),
+    )
+    with device_guard(x):
+        operator.select(problem, backend).backend.run(problem, q, scale, x, eps)
+
+
+@register_op(
+    "per_token_group_quant_fp8(Tensor(a!) out, Tensor(b!) out_scale, Tensor x, int group_size, float eps,"
+    " bool scale_ue8m0, str backend) -> ()"
+)
+def _per_token_group_quant_fp8(
+    q: torch.Tensor, scale: torch.Tensor, x: torch.Tensor, group_size: int, eps: float, ue8m0: bool, backend: str
+) -> None:
+    _quantize_blocks(PER_TOKEN_GROUP_QUANT_FP8, q, scale, x, (1, group_size), eps, ue8m0, backend)
+
+
+@register_op(
+    "per_block_quant_fp8(Tensor(a!) out, Tensor(b!) out_scale, Tensor x, int[] block_size, float eps,"
+    " bool scale_ue8m0, str backend) -> ()"
+)
+def _per_block_quant_fp8(
+    q: torch.Tensor, scale: torch.Tensor, x: torch.Tensor, block: list[int], eps: float, ue8m0: bool, backend: str
+) -> None:
+    _quantize_blocks(PER_BLOCK_QUANT_FP8, q, scale, x, (block[0], block[1]), eps, ue8m0, backend)
+
+
+def _quantize_tensor(q: torch.Tensor, scale: torch.Tensor, x: torch.Tensor, eps: float, static: bool, backend: str) -> None:
+    x = x.contiguous()
+    problem = QuantizeTensorProblem(
+        numel=x.numel(), dtype=x.dtype, out_dtype=q.dtype, static=static, aligned=_aligned(x.view(-1), q),
+        **QuantizeTensorProblem.where(x),
+    )  # fmt: skip
+    with device_guard(x):
+        PER_TENSOR_QUANT_FP8.select(problem, backend).backend.run(problem, q, scale, x, eps)
+
+
+@register_op("per_tensor_quant_fp8(Tensor(a!) out, Tensor(b!) out_scale, Tensor x, float eps, str backend) -> ()")
+def _per_tensor_quant_fp8(q: torch.Tensor, scale: torch.Tensor, x: torch.Tensor, eps: float, backend: str) -> None:
+    _quantize_tensor(q, scale, x, eps, False, backend)
+
+
+@register_op("cast_to_fp8(Tensor(a!) out, Tensor scale, Tensor x, str backend) -> ()")
+def _cast_to_fp8(q: torch.Tensor, scale: torch.Tensor, x: torch.Tensor, backend: str) -> None:
+    _quantize_tensor(q, scale, x, 1.0, True, backend)

@@ -1,0 +1,188 @@
+"""Products of fp8 matrices whose scales cover whole tensors or rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from warploom.core.backends import Operator
+from warploom.core.device import device_guard
+from warploom.core.tensors import Checker
+from warploom.core.torch_ops import register_op
+from warploom.gemm.backends.cublaslt.scaled import CublasltScaledBmm, CublasltScaledMm
+from warploom.gemm.backends.reference.scaled import ReferenceScaled
+from warploom.gemm.formats import FLOAT_DTYPES, FP8_DTYPES, output
+from warploom.gemm.problems.scaled import ScaledProblem
+
+__all__ = ["BMM_FP8", "MM_FP8", "bmm_fp8", "mm_fp8", "scale_rows"]
+
+MM_FP8 = Operator("mm_fp8", family="gemm", backends=(CublasltScaledMm(), ReferenceScaled()))
+BMM_FP8 = Operator("bmm_fp8", family="gemm", backends=(CublasltScaledBmm(), ReferenceScaled()))
+
+
+def scale_rows(check: Checker, name: str, scale: Any, rows: int) -> torch.Tensor:
+    """Check a scale that is one number or one per row, and return it as ``[1]`` or ``[rows]``."""
+    tensor = check.tensor(name, scale, f"*{name}", dtype=torch.float32)
+    numel = tensor.numel()
+    one_axis = numel == 1 or max(tensor.shape, default=1) == numel
+    expected = f"one float32, or one for each of the {rows} rows"
+    check.require(one_axis and numel in (1, rows), name, expected, f"shape {tuple(tensor.shape)}")
+    return tensor.reshape(numel)
+
+
+def mm_fp8(
+    a: Any,
+    b: Any,
+    a_scale: Any,
+    b_scale: Any,
+    bias: Any = None,
+    out: Any = None,
+    out_dtype: torch.dtype | str | None = None,
+    *,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Multiply two fp8 matrices: ``out = (a * a_scale) @ (b * b_scale) + bias``, summed in float32.
+
+    Parameters
+    ----------
+    a : Tensor ``[m, k]``
+        float8_e4m3fn or float8_e5m2, any strides; contiguous rows are fastest.
+    b : Tensor ``[k, n]``
+        fp8, any strides; fastest as the transpose of a weight stored ``[n, k]``: ``weight.t()``. cuBLASLt copies others.
+    a_scale : Tensor ``[1]``, ``[m]`` or ``[m, 1]``
+        float32 factors that undo the quantisation of `a`: for the whole tensor or for each row.
+    b_scale : Tensor ``[1]``, ``[n]`` or ``[1, n]``
+        The same for `b`: for the whole tensor or for each column.
+    bias : Tensor ``[n]``, optional
+        bfloat16, float16 or float32.
+    out : Tensor ``[m, n]``, optional
+        Written in place and returned. Rows must be contiguous.
+    out_dtype : torch.dtype, optional
+        bfloat16, float16 or float32; by default that of `out`, else bfloat16.
+    backend : str
+        "auto", or a name of ``MM_FP8.backend_names``.
+
+    Returns
+    -------
+    Tensor ``[m, n]``
+
+    Raises
+    ------
+    ArgumentError
+        A dtype, shape, device or stride is wrong.
+    UnsupportedError
+        The named backend cannot serve this problem; the message is the table of backends.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from warploom.gemm import mm_fp8
+    >>> a = torch.ones(2, 16).to(torch.float8_e4m3fn)
+    >>> weight = torch.ones(3, 16).to(torch.float8_e4m3fn)
+    >>> mm_fp8(a, weight.t(), torch.tensor([0.5, 1.0]), torch.tensor([2.0])).tolist()
+    [[16.0, 16.0, 16.0], [32.0, 32.0, 32.0]]
+    """
+    check = Checker("mm_fp8")
+    a = check.tensor("a", a, "m k", dtype=FP8_DTYPES)
+    b = check.tensor("b", b, "k n", dtype=FP8_DTYPES)
+    a_scale = scale_rows(check, "a_scale", a_scale, check["m"]).unsqueeze(1)
+    b_scale = scale_rows(check, "b_scale", b_scale, check["n"]).unsqueeze(0)
+    bias = check.tensor("bias", bias, "n", dtype=FLOAT_DTYPES, optional=True)
+    out = output(check, out, (check["m"], check["n"]), out_dtype, torch.bfloat16)
+    _mm_fp8(out, a, b, a_scale, b_scale, bias, backend)
+    return out
+
+
+@register_op(
+    "mm_fp8(Tensor(a!) out, Tensor a, Tensor b, Tensor a_scale, Tensor b_scale, Tensor? bias, str backend) -> ()"
+)
+def _mm_fp8(
+    out: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    a_scale: torch.Tensor,
+    b_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    backend: str,
+) -> None:
+    problem = ScaledProblem(
+        m=a.shape[0],
+        n=b.shape[1],
+        k=a.shape[1],
+        a_dtype=a.dtype,
+        b_dtype=b.dtype,
+        out_dtype=out.dtype,
+        a_scaling="tensor" if a_scale.numel() == 1 else "row",
+        b_scaling="tensor" if b_scale.numel() == 1 else "row",
+        has_bias=bias is not None,
+        **ScaledProblem.where(a),
+    )
+    with device_guard(a):
+        MM_FP8.select(problem, backend).backend.run(problem, out, a, b, a_scale, b_scale, bias)
+
+
+def bmm_fp8(
+    A: Any,
+    B: Any,
+    A_scale: Any,
+    B_scale: Any,
+    dtype: torch.dtype | str | None = None,
+    out: Any = None,
+    *,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Multiply batches of fp8 matrices: ``out[i] = (A[i] @ B[i]) * A_scale * B_scale``, summed in float32.
+
+    Parameters
+    ----------
+    A : Tensor ``[batch, m, k]``
+        float8_e4m3fn or float8_e5m2, any strides; contiguous rows are fastest.
+    B : Tensor ``[batch, k, n]``
+        fp8, any strides; fastest as the transpose of ``[batch, n, k]``.
+    A_scale, B_scale : Tensor ``[1]``
+        float32 factors that undo the quantisation.
+    dtype : torch.dtype, optional
+        Of the output: bfloat16, float16 or float32; by default that of `out`, else bfloat16.
+    out : Tensor ``[batch, m, n]``, optional
+        Written in place and returned. Rows must be contiguous.
+    backend : str
+        "auto", or a name of ``BMM_FP8.backend_names``.
+
+    Returns
+    -------
+    Tensor ``[batch, m, n]``
+
+    Raises
+    ------
+    ArgumentError, UnsupportedError
+        As `mm_fp8`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from warploom.gemm import bmm_fp8
+    >>> a = torch.ones(2, 1, 16).to(torch.float8_e4m3fn)
+    >>> bmm_fp8(a, a.mT, torch.tensor(0.5), torch.tensor(1.0), torch.float32).tolist()
+    [[[8.0]], [[8.0]]]
+    """
+    check = Checker("bmm_fp8")
+    A = check.tensor("A", A, "batch m k", dtype=FP8_DTYPES)
+    B = check.tensor("B", B, "batch k n", dtype=FP8_DTYPES)
+    A_scale = scale_rows(check, "A_scale", A_scale, 1).view(1, 1)
+    B_scale = scale_rows(check, "B_scale", B_scale, 1).view(1, 1)
+    out = output(check, out, (check["batch"], check["m"], check["n"]), dtype, torch.bfloat16)
+    _bmm_fp8(out, A, B, A_scale, B_scale, backend)
+    return out
+
+
+@register_op("bmm_fp8(Tensor(a!) out, Tensor a, Tensor b, Tensor a_scale, Tensor b_scale, str backend) -> ()")
+def _bmm_fp8(
+    out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, a_scale: torch.Tensor, b_scale: torch.Tensor, backend: str
+) -> None:
+    (batch, m, k), n = a.shape, b.shape[2]
+    problem = ScaledProblem(
+        batch=batch, m=m, n=n, k=k, a_dtype=a.dtype, b_dtype=b.dtype, out_dtype=out.dtype, **ScaledProblem.where(a)
+    )
+    with device_guard(a):
+        BMM_FP8.select(problem, backend).backend.run(problem, out, a, b, a_scale, b_scale)

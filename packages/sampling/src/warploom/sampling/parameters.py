@@ -1,0 +1,112 @@
+"""Per-row parameters (temperature, top_k, top_p, min_p): a scalar for all rows, or a tensor with one value a row."""
+
+from __future__ import annotations
+
+import numbers
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from warploom.core.tensors import Checker, as_tensor
+
+__all__ = ["FLOAT_TYPES", "FilterParameters", "RowParameter", "float_parameter", "int_parameter", "source_tensor"]
+
+FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+_ALL_FLOATS = (*FLOAT_TYPES, torch.float64)
+_INT_TYPES = (torch.int32, torch.int64)
+_INT32_MAX = 2**31 - 1
+
+# Tensors of other libraries are taken through DLPack too.
+FloatLike = float | torch.Tensor
+IntLike = int | torch.Tensor
+
+
+class RowParameter(NamedTuple):
+    """A value for every row: `tensor` ``[rows]`` (float32 or int32, any stride) if there is one, else `value`."""
+
+    tensor: torch.Tensor | None
+    value: float
+
+    def column(self, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The values as ``[rows, 1]``, rows as in `like`."""
+        if self.tensor is None:
+            return torch.full((like.shape[0], 1), self.value, dtype=dtype, device=like.device)
+        return self.tensor.to(dtype).unsqueeze(1)
+
+
+def source_tensor(check: Checker, name: str, value: Any) -> torch.Tensor:
+    """Check logits or probabilities ``[batch, vocab]``; any strides."""
+    tensor = check.tensor(name, value, "batch vocab", dtype=FLOAT_TYPES)
+    check.require(tensor.shape[1] >= 1, name, "of a vocabulary of 1 or more", f"shape {tuple(tensor.shape)}")
+    return tensor
+
+
+def float_parameter(check: Checker, name: str, value: FloatLike, rows: int) -> RowParameter:
+    """Check a real parameter. Tensors of one element serve all rows without a host copy."""
+    if isinstance(value, float):
+        return RowParameter(None, value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return RowParameter(None, float(value))
+    return RowParameter(_row_tensor(check, name, value, rows, _ALL_FLOATS).to(torch.float32), 0.0)
+
+
+def int_parameter(check: Checker, name: str, value: IntLike, rows: int) -> RowParameter:
+    """Check an integer parameter; values beyond int32 are clamped into it."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return RowParameter(None, min(max(int(value), -1), _INT32_MAX))
+    check.require(not isinstance(value, numbers.Real), name, "an integer or an integer tensor", repr(value))
+    tensor = _row_tensor(check, name, value, rows, _INT_TYPES)
+    if tensor.dtype == torch.int64:
+        tensor = tensor.clamp(-1, _INT32_MAX).to(torch.int32)
+    return RowParameter(tensor, 0)
+
+
+def _row_tensor(check: Checker, name: str, value: Any, rows: int, dtypes: tuple[torch.dtype, ...]) -> torch.Tensor:
+    tensor = as_tensor(value, check.op, name)
+    fits = tensor.dim() <= 1 and tensor.numel() in (1, rows)
+    check.require(fits, name, f"a number or a tensor [{rows}]", f"a tensor of shape {tuple(tensor.shape)}")
+    check.tensor(name, tensor, "*_", dtype=dtypes)
+    return tensor.reshape(-1).expand(rows)
+
+
+@dataclass(frozen=True)
+class FilterParameters:
+    """The parameters of a filter chain; those of absent steps are neutral."""
+
+    temperature: RowParameter
+    top_k: RowParameter
+    top_p: RowParameter
+    min_p: RowParameter
+
+    @classmethod
+    def of(
+        cls,
+        check: Checker,
+        rows: int,
+        *,
+        temperature: FloatLike | None = None,
+        top_k: IntLike | None = None,
+        top_p: FloatLike | None = None,
+        min_p: FloatLike | None = None,
+    ) -> FilterParameters:
+        """Check the given parameters; None stands for the neutral value."""
+        return cls(
+            float_parameter(check, "temperature", 1.0 if temperature is None else temperature, rows),
+            int_parameter(check, "top_k", 0 if top_k is None else top_k, rows),
+            float_parameter(check, "top_p", 1.0 if top_p is None else top_p, rows),
+            float_parameter(check, "min_p", 0.0 if min_p is None else min_p, rows),
+        )
+
+    # As a torch operator takes them, and back; the order is that of SCHEMA.
+    SCHEMA = (
+        "Tensor? temperature, float temperature_value, Tensor? top_k, int top_k_value, "
+        "Tensor? top_p, float top_p_value, Tensor? min_p, float min_p_value"
+    )
+
+    def flat(self) -> tuple[Any, ...]:
+        return (*self.temperature, *self.top_k, *self.top_p, *self.min_p)
+
+    @classmethod
+    def from_flat(cls, *values: Any) -> FilterParameters:
+        return cls(*(RowParameter(*values[i : i + 2]) for i in (0, 2, 4, 6)))

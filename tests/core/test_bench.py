@@ -1,0 +1,355 @@
+"""The harness: wrong results are never timed, numbers follow from times, reports hold what was measured."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from warploom.core.backends import OPERATORS, Backend, Operator, Support
+from warploom.core.bench import Benchmark, Peer, Timing, Work, grid, host_time_us, make_timer
+from warploom.core.bench.ceilings import Ceilings, limit_us, measure_ceilings
+from warploom.core.bench.chart import draw_chart
+from warploom.core.bench.environment import commit_of, describe_environment
+from warploom.core.bench.ranks import Ranks, current_ranks
+from warploom.core.bench.report import Report, Table
+from warploom.core.bench.runner import run_case, run_cases
+from warploom.core.bench.suites import load_suite, suite_names
+from warploom.core.bench.timing import CpuTimer, Timer
+from warploom.core.bench.tuner import measure_backends, write_table
+from warploom.core.problem import Problem
+from warploom.core.testing import random_normal
+from warploom.core.tuning import load_table
+
+CPU = torch.device("cpu")
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+CEILINGS = Ceilings(4000.0, 3000.0, {"bf16": 800.0}, 2.0)
+
+
+class FakeTimer(Timer):
+    """Times that a table dictates; remembers what it was asked to time."""
+
+    def __init__(self, us: Mapping[str, float]) -> None:
+        self.us, self.asked = us, []
+
+    def time(self, contenders, *, calls=1, flush=True):
+        self.asked += contenders
+        for call in contenders.values():
+            call()
+        return {name: Timing(self.us[name], self.us[name] * 0.9, self.us[name] * 1.1, 7, "graph", 1.5) for name in contenders}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleProblem(Problem):
+    n: int
+    dtype: torch.dtype
+
+
+class Scale(Backend):
+    name = "cuda"
+    factor = 2.0
+
+    def supports(self, problem):
+        return Support.of((problem.n <= 64, "n is over 64"))
+
+    def run(self, problem, x, out):
+        torch.mul(x, self.factor, out=out)
+
+
+class Wrong(Scale):
+    name = "wrong"
+    factor = 3.0
+
+
+class Library(Scale):
+    name = "torch"
+
+    def supports(self, problem):
+        return Support()
+
+
+class Reference(Library):
+    name = "reference"
+
+
+@pytest.fixture
+def operator():
+    operator = Operator("bench_scale", family="toy", backends=(Scale(), Wrong(), Library(), Reference()))
+    yield operator
+    del OPERATORS["bench_scale"]
+
+
+def scale_benchmark(operator: Operator, **changes) -> Benchmark:
+    def make(case, device):
+        return Work(x=random_normal((case.n,), device=device), out=torch.empty(case.n, device=device))
+
+    def ours(work, backend):
+        problem = ScaleProblem(n=work.case.n, dtype=work.x.dtype)
+        operator.select(problem, backend).backend.run(problem, work.x, work.out)
+        return work.out
+
+    peers = [Peer("add", fn=lambda work: work.x + work.x), Peer("slow", fn=lambda work: work.x * 2)]
+    benchmark = Benchmark(
+        "scale", cases=grid(n=[32, 128]), make=make, ours=ours, reference=lambda work: work.x + work.x, peers=peers,
+        bytes=lambda work: 2.0 * work.x.nbytes, operator="bench_scale",
+    )  # fmt: skip
+    return replace(benchmark, **changes)
+
+
+TIMES = {"warploom": 4.0, "add": 6.0, "slow": 9.0, "warploom:cuda": 4.0, "warploom:torch": 3.0, "warploom:wrong": 1.0}
+
+
+def test_a_case_reports_ours_peers_ratio_and_share(operator):
+    result = run_case(scale_benchmark(operator), *grid(n=[32]), CPU, FakeTimer(TIMES), CEILINGS)
+    assert (result.ours.backend, result.best_peer.name, result.ratio) == ("cuda", "add", 1.5)
+    assert result.bytes == 256 and result.limit_us == pytest.approx(256 / 4e6)
+    assert result.rate(result.ours) == (pytest.approx(0.064), "GB/s")
+    assert result.share(result.ours) == pytest.approx(256 / 4e6 / 4)
+
+
+def test_the_limit_is_the_slower_of_bytes_and_operations():
+    assert limit_us(CEILINGS, 4e9, 8e11, "bf16") == 1000.0
+    assert limit_us(CEILINGS, 4e9, 8e12, "bf16") == 10_000.0
+    assert limit_us(CEILINGS, 0.0, 8e12, "fp8") == 10_000.0  # a type whose rate was not measured takes the best known
+
+
+def test_wrong_results_are_reported_and_not_timed(operator):
+    bad = Peer("bad", fn=lambda work: work.x * 3)
+    lazy = Peer("lazy", fn=lambda work: work.out)  # writes nothing: meets the poison
+    broken = Peer("broken", fn=lambda work: 1 / 0)
+    absent = Peer("absent", fn=lambda work: None, available=lambda work: "not installed")
+    other = Peer("other", fn=lambda work: work.x * 5, verified=False)
+    timer = FakeTimer(TIMES | {"other": 1.0})
+    benchmark = scale_benchmark(operator, peers=[bad, lazy, broken, absent, other])
+    result = run_case(benchmark, *grid(n=[32]), CPU, timer, CEILINGS)
+    problems = {one.name: one.problem for one in result.contenders}
+    assert problems["bad"].startswith("WRONG: 32 of 32 elements differ")
+    assert problems["lazy"].startswith("WRONG: NaN at different places")
+    assert problems["broken"] == "failed: ZeroDivisionError: division by zero"
+    assert problems["absent"] == "not installed"
+    assert timer.asked == ["warploom", "other"]
+
+
+def test_ours_is_verified_too(operator):
+    benchmark = scale_benchmark(operator, ours=lambda work, backend: work.x * 2.5)
+    result = run_case(benchmark, *grid(n=[32]), CPU, FakeTimer(TIMES), CEILINGS)
+    assert result.ours.problem.startswith("WRONG") and result.ratio is None
+
+
+def test_each_backend_is_timed_where_it_is_right_and_supported(operator):
+    results = run_cases([scale_benchmark(operator)], CPU, FakeTimer(TIMES), CEILINGS, each_backend=True)
+    small, large = ({one.name: one for one in result.contenders} for result in results)
+    assert small["warploom:torch"].timing.us == 3.0 and small["warploom:wrong"].problem.startswith("WRONG")
+    assert large["warploom:cuda"].problem == "not supported" and "warploom:reference" not in large
+    assert results[0].best_peer.name == "add"
+
+
+def test_peer_results_may_be_brought_into_form_outside_the_timing(operator):
+    peer = Peer("add", fn=lambda work: (work.x * 2).view(-1, 2), output=lambda result: result.view(-1))
+    result = run_case(scale_benchmark(operator, peers=[peer]), *grid(n=[32]), CPU, FakeTimer(TIMES), CEILINGS)
+    assert result.best_peer.name == "add"
+
+
+def test_several_results_are_compared_one_by_one(operator):
+    def pair(work, *_):
+        return work.x, work.x * 2
+
+    right = scale_benchmark(operator, ours=pair, reference=pair, peers=[])
+    skipped = replace(right, reference=lambda work: (None, work.x * 2))
+    wrong = replace(right, reference=lambda work: (work.x, work.x))
+    short = replace(right, reference=lambda work: (work.x,))
+    problems = [run_case(b, *grid(n=[32]), CPU, FakeTimer(TIMES), CEILINGS).ours.problem for b in (right, skipped, wrong, short)]
+    assert problems[:2] == ["", ""]
+    assert "result 1" in problems[2] and "got 2 results, expected 1" in problems[3]
+
+
+def test_quick_runs_take_the_quick_cases(operator):
+    benchmark = scale_benchmark(operator)
+    assert [case.n for case in benchmark.cases_for(True)] == [32]
+    assert [case.n for case in replace(benchmark, quick=grid(n=[8])).cases_for(True)] == [8]
+    assert [case.n for case in benchmark.cases_for(False)] == [32, 128]
+
+
+def test_a_contender_that_another_rank_cannot_run_is_left_out(operator):
+    class OtherRankFails(Ranks):
+        size = 2
+
+        def max(self, value):
+            return 1.0
+
+    timer = FakeTimer(TIMES)
+    timer.ranks = OtherRankFails()
+    result = run_case(scale_benchmark(operator), *grid(n=[32]), CPU, timer, CEILINGS)
+    assert {one.problem for one in result.contenders} == {"not on every rank"} and timer.asked == []
+
+
+def test_a_single_process_is_its_own_rank(monkeypatch):
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    ranks = current_ranks()
+    ranks.barrier()
+    assert (ranks.rank, ranks.size, ranks.max(3.0)) == (0, 1, 3.0)
+
+
+def test_timing_takes_median_and_percentiles():
+    timing = Timing.of([float(i) for i in range(100, -1, -1)], "wall", 1.0)
+    assert (timing.us, timing.p10, timing.p90, timing.samples) == (50.0, 10.0, 90.0, 101)
+    assert Timing.of([3.0], "wall", 1.0).p90 == 3.0
+
+
+def test_cpu_timer_orders_short_and_long_work():
+    short, long = torch.ones(8), torch.ones(1 << 20)
+    timings = make_timer(CPU, budget_s=0.02).time({"short": lambda: short + 1, "long": lambda: long + 1})
+    assert timings["short"].us < timings["long"].us
+    assert all(t.mode == "wall" and t.p10 <= t.us <= t.p90 and t.samples >= 5 for t in timings.values())
+
+
+def test_host_time_measures_the_call():
+    calls = []
+    assert 0 < host_time_us(lambda: calls.append(1), calls=10, batches=3) < 1000
+    assert len(calls) == 31
+
+
+def test_ceilings_of_this_machine_are_positive():
+    ceilings = measure_ceilings(CpuTimer(budget_s=0.01), CPU)
+    assert ceilings.memory_gbs == max(ceilings.copy_gbs, ceilings.read_gbs) > 0 and ceilings.tflops["fp32"] > 0
+    assert "copy" in str(ceilings)
+
+
+def test_environment_names_device_versions_and_commit(tmp_path):
+    environment = describe_environment(CPU, commit="abc")
+    assert environment["commit"] == "abc" and environment["torch"] == torch.__version__
+    assert environment["device"].startswith("CPU") and "warploom-core" in environment
+    assert commit_of(tmp_path) == "unknown"
+
+
+@pytest.fixture
+def report(operator):
+    results = run_cases([scale_benchmark(operator)], CPU, FakeTimer(TIMES), CEILINGS)
+    table = Table("wheels", ("wheel", "kB"), [["warploom_core", "78"]], ["a note"])
+    return Report({"device": "NVIDIA H200", "commit": "abc"}, CEILINGS, {"quick": False}, {"toy": results}, [table])
+
+
+def test_reports_hold_the_numbers_in_every_form(report, tmp_path):
+    data, page = report.write(tmp_path / "new", "toy")
+    loaded = json.loads(data.read_text())
+    first = loaded["results"][0]
+    assert (first["family"], first["case"], first["ratio_to_best_peer"]) == ("toy", {"n": 32}, 1.5)
+    assert [one["us"] for one in first["contenders"]] == [4.0, 6.0, 9.0]
+    assert loaded["ceilings"]["copy_gbs"] == 4000.0 and loaded["environment"]["device"] == "NVIDIA H200"
+    text = page.read_text()
+    assert "| n32 | 4.0 | 3.6–4.4 | 0.064 GB/s | 0% | 1.5 | cuda | add | 6.0 | 1.50× |" in text
+    assert "- n32: slow 9.0 us" in text and "| warploom_core | 78 |" in text and "- a note" in text
+
+
+def test_text_tables_are_aligned(report):
+    lines = report.all_tables()[0].text().splitlines()
+    assert lines[0] == "toy / scale" and lines[1].split()[:2] == ["case", "us"]
+    assert lines[2].index("4.0") == lines[1].index("us") - 1
+
+
+def test_charts_are_drawn_or_say_why_not(report, tmp_path, monkeypatch):
+    path = tmp_path / "toy.svg"
+    assert draw_chart(Report({}), path) == "no chart: nothing was timed"
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "pip install" in draw_chart(report, path)
+    monkeypatch.undo()
+    pytest.importorskip("matplotlib")
+    assert draw_chart(report, path) == "" and path.read_text().lstrip().startswith("<?xml")
+
+
+def test_tuner_writes_what_lookup_reads(operator, tmp_path):
+    lines = []
+    rows = measure_backends([scale_benchmark(operator)], CPU, FakeTimer(TIMES), done=lambda b, r: lines.append(r.label))
+    assert lines == ["n32", "n128"]
+    assert [(row.at, row.us) for row in rows] == [
+        ({"n": 32, "dtype": "float32"}, {"torch": 3.0, "cuda": 4.0}),
+        ({"n": 128, "dtype": "float32"}, {"torch": 3.0}),
+    ]
+    assert "select" not in vars(operator)
+    path = tmp_path / "tuning" / "h200.yaml"
+    provenance = {"commit": "0123456789", "torch": "2.11", "date": "2026-11-21", "python": "3.11"}
+    write_table(path, rows, "NVIDIA H200", provenance)
+    write_table(path, [replace(rows[0], operator="another")], "NVIDIA H200", provenance | {"commit": "new"})
+    table = load_table(path)
+    assert list(table.operators) == ["another", "bench_scale"]
+    assert table.nearest("bench_scale", {"n": 30, "dtype": "float32"}).order == ("torch", "cuda")
+    assert path.read_text().count("commit: '0123456789'") == 1 and path.read_text().count("commit: new") == 1
+    assert "- at: {n: 32, dtype: float32}" in path.read_text()
+
+
+def test_tuner_skips_what_leaves_no_choice(operator):
+    single = Operator("bench_single", family="toy", backends=(Scale(), Reference()))
+    try:
+        assert measure_backends([scale_benchmark(single, operator="bench_single")], CPU, FakeTimer(TIMES)) == []
+        assert measure_backends([scale_benchmark(operator, operator="unknown")], CPU, FakeTimer(TIMES)) == []
+    finally:
+        del OPERATORS["bench_single"]
+
+
+SUITE = '''
+import torch
+from warploom.core.bench import Benchmark, Peer, Work, grid
+BENCHMARKS = [Benchmark(
+    "twice", cases=grid(n=[8, 1 << 20]), make=lambda case, device: Work(x=torch.randn(case.n, device=device)),
+    ours=lambda work, backend: work.x * {factor}, reference=lambda work: work.x + work.x,
+    peers=[Peer("add", fn=lambda work: work.x + work.x)], bytes=lambda work: 2 * work.x.nbytes)]
+'''
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """``python tools/bench`` in this process, over a folder with one suite."""
+
+    def run(*argv: str, factor: int = 2):
+        main = runpy.run_path(str(TOOLS / "bench" / "__main__.py"))["main"]
+        (tmp_path / "toy.py").write_text(SUITE.format(factor=factor))
+        monkeypatch.setitem(main.__globals__, "FOLDER", tmp_path)
+        code = main(argv)
+        return code, capsys.readouterr().out
+
+    return run
+
+
+def test_command_prints_and_writes_results(command, tmp_path):
+    code, out = command("toy", "--device", "cpu", "--out", str(tmp_path / "out"), "--commit", "abc")
+    assert code == 0 and "toy / twice" in out and "n8 " in out and "commit: abc" in out and "ceilings: copy" in out
+    assert json.loads((tmp_path / "out" / "toy.json").read_text())["results"][0]["contenders"][1]["name"] == "add"
+
+
+def test_command_fails_when_ours_is_wrong(command):
+    code, out = command("--device", "cpu", factor=3)
+    assert code == 1 and "warploom: WRONG" in out
+
+
+def test_command_lists_and_filters(command):
+    assert command("--list", "--filter", r"twice n8$")[1].split("\n")[:2] == ["toy / twice  against add", "    twice n8"]
+    assert "n1048576" in command("--list")[1]
+
+
+@pytest.mark.parametrize(("argv", "message"), [(["nothing"], "no suite nothing; there are toy"), (["--filter", "("], "--filter:")])
+def test_command_refuses_bad_arguments_in_one_line(command, capsys, argv, message):
+    with pytest.raises(SystemExit) as stop:
+        command(*argv)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", suite_names(TOOLS / "bench"))
+def test_shipped_suites_load(name):
+    suite = load_suite(TOOLS / "bench", name)
+    assert hasattr(suite, "BENCHMARKS") or hasattr(suite, "tables")
+    names = [benchmark.name for benchmark in getattr(suite, "BENCHMARKS", [])]
+    assert len(names) == len(set(names))
+
+
+def test_tune_needs_a_gpu_or_says_so():
+    command = [sys.executable, str(TOOLS / "tune"), "jit"]
+    done = subprocess.run(command, capture_output=True, text=True, env={"CUDA_VISIBLE_DEVICES": "", "PATH": ""})
+    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].endswith("measured, never guessed")
