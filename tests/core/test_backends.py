@@ -22,7 +22,9 @@ class Fast(Backend):
     min_arch = 90
 
     def supports(self, problem):
-        return Support.of((problem.size % 8 == 0, f"size {problem.size} is not a multiple of 8"), (problem.size < 100, "too large"))
+        return Support.of(
+            (problem.size % 8 == 0, f"size {problem.size} is not a multiple of 8"), (problem.size < 100, "too large")
+        )
 
     def run(self, problem):
         return "fast"

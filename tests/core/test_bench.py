@@ -43,7 +43,10 @@ class FakeTimer(Timer):
         self.asked += contenders
         for call in contenders.values():
             call()
-        return {name: Timing(self.us[name], self.us[name] * 0.9, self.us[name] * 1.1, 7, "graph", 1.5) for name in contenders}
+        return {
+            name: Timing(self.us[name], self.us[name] * 0.9, self.us[name] * 1.1, 7, "graph", 1.5)
+            for name in contenders
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +89,13 @@ def operator():
     del OPERATORS["bench_scale"]
 
 
-def scale_benchmark(operator: Operator, **changes) -> Benchmark:
+def scale_benchmark(served_by: Operator, **changes) -> Benchmark:
     def make(case, device):
         return Work(x=random_normal((case.n,), device=device), out=torch.empty(case.n, device=device))
 
     def ours(work, backend):
         problem = ScaleProblem(n=work.case.n, dtype=work.x.dtype)
-        operator.select(problem, backend).backend.run(problem, work.x, work.out)
+        served_by.select(problem, backend).backend.run(problem, work.x, work.out)
         return work.out
 
     peers = [Peer("add", fn=lambda work: work.x + work.x), Peer("slow", fn=lambda work: work.x * 2)]
@@ -109,7 +112,8 @@ TIMES = {"warploom": 4.0, "add": 6.0, "slow": 9.0, "warploom:cuda": 4.0, "warplo
 def test_a_case_reports_ours_peers_ratio_and_share(operator):
     result = run_case(scale_benchmark(operator), *grid(n=[32]), CPU, FakeTimer(TIMES), CEILINGS)
     assert (result.ours.backend, result.best_peer.name, result.ratio) == ("cuda", "add", 1.5)
-    assert result.bytes == 256 and result.limit_us == pytest.approx(256 / 4e6)
+    assert result.bytes == 256
+    assert result.limit_us == pytest.approx(256 / 4e6)
     assert result.rate(result.ours) == (pytest.approx(0.064), "GB/s")
     assert result.share(result.ours) == pytest.approx(256 / 4e6 / 4)
 
@@ -140,14 +144,17 @@ def test_wrong_results_are_reported_and_not_timed(operator):
 def test_ours_is_verified_too(operator):
     benchmark = scale_benchmark(operator, ours=lambda work, backend: work.x * 2.5)
     result = run_case(benchmark, *grid(n=[32]), CPU, FakeTimer(TIMES), CEILINGS)
-    assert result.ours.problem.startswith("WRONG") and result.ratio is None
+    assert result.ours.problem.startswith("WRONG")
+    assert result.ratio is None
 
 
 def test_each_backend_is_timed_where_it_is_right_and_supported(operator):
     results = run_cases([scale_benchmark(operator)], CPU, FakeTimer(TIMES), CEILINGS, each_backend=True)
     small, large = ({one.name: one for one in result.contenders} for result in results)
-    assert small["warploom:torch"].timing.us == 3.0 and small["warploom:wrong"].problem.startswith("WRONG")
-    assert large["warploom:cuda"].problem == "not supported" and "warploom:reference" not in large
+    assert small["warploom:torch"].timing.us == 3.0
+    assert small["warploom:wrong"].problem.startswith("WRONG")
+    assert large["warploom:cuda"].problem == "not supported"
+    assert "warploom:reference" not in large
     assert results[0].best_peer.name == "add"
 
 
@@ -165,9 +172,12 @@ def test_several_results_are_compared_one_by_one(operator):
     skipped = replace(right, reference=lambda work: (None, work.x * 2))
     wrong = replace(right, reference=lambda work: (work.x, work.x))
     short = replace(right, reference=lambda work: (work.x,))
-    problems = [run_case(b, *grid(n=[32]), CPU, FakeTimer(TIMES), CEILINGS).ours.problem for b in (right, skipped, wrong, short)]
+    problems = [
+        run_case(b, *grid(n=[32]), CPU, FakeTimer(TIMES), CEILINGS).ours.problem for b in (right, skipped, wrong, short)
+    ]
     assert problems[:2] == ["", ""]
-    assert "result 1" in problems[2] and "got 2 results, expected 1" in problems[3]
+    assert "result 1" in problems[2]
+    assert "got 2 results, expected 1" in problems[3]
 
 
 def test_quick_runs_take_the_quick_cases(operator):
@@ -187,7 +197,8 @@ def test_a_contender_that_another_rank_cannot_run_is_left_out(operator):
     timer = FakeTimer(TIMES)
     timer.ranks = OtherRankFails()
     result = run_case(scale_benchmark(operator), *grid(n=[32]), CPU, timer, CEILINGS)
-    assert {one.problem for one in result.contenders} == {"not on every rank"} and timer.asked == []
+    assert {one.problem for one in result.contenders} == {"not on every rank"}
+    assert timer.asked == []
 
 
 def test_a_single_process_is_its_own_rank(monkeypatch):
@@ -219,14 +230,17 @@ def test_host_time_measures_the_call():
 
 def test_ceilings_of_this_machine_are_positive():
     ceilings = measure_ceilings(CpuTimer(budget_s=0.01), CPU)
-    assert ceilings.memory_gbs == max(ceilings.copy_gbs, ceilings.read_gbs) > 0 and ceilings.tflops["fp32"] > 0
+    assert ceilings.memory_gbs == max(ceilings.copy_gbs, ceilings.read_gbs) > 0
+    assert ceilings.tflops["fp32"] > 0
     assert "copy" in str(ceilings)
 
 
 def test_environment_names_device_versions_and_commit(tmp_path):
     environment = describe_environment(CPU, commit="abc")
-    assert environment["commit"] == "abc" and environment["torch"] == torch.__version__
-    assert environment["device"].startswith("CPU") and "warploom-core" in environment
+    assert environment["commit"] == "abc"
+    assert environment["torch"] == torch.__version__
+    assert environment["device"].startswith("CPU")
+    assert "warploom-core" in environment
     assert commit_of(tmp_path) == "unknown"
 
 
@@ -243,15 +257,19 @@ def test_reports_hold_the_numbers_in_every_form(report, tmp_path):
     first = loaded["results"][0]
     assert (first["family"], first["case"], first["ratio_to_best_peer"]) == ("toy", {"n": 32}, 1.5)
     assert [one["us"] for one in first["contenders"]] == [4.0, 6.0, 9.0]
-    assert loaded["ceilings"]["copy_gbs"] == 4000.0 and loaded["environment"]["device"] == "NVIDIA H200"
+    assert loaded["ceilings"]["copy_gbs"] == 4000.0
+    assert loaded["environment"]["device"] == "NVIDIA H200"
     text = page.read_text()
     assert "| n32 | 4.0 | 3.6–4.4 | 0.064 GB/s | 0% | 1.5 | cuda | add | 6.0 | 1.50× |" in text
-    assert "- n32: slow 9.0 us" in text and "| warploom_core | 78 |" in text and "- a note" in text
+    assert "- n32: slow 9.0 us" in text
+    assert "| warploom_core | 78 |" in text
+    assert "- a note" in text
 
 
 def test_text_tables_are_aligned(report):
     lines = report.all_tables()[0].text().splitlines()
-    assert lines[0] == "toy / scale" and lines[1].split()[:2] == ["case", "us"]
+    assert lines[0] == "toy / scale"
+    assert lines[1].split()[:2] == ["case", "us"]
     assert lines[2].index("4.0") == lines[1].index("us") - 1
 
 
@@ -262,7 +280,8 @@ def test_charts_are_drawn_or_say_why_not(report, tmp_path, monkeypatch):
     assert "pip install" in draw_chart(report, path)
     monkeypatch.undo()
     pytest.importorskip("matplotlib")
-    assert draw_chart(report, path) == "" and path.read_text().lstrip().startswith("<?xml")
+    assert draw_chart(report, path) == ""
+    assert path.read_text().lstrip().startswith("<?xml")
 
 
 def test_tuner_writes_what_lookup_reads(operator, tmp_path):
@@ -275,13 +294,14 @@ def test_tuner_writes_what_lookup_reads(operator, tmp_path):
     ]
     assert "select" not in vars(operator)
     path = tmp_path / "tuning" / "h200.yaml"
-    provenance = {"commit": "0123456789", "torch": "2.11", "date": "2026-11-21", "python": "3.11"}
+    provenance = {"commit": "1234567890", "torch": "2.11", "date": "2026-11-21", "python": "3.11"}
     write_table(path, rows, "NVIDIA H200", provenance)
     write_table(path, [replace(rows[0], operator="another")], "NVIDIA H200", provenance | {"commit": "new"})
     table = load_table(path)
     assert list(table.operators) == ["another", "bench_scale"]
     assert table.nearest("bench_scale", {"n": 30, "dtype": "float32"}).order == ("torch", "cuda")
-    assert path.read_text().count("commit: '0123456789'") == 1 and path.read_text().count("commit: new") == 1
+    assert path.read_text().count("commit: '1234567890'") == 1
+    assert path.read_text().count("commit: new") == 1
     assert "- at: {n: 32, dtype: float32}" in path.read_text()
 
 
@@ -294,14 +314,14 @@ def test_tuner_skips_what_leaves_no_choice(operator):
         del OPERATORS["bench_single"]
 
 
-SUITE = '''
+SUITE = """
 import torch
 from warploom.core.bench import Benchmark, Peer, Work, grid
 BENCHMARKS = [Benchmark(
     "twice", cases=grid(n=[8, 1 << 20]), make=lambda case, device: Work(x=torch.randn(case.n, device=device)),
     ours=lambda work, backend: work.x * {factor}, reference=lambda work: work.x + work.x,
     peers=[Peer("add", fn=lambda work: work.x + work.x)], bytes=lambda work: 2 * work.x.nbytes)]
-'''
+"""
 
 
 @pytest.fixture
@@ -320,25 +340,36 @@ def command(tmp_path, monkeypatch, capsys):
 
 def test_command_prints_and_writes_results(command, tmp_path):
     code, out = command("toy", "--device", "cpu", "--out", str(tmp_path / "out"), "--commit", "abc")
-    assert code == 0 and "toy / twice" in out and "n8 " in out and "commit: abc" in out and "ceilings: copy" in out
+    assert code == 0
+    assert "toy / twice" in out
+    assert "n8 " in out
+    assert "commit: abc" in out
+    assert "ceilings: copy" in out
     assert json.loads((tmp_path / "out" / "toy.json").read_text())["results"][0]["contenders"][1]["name"] == "add"
 
 
 def test_command_fails_when_ours_is_wrong(command):
     code, out = command("--device", "cpu", factor=3)
-    assert code == 1 and "warploom: WRONG" in out
+    assert code == 1
+    assert "warploom: WRONG" in out
 
 
 def test_command_lists_and_filters(command):
-    assert command("--list", "--filter", r"twice n8$")[1].split("\n")[:2] == ["toy / twice  against add", "    twice n8"]
+    assert command("--list", "--filter", r"twice n8$")[1].split("\n")[:2] == [
+        "toy / twice  against add",
+        "    twice n8",
+    ]
     assert "n1048576" in command("--list")[1]
 
 
-@pytest.mark.parametrize(("argv", "message"), [(["nothing"], "no suite nothing; there are toy"), (["--filter", "("], "--filter:")])
+@pytest.mark.parametrize(
+    ("argv", "message"), [(["nothing"], "no suite nothing; there are toy"), (["--filter", "("], "--filter:")]
+)
 def test_command_refuses_bad_arguments_in_one_line(command, capsys, argv, message):
     with pytest.raises(SystemExit) as stop:
         command(*argv)
-    assert stop.value.code == 2 and message in capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", suite_names(TOOLS / "bench"))
@@ -352,4 +383,5 @@ def test_shipped_suites_load(name):
 def test_tune_needs_a_gpu_or_says_so():
     command = [sys.executable, str(TOOLS / "tune"), "jit"]
     done = subprocess.run(command, capture_output=True, text=True, env={"CUDA_VISIBLE_DEVICES": "", "PATH": ""})
-    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].endswith("measured, never guessed")
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].endswith("measured, never guessed")

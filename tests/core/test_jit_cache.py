@@ -1,4 +1,4 @@
-"""The kernel cache under races, kills, corruption, full disks and read-only homes; the builder's progress and errors."""
+"""The kernel cache under races, kills, corruption, full disks and read-only homes; the builder."""
 
 import errno
 import io
@@ -183,7 +183,9 @@ def test_caching_can_be_switched_off(tmp_path):
 def test_threads_share_one_compilation(cache):
     spec = toy.toy("add_kernel", (toy.AddParams,), kThreads=160)
     results = []
-    threads = [threading.Thread(target=lambda: results.append(compile_spec(spec, "sm_90a", cache=cache))) for _ in range(6)]
+    threads = [
+        threading.Thread(target=lambda: results.append(compile_spec(spec, "sm_90a", cache=cache))) for _ in range(6)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

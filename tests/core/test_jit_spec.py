@@ -54,7 +54,12 @@ def write_header(folder, fields):
         "__global__ void k(const __grid_constant__ MixedParams) {} }\n"
     )
     return KernelSpec(
-        family="test", header="layout.cuh", kernel="test::k", config={}, params=(MixedParams,), include_dirs=(str(folder),)
+        family="test",
+        header="layout.cuh",
+        kernel="test::k",
+        config={},
+        params=(MixedParams,),
+        include_dirs=(str(folder),),
     )
 
 
@@ -153,6 +158,9 @@ def test_no_header_includes_host_or_heavy_headers():
 
 
 def test_importing_the_jit_loads_no_cuda_library():
-    program = "import sys, torch; before = set(sys.modules); import warploom.core.jit; new = set(sys.modules) - before; print(any(m.startswith('cuda') for m in new))"
+    program = (
+        "import sys, torch; before = set(sys.modules); import warploom.core.jit; "
+        "print(any(name.startswith('cuda') for name in set(sys.modules) - before))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

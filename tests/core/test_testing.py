@@ -60,7 +60,12 @@ def test_small_rows_are_judged_by_their_own_magnitude():
 
 @pytest.mark.parametrize(
     ("got", "want", "kind"),
-    [([NAN, 1.0], [0.0, 1.0], "NaN"), ([0.0, 1.0], [NAN, 1.0], "NaN"), ([INF], [-INF], r"\+inf"), ([0.0], [-INF], "-inf")],
+    [
+        ([NAN, 1.0], [0.0, 1.0], "NaN"),
+        ([0.0, 1.0], [NAN, 1.0], "NaN"),
+        ([INF], [-INF], r"\+inf"),
+        ([0.0], [-INF], "-inf"),
+    ],
 )
 def test_specials_must_stand_at_the_same_places(got, want, kind):
     with pytest.raises(AssertionError, match=f"lse: {kind} at different places"):
@@ -115,11 +120,15 @@ def test_relative_error_is_a_norm_ratio():
 
 @settings(max_examples=100, deadline=None)
 @given(
-    batch=st.integers(0, 40), max_len=st.integers(0, 5000), seed=st.integers(0, 2**31), empty=st.sampled_from([0, 0.2, 1])
+    batch=st.integers(0, 40),
+    max_len=st.integers(0, 5000),
+    seed=st.integers(0, 2**31),
+    empty=st.sampled_from([0, 0.2, 1]),
 )
 def test_ragged_lengths_are_in_range_repeatable_and_contain_the_edges(batch, max_len, seed, empty):
     lengths = ragged_lengths(batch, max_len, seed, empty=empty)
-    assert lengths.shape == (batch,) and lengths.dtype == torch.int32
+    assert lengths.shape == (batch,)
+    assert lengths.dtype == torch.int32
     assert torch.equal(lengths, ragged_lengths(batch, max_len, seed, empty=empty))
     found = lengths.tolist()
     assert all(0 <= n <= max_len for n in found)
@@ -128,9 +137,11 @@ def test_ragged_lengths_are_in_range_repeatable_and_contain_the_edges(batch, max
     if batch >= 4 and empty:
         assert 0 in found
     if batch >= 3 and not empty and max_len:
-        assert 0 not in found and 1 in found
+        assert 0 not in found
+        assert 1 in found
     indptr = indptr_of(lengths)
-    assert indptr[0] == 0 and torch.equal(indptr.diff(), lengths)
+    assert indptr[0] == 0
+    assert torch.equal(indptr.diff(), lengths)
 
 
 def test_ragged_lengths_refuses_negative_sizes():

@@ -46,7 +46,9 @@ def test_writes_through_the_views_do_not_touch_neighbours():
     views = layout.bind(aligned_buffer(layout.nbytes), "cpu")
     for name, value in (("a", 7), ("b", 1.5), ("c", 9)):
         views[name].fill_(value)
-    assert views["a"].tolist() == [7] * 3 and views["b"].tolist() == [[1.5] * 2] * 2 and views["c"].item() == 9
+    assert views["a"].tolist() == [7] * 3
+    assert views["b"].tolist() == [[1.5] * 2] * 2
+    assert views["c"].item() == 9
 
 
 def test_an_empty_layout_takes_no_bytes():
@@ -57,7 +59,9 @@ def test_an_empty_layout_takes_no_bytes():
 
 def test_too_small_names_required_and_given_bytes():
     layout = WorkspaceLayout("BatchAttention.plan").add("lse", 1000, torch.float32)
-    with pytest.raises(ArgumentError, match=r"BatchAttention\.plan: `workspace` must be at least 4096 bytes.*got 256 bytes"):
+    with pytest.raises(
+        ArgumentError, match=r"BatchAttention\.plan: `workspace` must be at least 4096 bytes.*got 256 bytes"
+    ):
         layout.bind(aligned_buffer(256), "cpu")
 
 

@@ -35,7 +35,12 @@ class TileParams(ParamStruct):
 
 def toy(kernel, params, **config):
     return KernelSpec(
-        family="test", header="kernels.cuh", kernel=f"warploom::test::{kernel}", config=config, params=params, include_dirs=(HERE,)
+        family="test",
+        header="kernels.cuh",
+        kernel=f"warploom::test::{kernel}",
+        config=config,
+        params=params,
+        include_dirs=(HERE,),
     )
 
 

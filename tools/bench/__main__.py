@@ -5,8 +5,8 @@
     python tools/bench sampling --filter softmax --quick
     mpirun -n 8 python tools/bench comm     collectives, one GPU a rank
 
-Each case is verified against the reference and then timed with the L2 flushed, in CUDA graphs; the machine's own ceilings
-are measured in the same run. Tables go to the terminal; --out writes JSON, a Markdown page and a chart.
+Each case is verified against the reference and then timed with the L2 flushed, in CUDA graphs; the machine's own
+ceilings are measured in the same run. Tables go to the terminal; --out writes JSON, a Markdown page and a chart.
 """
 
 from __future__ import annotations
@@ -57,16 +57,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("tools/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "tools/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("suites", nargs="*", help=f"of {', '.join(suite_names(FOLDER))}; default: all")
-    parser.add_argument("--filter", default="", metavar="REGEX", help="only cases whose 'benchmark case' matches, as in --list")
+    parser.add_argument(
+        "--filter", default="", metavar="REGEX", help="only cases whose 'benchmark case' matches, as in --list"
+    )
     parser.add_argument("--quick", action="store_true", help="the quick cases and less time on each")
-    parser.add_argument("--backends", action="store_true", help="time every backend of ours, not only what 'auto' takes")
+    parser.add_argument(
+        "--backends", action="store_true", help="time every backend of ours, not only what 'auto' takes"
+    )
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="time ours alone")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--graph", action="store_true", default=True, help="time CUDA-graph replays (default)")
     mode.add_argument("--eager", dest="graph", action="store_false", help="time direct calls")
-    parser.add_argument("--device", default="", help="cuda, cuda:1 or cpu (wall-clock smoke test); default: cuda if there")
+    parser.add_argument(
+        "--device", default="", help="cuda, cuda:1 or cpu (wall-clock smoke test); default: cuda if there"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write JSON, Markdown and a chart here")
     parser.add_argument("--commit", default="", help="commit to name in the results, where git can't be asked")
     parser.add_argument("--list", action="store_true", help="list the cases and end")
@@ -98,7 +106,11 @@ def load_suites(wanted: Sequence[str], ranks: Ranks) -> dict[str, ModuleType]:
 def pick_device(name: str, ranks: Ranks) -> torch.device:
     if name:
         return torch.device(name)
-    return torch.device("cuda", ranks.rank % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
+    return (
+        torch.device("cuda", ranks.rank % torch.cuda.device_count())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 
 def run(

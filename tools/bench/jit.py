@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
 
 import torch
 
@@ -33,26 +32,31 @@ def _family_table(family: str, specs: list[KernelSpec], device: torch.device) ->
     loads = device.type == "cuda"
     rows, cold_total, over = [], 0.0, 0
     with tempfile.TemporaryDirectory(prefix="warploom-bench-") as folder:
-        cache = KernelCache(folder)
-        for i, spec in enumerate(specs):
-            arch = arch_name(device) if loads else spec.archs[-1]
-            if i == 0:
-                _seconds(lambda: compile_spec(spec, arch, cache=KernelCache(f"{folder}/first")))  # loads the compiler
-            cold, _ = _seconds(lambda: compile_spec(spec, arch, cache=cache))
-            warm, result = _seconds(lambda: compile_spec(spec, arch, cache=cache))
-            load = _seconds(lambda: Kernel(result.entry.cubin, result.entry.record, device.index or 0))[0] if loads else 0.0
+        arch_of = {spec: arch_name(device) if loads else spec.archs[-1] for spec in specs}
+        compile_spec(specs[0], arch_of[specs[0]], cache=KernelCache(f"{folder}/first"))  # loads the compiler
+        for spec, arch in arch_of.items():
+            cold, warm, load, nbytes = _measure(spec, arch, KernelCache(folder), device if loads else None)
             cold_total += cold
             over += cold > COLD_BUDGET_S or (warm + load) * 1e3 > WARM_BUDGET_MS
-            rows.append([spec.name, arch, f"{cold:.2f}", f"{warm * 1e3:.1f}", f"{load * 1e3:.1f}" if loads else "–",
-                         f"{len(result.entry.cubin) / 1024:.1f}"])  # fmt: skip
-    notes = [
-        f"{len(rows)} kernels, {cold_total:.1f} s cold on one core; {over} over the budget of {COLD_BUDGET_S:g} s cold or "
-        f"{WARM_BUDGET_MS:g} ms warm"
-    ]
-    return Table(f"{family}: compile times", ("kernel", "arch", "cold s", "warm ms", "load ms", "cubin KiB"), rows, notes)
+            load_ms = f"{load * 1e3:.1f}" if loads else "–"
+            rows.append([spec.name, arch, f"{cold:.2f}", f"{warm * 1e3:.1f}", load_ms, f"{nbytes / 1024:.1f}"])
+    budget = f"{COLD_BUDGET_S:g} s cold or {WARM_BUDGET_MS:g} ms warm"
+    notes = [f"{len(rows)} kernels, {cold_total:.1f} s cold on one core; {over} over the budget of {budget}"]
+    columns = ("kernel", "arch", "cold s", "warm ms", "load ms", "cubin KiB")
+    return Table(f"{family}: compile times", columns, rows, notes)
 
 
-def _seconds(call: Callable[[], object]) -> tuple[float, object]:
-    start = time.perf_counter()
-    result = call()
-    return time.perf_counter() - start, result
+def _measure(
+    spec: KernelSpec, arch: str, cache: KernelCache, device: torch.device | None
+) -> tuple[float, float, float, int]:
+    """Seconds of a cold compilation, of reading it back, and of loading it on a device; bytes of the cubin."""
+    moments = [time.perf_counter()]
+    compile_spec(spec, arch, cache=cache)
+    moments.append(time.perf_counter())
+    entry = compile_spec(spec, arch, cache=cache).entry
+    moments.append(time.perf_counter())
+    if device is not None:
+        Kernel(entry.cubin, entry.record, device.index or 0)
+        moments.append(time.perf_counter())
+    cold, warm, load = [after - before for before, after in zip(moments, moments[1:])] + [0.0] * (device is None)
+    return cold, warm, load, len(entry.cubin)

@@ -49,7 +49,20 @@ def _wheel_table() -> Table:
         for package in sorted(path.parent for path in PACKAGES.glob("*/pyproject.toml")):
             source = Path(folder) / package.name  # setuptools leaves build folders beside the sources
             shutil.copytree(package, source, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
-            _run([sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", folder, str(source)])
+            _run(
+                [
+                    sys.executable,
+                    "-m",
+                    "pip",
+                    "wheel",
+                    "--no-deps",
+                    "--no-build-isolation",
+                    "-q",
+                    "-w",
+                    folder,
+                    str(source),
+                ]
+            )
             (wheel,) = Path(folder).glob(f"*{package.name}-*.whl")
             with zipfile.ZipFile(wheel) as archive:
                 unpacked = sum(item.file_size for item in archive.infolist())

@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("tools/tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "tools/tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("families", nargs="+", help="families with a file in tools/bench")
     parser.add_argument("--filter", default="", metavar="REGEX", help="only benchmarks whose name matches")
     parser.add_argument("--quick", action="store_true", help="the quick cases and less time on each, to try the tool")

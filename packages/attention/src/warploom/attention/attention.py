@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from warploom.core.errors import ArgumentError
 from warploom.core.problem import Problem
 from warploom.core.settings import settings
 
-__all__ = ["ATTENTION", "adapt", "execute", "make_plan"]
+__all__ = ["ATTENTION", "adapt", "execute", "make_plan", "workspace_bytes"]
 
 
 class AttentionOperator(Operator):
@@ -50,7 +49,6 @@ def make_plan(
     workspace: torch.Tensor | None = None,
     alibi_slopes: torch.Tensor | None = None,
     sinks: bool = False,
-    tensor_scales: bool = False,
     cuda_graph: bool = False,
 ) -> AttentionPlan:
     """Describe, select and schedule attention over requests whose arguments are checked.
@@ -61,10 +59,7 @@ def make_plan(
     """
     if settings.debug_checks or tables.device.type == "cpu":
         tables.validate(op)
-    problem = replace(
-        options.problem(phase, kv_source, tables.device, mask=tables.mask_kind, sinks=sinks, cuda_graph=cuda_graph),
-        tensor_scales=tensor_scales,
-    )
+    problem = options.problem(phase, kv_source, tables.device, mask=tables.mask_kind, sinks=sinks, cuda_graph=cuda_graph)
     selection = ATTENTION.select(problem, backend)
     if problem.pos_encoding == "ALIBI" and alibi_slopes is None:
         alibi_slopes = torch.tensor(default_slopes(problem.num_qo_heads), dtype=torch.float32, device=tables.device)
@@ -77,32 +72,39 @@ def make_plan(
         backend=backend,
         alibi_slopes=alibi_slopes,
         scratch=workspace,
-        workspace=_backend(selection.backend).workspace_layout(problem).bind(workspace, tables.device),
+        workspace={},
     )
+    plan.workspace = plan.server.workspace_layout(problem).bind(workspace, tables.device)
     with device_guard(tables.kv_lens):
-        plan.schedule = _backend(selection.backend).schedule(plan)
+        plan.schedule = plan.server.schedule(plan)
     return plan
 
 
-def adapt(plan: AttentionPlan, *, sinks: bool, tensor_scales: bool, **options: Any) -> AttentionPlan:
-    """The plan for a call that differs from it: other scalars, sinks, or scales in tensors."""
+def adapt(
+    plan: AttentionPlan, *, sinks: bool | None = None, device: torch.device | None = None, **options: Any
+) -> AttentionPlan:
+    """The plan for a call that differs from it: other scalars, with or without sinks, or on another device."""
     changed = plan.options.override(plan.op, **options)
     problem = plan.problem
-    if changed is plan.options and (sinks, tensor_scales) == (problem.sinks, problem.tensor_scales):
+    sinks = problem.sinks if sinks is None else sinks
+    device = device or plan.tables.device
+    if changed is plan.options and sinks == problem.sinks and device == plan.tables.device:
         return plan
-    return make_plan(
-        plan.op,
-        changed,
-        plan.tables,
-        phase=problem.phase,
-        kv_source=problem.kv_source,
-        backend=plan.backend,
-        workspace=plan.scratch,
-        alibi_slopes=plan.alibi_slopes,
-        sinks=sinks,
-        tensor_scales=tensor_scales,
-        cuda_graph=problem.cuda_graph,
-    )
+    key = (changed, sinks, device)
+    if key not in plan.adapted:
+        plan.adapted[key] = make_plan(
+            plan.op,
+            changed,
+            plan.tables.to(device),
+            phase=problem.phase,
+            kv_source=problem.kv_source,
+            backend=plan.backend,
+            workspace=plan.scratch,
+            alibi_slopes=None if plan.alibi_slopes is None else plan.alibi_slopes.to(device),
+            sinks=sinks,
+            cuda_graph=problem.cuda_graph,
+        )
+    return plan.adapted[key]
 
 
 def execute(plan: AttentionPlan, call: AttentionCall) -> None:
@@ -113,7 +115,7 @@ def execute(plan: AttentionPlan, call: AttentionCall) -> None:
     if settings.debug_checks or not call.q.is_cuda:
         _check_places(plan, call)
     with device_guard(call.q):
-        plan.selection.backend.run(plan.problem, plan, call)
+        plan.server.run(plan.problem, plan, call)
 
 
 def _check_places(plan: AttentionPlan, call: AttentionCall) -> None:
@@ -133,9 +135,6 @@ def _check_places(plan: AttentionPlan, call: AttentionCall) -> None:
 
 def workspace_bytes(problem: AttentionProblem, backend: str) -> int:
     """Size of the workspace for any batch and lengths of this problem."""
-    return _backend(ATTENTION.select(problem, backend).backend).workspace_layout(problem).nbytes
-
-
-def _backend(backend: Any) -> AttentionBackend:
-    assert isinstance(backend, AttentionBackend)
-    return backend
+    server = ATTENTION.select(problem, backend).backend
+    assert isinstance(server, AttentionBackend)
+    return server.workspace_layout(problem).nbytes

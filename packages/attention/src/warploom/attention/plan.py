@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from warploom.attention.options import AttentionOptions
 from warploom.attention.problems.attention import AttentionProblem
+from warploom.attention.plan_explanation import PlanExplanation
 from warploom.attention.tables import RequestTables
-from warploom.core.backends import Backend, Explanation, Selection
+from warploom.core.backends import OPERATORS, Backend, Selection
 from warploom.core.workspace import WorkspaceLayout
 
-__all__ = ["AttentionBackend", "AttentionCall", "AttentionPlan", "PlanExplanation"]
+__all__ = ["AttentionBackend", "AttentionCall", "AttentionPlan"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +65,6 @@ class AttentionPlan:
         The public operator, for messages.
     options, problem, tables, selection
         What was asked, its description, where the requests lie, and who serves it.
-    kv_source, phase : str
-        As in `AttentionProblem`.
     backend : str
         What the caller asked for, "auto" included.
     alibi_slopes : torch.Tensor or None
@@ -76,6 +75,8 @@ class AttentionPlan:
         The backend's tensors in it.
     schedule : object
         What the backend prepared.
+    adapted : dict
+        Plans derived from this one for calls that differ from it.
     """
 
     op: str
@@ -88,41 +89,24 @@ class AttentionPlan:
     scratch: torch.Tensor | None
     workspace: dict[str, torch.Tensor]
     schedule: Any = None
+    adapted: dict[Any, AttentionPlan] = field(default_factory=dict, repr=False)
 
+    def explain(self) -> PlanExplanation:
+        """The backend table and the work of each request. Copies lengths to the host if they are not there yet."""
+        host = self.tables.on_host()
+        return PlanExplanation(
+            op=self.op,
+            backends=OPERATORS["attention"].explain(self.problem, self.backend),
+            note=self.server.note(self.problem),
+            causal=self.problem.causal,
+            lengths=tuple(zip(host.qo_lens, host.kv_lens, strict=True)),
+        )
 
-@dataclass(frozen=True)
-class PlanExplanation:
-    """Who serves a plan and what each request costs. ``str()`` prints it."""
-
-    op: str
-    table: Explanation
-    note: str
-    lengths: tuple[tuple[int, int], ...]  # (queries, keys) of each request
-    problem: AttentionProblem
-
-    def pairs(self) -> list[int]:
-        """Query-key pairs that each request computes, per head: its share of the arithmetic."""
-        return [_visible_pairs(m, n, self.problem.causal) for m, n in self.lengths]
-
-    def __str__(self) -> str:
-        lines = [f"{self.op}, {len(self.lengths)} requests", str(self.table)]
-        if self.note:
-            lines.append(f"note: {self.note}")
-        pairs = self.pairs()
-        total = max(sum(pairs), 1)
-        lines.append("request  phase    queries     keys  share of query-key pairs")
-        for request, ((m, n), count) in enumerate(zip(self.lengths, pairs, strict=True)):
-            phase = "empty" if not m or not n else "decode" if m == 1 else "append" if m < n else "prefill"
-            lines.append(f"{request:>7}  {phase:<7}  {m:>7}  {n:>7}  {count / total:7.1%}")
-        return "\n".join(lines)
-
-
-def _visible_pairs(m: int, n: int, causal: bool) -> int:
-    """Of `m` queries that are the tail of `n` keys."""
-    if not causal:
-        return m * n
-    rows = min(m, n)  # earlier queries see no key
-    return rows * n - rows * (rows - 1) // 2
+    @property
+    def server(self) -> AttentionBackend:
+        """The backend that serves this plan."""
+        assert isinstance(self.selection.backend, AttentionBackend)
+        return self.selection.backend
 
 
 class AttentionBackend(Backend):

@@ -219,7 +219,9 @@ class Operator:
         if name not in self.backends:
             near = difflib.get_close_matches(name, self.backends, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else ""
-            raise ArgumentError.of(self.name, "backend", f"'auto' or one of {', '.join(self.backends)}", repr(name), hint)
+            raise ArgumentError.of(
+                self.name, "backend", f"'auto' or one of {', '.join(self.backends)}", repr(name), hint
+            )
 
     def _order(self, problem: Problem) -> tuple[list[str], str]:
         names = list(self.backends)

@@ -35,7 +35,9 @@ class LinedMapping(dict[str, Any]):
         for key, value in self.items():
             if key not in allowed:
                 near = difflib.get_close_matches(key, allowed, n=1)
-                raise self.error(key, f"one of {', '.join(allowed)}", "an unknown field", f"Did you mean {near[0]}?" if near else "")
+                raise self.error(
+                    key, f"one of {', '.join(allowed)}", "an unknown field", f"Did you mean {near[0]}?" if near else ""
+                )
             # True is an int in Python, never in a table.
             if not isinstance(value, allowed[key]) or (isinstance(value, bool) and allowed[key] is not bool):
                 raise self.error(key, _TYPE_NAMES.get(allowed[key], allowed[key].__name__), repr(value))
@@ -44,7 +46,14 @@ class LinedMapping(dict[str, Any]):
                 raise self.error(key, "given", "nothing", f"Add it to the mapping at line {self.line}.")
 
 
-_TYPE_NAMES = {dict: "a mapping", list: "a list", str: "text (quote it)", int: "an integer", float: "a number", bool: "true or false"}
+_TYPE_NAMES = {
+    dict: "a mapping",
+    list: "a list",
+    str: "text (quote it)",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+}
 
 
 def read_lined(path: Path, source: str = "") -> LinedMapping:
@@ -72,7 +81,9 @@ def read_lined(path: Path, source: str = "") -> LinedMapping:
             if not isinstance(key, str):
                 raise ArgumentError.of(f"{source}:{line}", "key", "text", repr(key), "Quote it.")
             if key in found:
-                raise ArgumentError.of(f"{source}:{line}", key, "given once", f"a second one (first at line {found.lines[key]})")
+                raise ArgumentError.of(
+                    f"{source}:{line}", key, "given once", f"a second one (first at line {found.lines[key]})"
+                )
             found.lines[key] = line
             found[key] = loader.construct_object(value_node, deep=True)
         return found
@@ -80,7 +91,7 @@ def read_lined(path: Path, source: str = "") -> LinedMapping:
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, construct_mapping)
     Loader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)  # noqa: S506 - a SafeLoader
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ArgumentError(f"{source}: cannot be read: {error}.") from error
     except yaml.YAMLError as error:

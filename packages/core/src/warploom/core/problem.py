@@ -47,6 +47,8 @@ class Problem:
     def tuning_features(self) -> dict[str, Any]:
         """Fields by which tuning tables choose; by default all, with dtypes by name."""
         return {
-            f.name: str(value).removeprefix("torch.") if isinstance(value := getattr(self, f.name), torch.dtype) else value
+            f.name: str(value).removeprefix("torch.")
+            if isinstance(value := getattr(self, f.name), torch.dtype)
+            else value
             for f in fields(self)
         }

@@ -77,22 +77,55 @@ class Setting:
 SETTINGS: dict[str, Setting] = {
     row.name: row
     for row in (
-        Setting("cache_dir", "path", None, "Kernel cache; default $XDG_CACHE_HOME/warploom or ~/.cache/warploom.", Path),
+        Setting(
+            "cache_dir", "path", None, "Kernel cache; default $XDG_CACHE_HOME/warploom or ~/.cache/warploom.", Path
+        ),
         Setting("cache", "bool", True, "Keep compiled kernels on disk; 0 compiles anew in every process.", _flag),
-        Setting("compiler", "nvrtc | nvcc", "nvrtc", "Compiler of kernels; nvcc goes through ninja.", _choice("nvrtc", "nvcc")),
-        Setting("nvcc", "path", None, "The nvcc to use; default: the one on PATH, in CUDA_HOME or in the pip package.", Path),
+        Setting(
+            "compiler",
+            "nvrtc | nvcc",
+            "nvrtc",
+            "Compiler of kernels; nvcc goes through ninja.",
+            _choice("nvrtc", "nvcc"),
+        ),
+        Setting(
+            "nvcc", "path", None, "The nvcc to use; default: the one on PATH, in CUDA_HOME or in the pip package.", Path
+        ),
         Setting("arch", "text", None, "Architecture to compile for, such as sm_90a; default: the device's.", str),
-        Setting("compile_jobs", "int", None, "Kernels compiled at once; default: the CPU count, at most 16.", _positive_int),
+        Setting(
+            "compile_jobs", "int", None, "Kernels compiled at once; default: the CPU count, at most 16.", _positive_int
+        ),
         Setting("progress", "bool", None, "Progress bars; default: only when standard error is a terminal.", _flag),
-        Setting("backend", "text", {}, "Backend for `backend='auto'`: a name, or a list such as softmax=cuda,mm_bf16=cublaslt.",
-                _backend_map),
-        Setting("debug_checks", "bool", False, "Check values too (page indices, offsets, rank agreement); synchronises.", _flag),
-        Setting("log", "off | info | debug", "off", "Log compilation, cache and backend choices to standard error.",
-                _choice("off", "info", "debug")),
-        Setting("comm_timeout", "seconds", 30.0, "How long a collective waits for a peer before it reports the fault.",
-                _positive_float),
+        Setting(
+            "backend",
+            "text",
+            {},
+            "Backend for `backend='auto'`: a name, or a list such as softmax=cuda,mm_bf16=cublaslt.",
+            _backend_map,
+        ),
+        Setting(
+            "debug_checks",
+            "bool",
+            False,
+            "Check values too (page indices, offsets, rank agreement); synchronises.",
+            _flag,
+        ),
+        Setting(
+            "log",
+            "off | info | debug",
+            "off",
+            "Log compilation, cache and backend choices to standard error.",
+            _choice("off", "info", "debug"),
+        ),
+        Setting(
+            "comm_timeout",
+            "seconds",
+            30.0,
+            "How long a collective waits for a peer before it reports the fault.",
+            _positive_float,
+        ),
     )
-}  # fmt: skip
+}
 
 
 class Settings:
@@ -129,7 +162,9 @@ class Settings:
         """Set settings (by their short names) for a block; nesting works, threads share them."""
         unknown = values.keys() - SETTINGS.keys()
         if unknown:
-            raise ArgumentError.of("settings.override", sorted(unknown)[0], f"one of {', '.join(SETTINGS)}", "an unknown name")
+            raise ArgumentError.of(
+                "settings.override", sorted(unknown)[0], f"one of {', '.join(SETTINGS)}", "an unknown name"
+            )
         if isinstance(values.get("backend"), str):
             values["backend"] = _backend_map(values["backend"])
         before = dict(self._overrides)

@@ -26,7 +26,9 @@ def as_tensor(value: Any, op: str = "as_tensor", name: str = "value") -> torch.T
             # NumPy exports no read-only array through DLPack; torch can still view it, and inputs are never written.
             if type(value).__module__ == "numpy" and getattr(value, "ndim", None) is not None:
                 return torch.from_numpy(value.copy())
-            raise ArgumentError.of(op, name, "a tensor that DLPack can pass on", type(value).__name__, str(error)) from error
+            raise ArgumentError.of(
+                op, name, "a tensor that DLPack can pass on", type(value).__name__, str(error)
+            ) from error
     raise ArgumentError.of(
         op, name, "a torch tensor or a DLPack tensor", type(value).__name__, "Wrap it with torch.as_tensor(...)."
     )
@@ -94,11 +96,29 @@ class Checker:
             )
 
     @overload
-    def tensor(self, name: str, value: Any, dims: str, *, dtype: Any = ..., contiguous: Any = ..., device: Any = ...,
-               optional: Literal[False] = ...) -> torch.Tensor: ...  # fmt: skip
+    def tensor(
+        self,
+        name: str,
+        value: Any,
+        dims: str,
+        *,
+        dtype: Any = ...,
+        contiguous: Any = ...,
+        device: Any = ...,
+        optional: Literal[False] = ...,
+    ) -> torch.Tensor: ...
     @overload
-    def tensor(self, name: str, value: Any, dims: str, *, dtype: Any = ..., contiguous: Any = ..., device: Any = ...,
-               optional: bool) -> torch.Tensor | None: ...  # fmt: skip
+    def tensor(
+        self,
+        name: str,
+        value: Any,
+        dims: str,
+        *,
+        dtype: Any = ...,
+        contiguous: Any = ...,
+        device: Any = ...,
+        optional: bool,
+    ) -> torch.Tensor | None: ...
     def tensor(
         self,
         name: str,
@@ -142,22 +162,35 @@ class Checker:
         if device == "same":
             self._check_device(name, tensor)
         if contiguous == "all":
-            self.require(tensor.is_contiguous(), name, "contiguous", f"strides {tuple(tensor.stride())}", "Call .contiguous().")
+            self.require(
+                tensor.is_contiguous(), name, "contiguous", f"strides {tuple(tensor.stride())}", "Call .contiguous()."
+            )
         elif contiguous == "last" and tensor.dim() and tensor.shape[-1] > 1:
             self.require(
-                tensor.stride(-1) == 1, name, "contiguous in its last dimension", f"strides {tuple(tensor.stride())}",
+                tensor.stride(-1) == 1,
+                name,
+                "contiguous in its last dimension",
+                f"strides {tuple(tensor.stride())}",
                 "Call .contiguous().",
-            )  # fmt: skip
+            )
         return tensor
 
     def output(
-        self, name: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype, *, contiguous: Literal["last", "all"] | None = None
+        self,
+        name: str,
+        value: Any,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        *,
+        contiguous: Literal["last", "all"] | None = None,
     ) -> torch.Tensor:
         """Check a caller's output buffer, or allocate one on the device of the inputs when it is None."""
         if value is None:
             return torch.empty(shape, dtype=dtype, device=self.device)
         tensor = as_tensor(value, self.op, name)
-        self.require(tuple(tensor.shape) == tuple(shape), name, f"of shape {tuple(shape)}", f"shape {tuple(tensor.shape)}")
+        self.require(
+            tuple(tensor.shape) == tuple(shape), name, f"of shape {tuple(shape)}", f"shape {tuple(tensor.shape)}"
+        )
         return self.tensor(name, tensor, " ".join("_" * len(shape)), dtype=dtype, contiguous=contiguous)
 
     def _check_dtype(self, name: str, tensor: torch.Tensor, dtype: torch.dtype | tuple[torch.dtype, ...]) -> None:
@@ -192,6 +225,9 @@ class Checker:
             self.device, self._first = tensor.device, name
         elif tensor.device != self.device:
             raise ArgumentError.of(
-                self.op, name, f"on {self.device} like `{self._first}`", f"a tensor on {tensor.device}",
+                self.op,
+                name,
+                f"on {self.device} like `{self._first}`",
+                f"a tensor on {tensor.device}",
                 f"Move it with .to({str(self.device)!r}).",
-            )  # fmt: skip
+            )

@@ -21,7 +21,9 @@ def _no_output(*args: Any, **kwargs: Any) -> None:
     """Fake implementation of operators that only mutate their arguments."""
 
 
-def register_op(schema: str, *, fake: Callable[..., Any] | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def register_op(
+    schema: str, *, fake: Callable[..., Any] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function as ``torch.ops.warploom.<name>`` for tensors of every device.
 
     Parameters

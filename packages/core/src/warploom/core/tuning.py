@@ -15,9 +15,9 @@ A family keeps one YAML file for each GPU under ``tuning/``:
         - at: {batch: 64, vocab: 128256, dtype: float32}     # fields of Problem.tuning_features()
           us: {cuda: 21.4, torch: 48.0}                      # median microseconds of each backend
 
-`lookup` takes the rows whose text and boolean features equal the problem's, and of those the nearest by its numbers: the
-distance is the sum over features of the squared ratio's logarithm, so that 64 lies midway between 32 and 128. The backends
-of that row, fastest first, are the order in which ``auto`` tries them. A table without such a row has no say.
+`lookup` takes the rows whose text and boolean features equal the problem's, and of those the nearest by its numbers:
+the distance is the sum over features of the squared ratio's logarithm, so that 64 lies midway between 32 and 128. The
+backends of that row, fastest first, are the order in which ``auto`` tries them. A table without such a row has no say.
 
 Tables are checked strictly when they are read; a message gives file, line and field.
 """
@@ -135,7 +135,11 @@ def tables_of(family: str) -> tuple[TuningTable, ...]:
     Files are taken in the order of their names, so that a table of one GPU can stand before a pattern for several.
     """
     folder = _folder_of(family)
-    return tuple(load_table(path, f"{family}/tuning/{path.name}") for path in sorted(folder.glob("*.yaml"))) if folder else ()
+    return (
+        tuple(load_table(path, f"{family}/tuning/{path.name}") for path in sorted(folder.glob("*.yaml")))
+        if folder
+        else ()
+    )
 
 
 def _folder_of(family: str) -> Path | None:

@@ -1,8 +1,8 @@
 """Workspaces: one caller-owned ``uint8`` buffer, cut into named tensors.
 
-A plan describes what it needs once (`WorkspaceLayout.add`), says how large that is (`WorkspaceLayout.nbytes`), and binds
-the layout to the caller's buffer or to one of its own (`WorkspaceLayout.bind`). Binding allocates nothing when a buffer is
-given, so that addresses stay put across CUDA-graph replays.
+A plan describes what it needs once (`WorkspaceLayout.add`), says how large that is (`WorkspaceLayout.nbytes`), and
+binds the layout to the caller's buffer or to one of its own (`WorkspaceLayout.bind`). Binding allocates nothing when a
+buffer is given, so that addresses stay put across CUDA-graph replays.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from warploom.core.errors import ArgumentError
 
 __all__ = ["ALIGNMENT", "WorkspaceLayout"]
 
-# One 256-byte step serves every need: cudaMalloc's own alignment, TMA (128 bytes for swizzled shared memory tiles, 16 for
-# global addresses), vector loads, and no two fields in one 128-byte cache line (counters that several CTAs update).
+# One 256-byte step serves every need: cudaMalloc's own alignment, TMA (128 bytes for swizzled shared memory tiles, 16
+# for global addresses), vector loads, and no two fields in one 128-byte cache line (counters that several CTAs update).
 ALIGNMENT = 256
 
 

@@ -39,8 +39,6 @@ class AttentionProblem(Problem):
         Positions applied on the fly.
     variant : str
         Name of the user's own variant, or "".
-    tensor_scales : bool
-        Scales of queries, keys or values come in tensors.
     deterministic : bool
         A request's result must not depend on the batch around it.
     cuda_graph : bool
@@ -64,7 +62,6 @@ class AttentionProblem(Problem):
     mask: str = "none"
     pos_encoding: str = "NONE"
     sinks: bool = False
-    tensor_scales: bool = False
     variant: str = ""
     deterministic: bool = False
     cuda_graph: bool = False

@@ -1,6 +1,7 @@
 """The benchmark harness: definitions, timing, ceilings of the machine, reports.
 
-``tools/bench`` is its command; each family defines its benchmarks in ``tools/bench/<family>.py`` as a list `BENCHMARKS`.
+``tools/bench`` is its command; each family defines its benchmarks in ``tools/bench/<family>.py`` as a list
+`BENCHMARKS`.
 
 ==================  ================================================================
 module              what it does

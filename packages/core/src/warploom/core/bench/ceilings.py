@@ -1,8 +1,8 @@
 """What this machine can do at best, measured in the same run: the scale for everything else.
 
 A limit read off a data sheet would make every result look worse on a machine that is warm, shared or capped. Measured
-with the same timer: a large copy (bytes read plus bytes written), a large read (a sum), matrix products of random normal
-factors through torch, and the launch of an empty graph.
+with the same timer: a large copy (bytes read plus bytes written), a large read (a sum), matrix products of random
+normal factors through torch, and the launch of a graph that does next to nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Ceilings", "limit_us", "measure_ceilings"]
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Rates of the machine: GB/s of device memory, TFLOP/s of matrix products by input type, the launch in microseconds."""
+    """Rates of the machine: GB/s of memory, TFLOP/s of matrix products by input type, microseconds of a launch."""
 
     copy_gbs: float
     read_gbs: float
@@ -35,7 +35,7 @@ class Ceilings:
     def __str__(self) -> str:
         products = ", ".join(f"{kind} product {rate:.4g} TFLOP/s" for kind, rate in self.tflops.items())
         return (f"copy {self.copy_gbs:.4g} GB/s, read {self.read_gbs:.4g} GB/s, {products}, "
-                f"empty launch {self.launch_us:.3g} us")  # fmt: skip
+                f"least launch {self.launch_us:.3g} us")  # fmt: skip
 
 
 def limit_us(ceilings: Ceilings, nbytes: float, flops: float, math: str) -> float:
@@ -53,20 +53,20 @@ def limit_us(ceilings: Ceilings, nbytes: float, flops: float, math: str) -> floa
 
 def measure_ceilings(timer: Timer, device: torch.device) -> Ceilings:
     """Measure the machine under a device. Takes about two seconds on a GPU, less on the CPU."""
-    on_gpu = device.type == "cuda"
-    count = (1 << 28) if on_gpu else (1 << 23)  # 1 GiB, 32 MiB: several times the caches
-    source, target = torch.randn(count, device=device), torch.empty(count, device=device)
-    one = torch.ones(1, device=device)
-    timings = timer.time(
-        {"copy": lambda: target.copy_(source), "read": lambda: source.sum(), "launch": lambda: one.add_(1.0)}
-    )
-    nbytes = source.nbytes
-    del source, target
+    copy_gbs, read_gbs = _memory_rates(timer, device)
     rates = {}
     for kind, (size, product) in _products(device).items():
-        us = timer.time({kind: product})[kind].us
-        rates[kind] = 2.0 * size**3 / us / 1e6
-    return Ceilings(2 * nbytes / timings["copy"].us / 1e3, nbytes / timings["read"].us / 1e3, rates, timings["launch"].us)
+        rates[kind] = 2.0 * size**3 / timer.time({kind: product})[kind].us / 1e6
+    one = torch.ones(1, device=device)
+    launch = timer.time({"launch": lambda: one.add_(1.0)})["launch"]
+    return Ceilings(copy_gbs, read_gbs, rates, launch.us)
+
+
+def _memory_rates(timer: Timer, device: torch.device) -> tuple[float, float]:
+    count = (1 << 28) if device.type == "cuda" else (1 << 23)  # 1 GiB, 32 MiB: several times the caches
+    source, target = torch.randn(count, device=device), torch.empty(count, device=device)
+    timings = timer.time({"copy": lambda: target.copy_(source), "read": lambda: source.sum()})
+    return 2 * source.nbytes / timings["copy"].us / 1e3, source.nbytes / timings["read"].us / 1e3
 
 
 def _products(device: torch.device) -> dict[str, tuple[int, Callable[[], Any]]]:

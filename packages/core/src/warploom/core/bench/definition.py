@@ -94,7 +94,8 @@ class Benchmark:
         In the order in which they are printed.
     bytes, flops : callable
         ``bytes(work)`` and ``flops(work)``: the least that must be moved and computed. They give the limit that the
-        share of the ceiling refers to: the slower of ``bytes`` at the machine's memory rate and ``flops`` at its `math` rate.
+        share of the ceiling refers to: the slower of ``bytes`` at the machine's memory rate and ``flops`` at its `math`
+        rate.
     math : str
         Which matrix-product ceiling applies: ``"bf16"``, ``"fp8"`` or ``"fp32"``.
     operator : str

@@ -47,7 +47,7 @@ def describe_environment(device: torch.device, commit: str = "") -> dict[str, st
 
 
 def commit_of(folder: Path) -> str:
-    """Return the short commit of the repository around `folder`, marked when files are changed; "unknown" outside one."""
+    """Return the short commit of the repository around `folder`, with a mark for changed files; "unknown" outside."""
     try:
         commit = _git(folder, "rev-parse", "--short=10", "HEAD")
         return f"{commit}+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else commit

@@ -40,7 +40,10 @@ class Table:
 
 
 def _align(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    return [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
+    return [
+        cell.ljust(width) if i == 0 else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
 
 
 @dataclass
@@ -75,7 +78,9 @@ class Report:
             "environment": self.environment,
             "ceilings": asdict(self.ceilings) if self.ceilings else None,
             "method": self.method,
-            "results": [_result_json(family, result) for family, results in self.families.items() for result in results],
+            "results": [
+                _result_json(family, result) for family, results in self.families.items() for result in results
+            ],
             "tables": [asdict(table) for table in self.tables],
         }
 

@@ -21,7 +21,8 @@ def load_suite(folder: Path, name: str) -> ModuleType:
     something that has no peers.
     """
     spec = importlib.util.spec_from_file_location(f"warploom_bench_{name}", folder / f"{name}.py")
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"no suite {name} in {folder}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -2,16 +2,16 @@
 
 GPU method
 ----------
-Each sample is: flush the L2, record an event, replay a CUDA graph that holds the call, record an event. The flush *reads*
-a buffer of four times the L2, so that the lines it leaves behind are clean and no contender pays for writing them back.
-It lasts longer than the host needs to enqueue what follows; the device therefore never waits for the host between the
-two events, and a sample is device time alone. Contenders take turns in rounds, so that a change of clocks or temperature
-meets all of them. Reported are the median and the 10th and 90th percentile.
+Each sample is: flush the L2, record an event, replay a CUDA graph that holds the call, record an event. The flush
+*reads* a buffer of four times the L2, so that the lines it leaves behind are clean and no contender pays for writing
+them back. It lasts longer than the host needs to enqueue what follows; the device therefore never waits for the host
+between the two events, and a sample is device time alone. Contenders take turns in rounds, so that a change of clocks
+or temperature meets all of them. Reported are the median and the 10th and 90th percentile.
 
-A call that can't be captured (it synchronises, or allocates in a way a graph can't) is enqueued directly; the flush is then
-repeated until it outlasts twice the call's host time, so the sample still is device time. What remains in every sample is
-the launch of an empty graph between two events, some microseconds: it is measured as `Ceilings.launch_us`, printed with
-the results, and never subtracted.
+A call that can't be captured (it synchronises, or allocates in a way a graph can't) is enqueued directly; the flush is
+then repeated until it outlasts twice the call's host time, so the sample still is device time. What remains in every
+sample is the launch of an empty graph between two events, some microseconds: it is measured as `Ceilings.launch_us`,
+printed with the results, and never subtracted.
 
 With ``calls > 1`` the graph holds that many calls and the time is divided by it. That is for collectives: the spread of
 the ranks' starting times falls on the first call alone.
@@ -64,8 +64,8 @@ class Timing:
 def host_time_us(call: Call, *, device: torch.device | str = "cpu", calls: int = 20, batches: int = 7) -> float:
     """Return the host time of one call: how long Python and the driver take to enqueue it.
 
-    Each batch of `calls` runs after a synchronisation, so that a full launch queue never blocks; the median batch counts.
-    On the CPU it is simply the call's duration.
+    Each batch of `calls` runs after a synchronisation, so that a full launch queue never blocks; the median batch
+    counts. On the CPU it is simply the call's duration.
 
     Examples
     --------

@@ -43,8 +43,8 @@ def measure_backends(
 ) -> list[Measured]:
     """Verify and time each backend that supports each case.
 
-    Benchmarks whose operator has fewer than two backends besides the reference leave nothing to choose and are skipped, as
-    is a backend that gives a wrong result.
+    Benchmarks whose operator has fewer than two backends besides the reference leave nothing to choose and are skipped,
+    as is a backend that gives a wrong result.
 
     Parameters
     ----------
@@ -65,7 +65,9 @@ def measure_backends(
             us = {one.backend: round(one.timing.us, 2) for one in result.contenders[1:] if one.timing is not None}
             if us and seen:
                 at = _features(seen[0])
-                rows[operator.name, str(at)] = Measured(operator.name, at, dict(sorted(us.items(), key=lambda item: item[1])))
+                rows[operator.name, str(at)] = Measured(
+                    operator.name, at, dict(sorted(us.items(), key=lambda item: item[1]))
+                )
     return list(rows.values())
 
 

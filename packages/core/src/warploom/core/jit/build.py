@@ -58,7 +58,9 @@ _locks_guard = threading.Lock()
 _locks: dict[str, threading.Lock] = {}
 
 
-def compile_spec(spec: KernelSpec, arch: str, *, compiler: str | None = None, cache: KernelCache | None = None) -> BuildResult:
+def compile_spec(
+    spec: KernelSpec, arch: str, *, compiler: str | None = None, cache: KernelCache | None = None
+) -> BuildResult:
     """Compile one spec for one architecture, or take it from the cache.
 
     Threads of a process that want the same kernel wait for one compilation; processes race and the last rename wins.
@@ -118,7 +120,12 @@ class Progress:
         filled = 24 * self._done // self._total
         bar = "#" * filled + "-" * (24 - filled)
         end = "\n" if self._done == self._total else ""
-        print(f"\r{self._title} [{bar}] {self._done}/{self._total} {label[:48]:<48}", end=end, file=self._stream, flush=True)
+        print(
+            f"\r{self._title} [{bar}] {self._done}/{self._total} {label[:48]:<48}",
+            end=end,
+            file=self._stream,
+            flush=True,
+        )
 
 
 def build(

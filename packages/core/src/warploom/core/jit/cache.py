@@ -103,8 +103,10 @@ class KernelCache:
             _publish(path.with_suffix(".cu"), source.encode())
             _publish(path, entry.pack())
         except OSError as error:
-            self._complain(f"kernel cache {self.root}: {error.strerror or error}; kernels are compiled in every process. "
-                           "Set WARPLOOM_CACHE_DIR to a writable folder.")  # fmt: skip
+            self._complain(
+                f"kernel cache {self.root}: {error.strerror or error}; kernels are compiled in every process. "
+                "Set WARPLOOM_CACHE_DIR to a writable folder."
+            )
             return False
         return True
 

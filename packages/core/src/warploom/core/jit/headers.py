@@ -18,7 +18,7 @@ _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]([^>"]+)[>"]', re.MULTILI
 
 @functools.cache
 def cuda_include() -> Path:
-    """Folder of ``cuda_bf16.h`` and its like: from the pip package that torch or the cu12/cu13 extra brings, or a toolkit."""
+    """Folder of ``cuda_bf16.h`` and its like: of the pip package that torch or an extra brings, or of a toolkit."""
     from cuda import pathfinder
 
     found = pathfinder.find_nvidia_header_directory("cudart")

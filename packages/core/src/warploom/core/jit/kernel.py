@@ -113,7 +113,9 @@ class Kernel:
         pointers = (ctypes.c_void_p * len(args))(*[ctypes.addressof(arg.buffer) for arg in args])
         driver = self._driver
         if cluster is None and not pdl:
-            (status,) = driver.cuLaunchKernel(self._function, *blocks, *threads, smem, stream, ctypes.addressof(pointers), 0)
+            (status,) = driver.cuLaunchKernel(
+                self._function, *blocks, *threads, smem, stream, ctypes.addressof(pointers), 0
+            )
         else:
             config = self._config(blocks, threads, smem, cluster, pdl)
             config.hStream = stream
@@ -164,7 +166,9 @@ class Kernel:
     def _allow_cluster(self, blocks: int) -> None:
         if blocks > self._cluster_limit:
             attribute = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
-            _check(self._driver.cuKernelSetAttribute(attribute, 1, self._kernel, self._cu_device), f"clusters of {blocks}")
+            _check(
+                self._driver.cuKernelSetAttribute(attribute, 1, self._kernel, self._cu_device), f"clusters of {blocks}"
+            )
             self._cluster_limit = blocks
 
 

@@ -20,29 +20,29 @@ class _Scalar:
     code: ClassVar[str]  # of the struct module, with native size and alignment
 
 
-class ptr(_Scalar):  # noqa: N801
+class ptr(_Scalar):
     """A device pointer: takes a tensor (its data pointer), an address, or None."""
 
     code = "P"
 
 
-class i32(_Scalar):  # noqa: N801
+class i32(_Scalar):
     code = "i"
 
 
-class u32(_Scalar):  # noqa: N801
+class u32(_Scalar):
     code = "I"
 
 
-class i64(_Scalar):  # noqa: N801
+class i64(_Scalar):
     code = "q"
 
 
-class u64(_Scalar):  # noqa: N801
+class u64(_Scalar):
     code = "Q"
 
 
-class f32(_Scalar):  # noqa: N801
+class f32(_Scalar):
     code = "f"
 
 

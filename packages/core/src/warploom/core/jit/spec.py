@@ -121,7 +121,7 @@ class KernelSpec:
         return "\n\n".join(blocks) + "\n"
 
     def load(self, device: int | torch.device) -> Kernel:
-        """Compile (or read from the cache) and load for a device. Later calls for the device are a dictionary look-up."""
+        """Compile or read from the cache, and load for a device; later calls are a dictionary look-up."""
         index = device if isinstance(device, int) else (device.index if device.index is not None else -1)
         kernel = self._loaded.get(index)
         if kernel is None:

@@ -2,19 +2,20 @@
 
 Where the tolerance comes from
 ------------------------------
-Let ``u(t)`` be the unit roundoff of a type, half the distance from 1 to the next number (``finfo.eps / 2``). An operator
-of this library accumulates in float32 and rounds its result to the output dtype ``t`` once. Two such results differ by
+Let ``u(t)`` be the unit roundoff of a type, half the distance from 1 to the next number (``finfo.eps / 2``). An
+operator of this library accumulates in float32 and rounds its result to the output dtype ``t`` once. Two such results
+differ by
 
 * ``2 u(t)``: each of the two roundings to the output dtype,
-* ``2 u(t)`` more for 16-bit outputs only: tensor cores take intermediate factors (the probabilities of attention) in the
-  same 16-bit type, so either side may have rounded there too,
+* ``2 u(t)`` more for 16-bit outputs only: tensor cores take intermediate factors (the probabilities of attention) in
+  the same 16-bit type, so either side may have rounded there too,
 * ``256 u(float32)``: float32 sums taken in another order. Rounding errors of random sign over ``n`` terms grow like
   ``sqrt(n) u``; 256 covers sums of 2**16 terms, and the approximate ``ex2`` / ``lg2`` instructions (2 ulp) with them.
 
-That sum is ``rtol``. An element which is small because large terms cancelled has the *absolute* error of its terms, not a
-relative one: ``atol = rtol * rms`` with the root mean square over the element's last dimension, plus the smallest step of
-the dtype near zero. Integer and boolean outputs, and types that only ever hold exact codes (fp4 pairs, e8m0 scales), must
-be equal.
+That sum is ``rtol``. An element which is small because large terms cancelled has the *absolute* error of its terms, not
+a relative one: ``atol = rtol * rms`` with the root mean square over the element's last dimension, plus the smallest
+step of the dtype near zero. Integer and boolean outputs, and types that only ever hold exact codes (fp4 pairs, e8m0
+scales), must be equal.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ import torch
 
 _FLOAT32_ROUNDOFF = torch.finfo(torch.float32).eps / 2
 _ACCUMULATION_FACTOR = 256.0
-# Types whose values are codes rather than roundings of a sum; some of them cannot be converted to float64 by every torch.
+# Types whose values are codes rather than roundings of a sum; some of them cannot be converted to float64 by every
+# torch.
 _CODE_TYPES = {getattr(torch, name, None) for name in ("float4_e2m1fn_x2", "float8_e8m0fnu")} - {None}
 
 
@@ -76,8 +78,8 @@ def assert_close(
     actual, expected : torch.Tensor
         Same shape; dtypes and devices may differ (an oracle in float64 on the CPU is fine). Compared in float64.
     dtype : torch.dtype, optional
-        The dtype whose rounding sets the tolerance; that of `actual` by default. Give the *coarser* one when a value went
-        through it on the way, e.g. the scale of an fp8 quantiser compared after dequantising.
+        The dtype whose rounding sets the tolerance; that of `actual` by default. Give the *coarser* one when a value
+        went through it on the way, e.g. the scale of an fp8 quantiser compared after dequantising.
     what : str
         Named in the message.
     rtol, atol : float, optional
@@ -140,7 +142,7 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def _as_float64(actual: torch.Tensor, expected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values of both on the GPU if either is there (tests of huge tensors take minutes on the CPU); code types by bytes."""
+    """Values of both, of code types their bytes; on the GPU if either is there: huge tensors take minutes on the CPU."""
     device = actual.device if actual.is_cuda else expected.device
 
     def values(tensor: torch.Tensor) -> torch.Tensor:

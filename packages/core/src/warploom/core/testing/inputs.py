@@ -10,8 +10,8 @@ import torch
 def ragged_lengths(batch: int, max_len: int, seed: int = 0, *, empty: float = 0.2) -> torch.Tensor:
     """Return request lengths as they come in practice and in nightmares, an int32 CPU tensor ``[batch]``.
 
-    Lengths are spread evenly over their logarithm, so that short ones are as frequent as long ones. With two requests or
-    more, one has exactly `max_len`; with three or more, one has length 1; a share `empty` (at least one request when
+    Lengths are spread evenly over their logarithm, so that short ones are as frequent as long ones. With two requests
+    or more, one has exactly `max_len`; with three or more, one has length 1; a share `empty` (at least one request when
     ``batch >= 4`` and ``empty > 0``) has length 0. Positions are shuffled. The same arguments give the same lengths.
 
     Examples
@@ -80,13 +80,14 @@ def random_strided(
 ) -> torch.Tensor:
     """Return a normally distributed view with gaps between its rows and an offset into its storage.
 
-    The gaps hold NaN (or the largest integers), so that a kernel which assumes dense strides gives visibly wrong results.
+    The gaps hold NaN (or the largest integers), so that a kernel which assumes dense strides gives visibly wrong
+    results.
 
     Parameters
     ----------
     padding : int
-        Elements added at the end of every dimension. Keep a multiple of 8 so that 16-byte vector loads stay legal; use 1
-        to test that they are not assumed.
+        Elements added at the end of every dimension. Keep a multiple of 8 so that 16-byte vector loads stay legal; use
+        1 to test that they are not assumed.
     last_contiguous : bool
         False also spaces the elements of the last dimension two apart.
 

@@ -11,11 +11,11 @@ import torch
 from warploom.attention.backends.cuda.alignment import vector_width
 from warploom.attention.problems.merge import MergeProblem
 from warploom.core.backends import Backend, Support
-from warploom.core.device import sm_count
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, f32, i32, i64, ptr, u32
 
 _HEADER = "warploom/attention/merge.cuh"
 _UNROLL = 4  # states that a thread has in flight: 64 bytes, as much as latency and bandwidth of HBM ask for
+_STATES_PER_GROUP = 2 * _UNROLL  # fewer are not worth the exchange through shared memory
 _MAX_THREADS = 512  # of merge_states; leaves 128 registers a thread
 _MAX_HEAD_DIM = 1024  # threads of a block, if each takes one component
 _MAX_GROUPS = 64  # blockDim.z
@@ -83,22 +83,17 @@ def merge_state_spec(input_dtype: torch.dtype, output_dtype: torch.dtype, vector
     return _spec("merge_state_kernel", MergeStateParams, config, vector, input_dtype.itemsize)
 
 
-def merge_states_shape(
-    row_heads: int, num_states: int, head_vectors: int, num_sms: int
-) -> tuple[tuple[int, int], tuple[int, int, int]]:
+def merge_states_shape(row_heads: int, num_states: int, head_vectors: int) -> tuple[tuple[int, int], tuple[int, int, int]]:
     """Grid and block: lanes of a head, heads of a block, and groups that share the states of a head.
 
-    One group does unless there are too few heads to fill the GPU; then groups are added until they do or until each has
-    no more states than it takes in one go.
+    The number of groups sets the order of summation. It follows from the states alone, never from how many rows there are,
+    so that a row's result does not depend on the batch around it.
     """
     lanes = min(head_vectors, _BLOCK_THREADS)
-    parts = math.ceil(head_vectors / lanes)
-    groups = 1
-    most = min(_MAX_GROUPS, _MAX_THREADS // lanes, math.ceil(num_states / _UNROLL))
-    while groups * 2 <= most and row_heads * parts * lanes * groups < num_sms * 1024:
-        groups *= 2
+    most = min(_MAX_GROUPS, _MAX_THREADS // lanes, math.ceil(num_states / _STATES_PER_GROUP))
+    groups = 1 << (max(1, most).bit_length() - 1)
     heads = max(1, min(row_heads, _BLOCK_THREADS // (lanes * groups)))
-    return (math.ceil(row_heads / heads), parts), (lanes, heads, groups)
+    return (math.ceil(row_heads / heads), math.ceil(head_vectors / lanes)), (lanes, heads, groups)
 
 
 def _supports(problem: MergeProblem) -> Support:
@@ -184,7 +179,7 @@ class CudaMergeStates(Backend):
             to_log2=to_log2,
             from_log2=1.0 / to_log2,
         )
-        grid, block = merge_states_shape(rows * heads, states, dim // vector, sm_count(out.device))
+        grid, block = merge_states_shape(rows * heads, states, dim // vector)
         smem = math.prod(block) // 2 * (2 + vector) * 4 if block[2] > 1 else 0
         kernel = merge_states_spec(problem.input_dtype, problem.output_dtype, vector).load(out.device)
         kernel.launch(grid, block, params, smem=smem)

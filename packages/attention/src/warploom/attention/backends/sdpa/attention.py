@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from warploom.attention.backends.sdpa import by_request, flash
@@ -32,7 +34,6 @@ class SdpaAttention(AttentionBackend):
             (not problem.soft_cap, "torch's attention has no soft cap of the logits"),
             (problem.pos_encoding != "ALIBI", "torch's attention takes biases only in the dtype of the queries"),
             (not problem.variant, "torch's attention can't run a user's variant"),
-            (not problem.tensor_scales, "scales in tensors would have to be copied to the host"),
             (not (on_gpu and problem.deterministic), "how torch splits long requests depends on the batch around them"),
             (not (on_gpu and problem.cuda_graph) or flash.serves(problem),
              "custom masks and float32 go request by request, from lengths on the host, which a CUDA graph can't capture"),
@@ -58,6 +59,9 @@ class SdpaAttention(AttentionBackend):
     def run(self, problem: AttentionProblem, plan: AttentionPlan, call: AttentionCall) -> None:  # type: ignore[override]
         if call.q.shape[0] == 0:
             return
+        if call.logits_scales is not None:  # the kernels take their scale from the host
+            scaled = call.q.float() * call.logits_scales.view(1, -1, 1)
+            call = replace(call, q=scaled.to(call.q.dtype), logits_scales=None)
         if flash.serves(problem):
             _store(plan, call, slice(None), *flash.attend(problem, plan, call))
             return
@@ -74,6 +78,8 @@ def _store(plan: AttentionPlan, call: AttentionCall, rows: slice, out: torch.Ten
         out, lse = add_sinks(out.float(), lse, call.sinks)
     if call.value_scale != 1.0:
         out = out.float() * call.value_scale
+    if call.value_scales is not None:
+        out = out.float() * call.value_scales.view(1, -1, 1)
     call.out[rows].copy_(out)
     if call.lse is not None:
         torch.mul(lse, plan.options.lse_unit, out=call.lse[rows])

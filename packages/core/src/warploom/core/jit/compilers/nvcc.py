@@ -41,8 +41,14 @@ def find_nvcc() -> Path | None:
 def _nvcc() -> Path:
     path = find_nvcc()
     if path is None:
-        wanted = f"{settings.nvcc} does not exist" if settings.nvcc is not None else "none on PATH, in CUDA_HOME or in pip packages"
-        raise CompileError(f"no nvcc: {wanted}. Set WARPLOOM_NVCC, or use the default WARPLOOM_COMPILER=nvrtc, which needs none.")
+        wanted = (
+            f"{settings.nvcc} does not exist"
+            if settings.nvcc is not None
+            else "none on PATH, in CUDA_HOME or in pip packages"
+        )
+        raise CompileError(
+            f"no nvcc: {wanted}. Set WARPLOOM_NVCC, or use the default WARPLOOM_COMPILER=nvrtc, which needs none."
+        )
     return path
 
 
@@ -67,7 +73,9 @@ class Nvcc(Compiler):
             unit = Path(folder) / f"{name}.cu"
             unit.write_text(source)
             flags = [*COMMON_OPTIONS, *options, *(f"-I{include}" for include in includes)]
-            rules = _NINJA.format(nvcc=_escape(str(nvcc)), arch=arch, options=_escape(" ".join(flags)), source=unit.name)
+            rules = _NINJA.format(
+                nvcc=_escape(str(nvcc)), arch=arch, options=_escape(" ".join(flags)), source=unit.name
+            )
             (Path(folder) / "build.ninja").write_text(rules)
             done = subprocess.run([_ninja(), "-v"], cwd=folder, capture_output=True, text=True)
             if done.returncode != 0:

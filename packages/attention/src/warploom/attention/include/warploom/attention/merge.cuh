@@ -43,7 +43,7 @@ struct MergedState {
 
   template <class Out>
   WL_DEVICE Vec<Out, kVec> output() const {
-    const float scale = weight == 0.0f ? 0.0f : 1.0f / weight;
+    const float scale = weight == 0.0f ? 0.0f : __fdividef(1.0f, weight);
     Vec<Out, kVec> out;
 #pragma unroll
     for (int i = 0; i < kVec; ++i) out[i] = from_float<Out>(value[i] * scale);

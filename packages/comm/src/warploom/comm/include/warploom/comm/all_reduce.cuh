@@ -12,7 +12,6 @@ namespace warploom::comm {
 enum Operation : uint32_t { kOneShotAllReduce = 1, kTwoShotAllReduce = 2 };
 
 struct AllReduceParams {
-  Mailboxes boxes;
   const void* input;   // [numel]
   void* output;        // [numel]; may be the input
   int64_t numel;
@@ -90,10 +89,10 @@ WL_DEVICE void set_own(uint4 (&packets)[kRanks], int rank, uint4 own) {
 // Config: T, the element type; kRanks; kMaxThreads.
 template <class Config>
 __global__ void __launch_bounds__(Config::kMaxThreads)
-    one_shot_all_reduce_kernel(const __grid_constant__ AllReduceParams params) {
+    one_shot_all_reduce_kernel(const __grid_constant__ Mailboxes boxes,
+                               const __grid_constant__ AllReduceParams params) {
   using T = typename Config::T;
   constexpr int kRanks = Config::kRanks;
-  const Mailboxes& boxes = params.boxes;
   const bool aligned = is_aligned(params);
   const int64_t packets = packet_count<T>(params);
   const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -122,10 +121,10 @@ __global__ void __launch_bounds__(Config::kMaxThreads)
 // Config: T, the element type; kRanks; kMaxThreads.
 template <class Config>
 __global__ void __launch_bounds__(Config::kMaxThreads)
-    two_shot_all_reduce_kernel(const __grid_constant__ AllReduceParams params) {
+    two_shot_all_reduce_kernel(const __grid_constant__ Mailboxes boxes,
+                               const __grid_constant__ AllReduceParams params) {
   using T = typename Config::T;
   constexpr int kRanks = Config::kRanks;
-  const Mailboxes& boxes = params.boxes;
   const int rank = boxes.rank;
   const bool aligned = is_aligned(params);
   // Every rank reduces one chunk. Chunks past the end of a short message hold zeros and are exchanged all the same,

@@ -1,0 +1,113 @@
+"""The mailboxes of the peer-memory kernels: one symmetric buffer a communicator, and the report that they leave.
+
+``include/warploom/comm/mailbox.cuh`` holds the layout and the protocol.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+
+from warploom.comm.symmetric import SymmetricBuffer
+from warploom.comm.topology import MAX_PEERS
+from warploom.core.errors import CommunicationError
+from warploom.core.jit import ParamStruct, i32, i64, ptr, u64
+
+__all__ = ["HEADER_BYTES", "MAX_BLOCKS", "Mailboxes", "PeerWorkspace"]
+
+HEADER_BYTES = 1024  # kHeaderBytes
+MAX_BLOCKS = 64  # kMaxBlocks
+_EMPTY = 0xFF  # every byte of kEmpty
+
+_OPERATIONS = {1: "all_reduce (oneshot)", 2: "all_reduce (twoshot)"}
+_PEER_IS_MISSING = 1
+
+
+class Mailboxes(ParamStruct):
+    """What every kernel over mailboxes is given."""
+
+    cpp_name = "warploom::comm::Mailboxes"
+
+    buffers: Annotated[ptr, MAX_PEERS]
+    report: ptr
+    timeout_ns: u64
+    half_bytes: i64
+    rank: i32
+
+
+class PeerWorkspace:
+    """Mailboxes in a symmetric buffer of a GPU communicator.
+
+    Parameters
+    ----------
+    buffer : SymmetricBuffer
+        A header and two halves of packets.
+    rank : int
+        This rank.
+    timeout : float
+        Seconds that a kernel waits for a peer's data.
+
+    Attributes
+    ----------
+    half_bytes : int
+        Bytes that one call may use: consecutive calls alternate between the halves.
+    arguments : Mailboxes
+        Packed once; kernels take it beside their own parameters.
+    """
+
+    def __init__(self, buffer: SymmetricBuffer, rank: int, timeout: float) -> None:
+        self.half_bytes = self.half_of(buffer.nbytes)
+        self._rank = rank
+        self._timeout = timeout
+        self._buffer = buffer
+        self._stream: torch.cuda.Stream | None = None
+        # Kernels write the report over the bus and the host reads it without a synchronisation.
+        self._report = torch.zeros(8, dtype=torch.int32, pin_memory=True)
+        self._fields = self._report.numpy()
+        buffer.local[:HEADER_BYTES].zero_()
+        buffer.local[HEADER_BYTES:].fill_(_EMPTY)
+        torch.cuda.synchronize(buffer.device)
+        self.arguments = Mailboxes(
+            buffers=[*buffer.pointers, *[None] * (MAX_PEERS - len(buffer.pointers))],
+            report=self._report.data_ptr(),
+            timeout_ns=int(timeout * 1e9),
+            half_bytes=self.half_bytes,
+            rank=rank,
+        )
+
+    @staticmethod
+    def half_of(nbytes: int) -> int:
+        """Bytes of one half in a buffer of `nbytes`; a multiple of 256."""
+        return max(0, (nbytes - HEADER_BYTES) // 2 // 256 * 256)
+
+    def check(self) -> None:
+        """Raise if a kernel has reported a failure so far. Reads host memory; synchronises nothing."""
+        if not self._fields[0]:
+            return
+        state, operation, call, peer, stage = self._fields[:5].tolist()
+        what = f"rank {self._rank}: {_OPERATIONS.get(operation, 'a kernel')}, call {call} over peer memory"
+        if state == _PEER_IS_MISSING:
+            reason = f"waited {self._timeout:g} s for data of rank {peer} (stage {stage})"
+        else:
+            reason = f"stopped because rank {peer} gave up waiting; see its error"
+        raise CommunicationError(
+            f"{what}: {reason}. Outputs of this and later calls are NaN or incomplete: close the communicator and make a new one."
+        )
+
+    def follow_stream(self) -> None:
+        """Order this call after the communicator's earlier ones if they went to another stream.
+
+        Mailboxes serve one call at a time. Within a CUDA graph the graph's own edges must give the order: a wait for work
+        outside the capture is not allowed there.
+        """
+        if self._stream is not None:
+            raw = torch._C._cuda_getCurrentRawStream(self._buffer.device.index)
+            if raw == self._stream.cuda_stream:
+                return
+        if torch.cuda.is_current_stream_capturing():
+            return
+        current = torch.cuda.current_stream(self._buffer.device)
+        if self._stream is not None:
+            current.wait_event(self._stream.record_event())
+        self._stream = current
