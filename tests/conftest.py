@@ -25,6 +25,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("warploom")
 
 
+@pytest.hookimpl(trylast=True)  # after pytest's terminal reporter is there
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     cache = Path(tempfile.mkdtemp(prefix="warploom-tests-"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 import time
 
@@ -58,5 +59,5 @@ def _measure(
     if device is not None:
         Kernel(entry.cubin, entry.record, device.index or 0)
         moments.append(time.perf_counter())
-    cold, warm, load = [after - before for before, after in zip(moments, moments[1:])] + [0.0] * (device is None)
+    cold, warm, load = [after - before for before, after in itertools.pairwise(moments)] + [0.0] * (device is None)
     return cold, warm, load, len(entry.cubin)

@@ -36,9 +36,9 @@ def merge_state(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Merge two attention outputs over disjoint sets of keys.
 
-    With log-sum-exps to base 2, `s = log2(2**s_a + 2**s_b)` and `v = 2**(s_a - s) * v_a + 2**(s_b - s) * v_b`. A state with
-    log-sum-exp -inf saw no key: it is ignored whatever its values are, and where both are, the result is 0 and -inf. NaN in
-    a log-sum-exp makes its row and head NaN.
+    With log-sum-exps to base 2, `s = log2(2**s_a + 2**s_b)` and `v = 2**(s_a - s) * v_a + 2**(s_b - s) * v_b`. A state
+    with log-sum-exp -inf saw no key: it is ignored whatever its values are, and where both are, the result is 0 and
+    -inf. NaN in a log-sum-exp makes its row and head NaN.
 
     Parameters
     ----------
@@ -111,7 +111,8 @@ def merge_state_in_place(
     v_other, s_other : torch.Tensor
         The other state, of the same shapes and dtypes.
     mask : torch.Tensor, optional
-        `[seq_len]`, bool: rows to merge. The others stay as they are. In a captured graph this switches requests on and off.
+        `[seq_len]`, bool: rows to merge. The others stay as they are. In a captured graph this switches requests on and
+        off.
     lse_base : {"log2", "e"}
         Base of the log-sum-exps.
     backend : str

@@ -46,9 +46,10 @@ def append_paged_kv_cache(
 ) -> None:
     """Write new keys and values to the pages of their requests.
 
-    Row `i` goes to request `b = batch_indices[i]` at position `p = positions[i]`, that is to entry `p % page_size` of page
-    `kv_indices[kv_indptr[b] + p // page_size]`. A row with a negative index or position is padding and is skipped. Two
-    rows for one place leave either of them there. Nothing is copied to the host, so the call can be captured in a graph.
+    Row `i` goes to request `b = batch_indices[i]` at position `p = positions[i]`, that is to entry `p % page_size` of
+    page `kv_indices[kv_indptr[b] + p // page_size]`. A row with a negative index or position is padding and is skipped.
+    Two rows for one place leave either of them there. Nothing is copied to the host, so the call can be captured in a
+    graph.
 
     Parameters
     ----------
@@ -59,8 +60,8 @@ def append_paged_kv_cache(
     batch_indices, positions : torch.Tensor
         `[nnz]`, int32 (int64 is converted), as `get_batch_indices_positions` gives them.
     paged_kv_cache : torch.Tensor or tuple of torch.Tensor
-        `[pages, 2, page_size, num_kv_heads, head_dim]` (NHD) or `[pages, 2, num_kv_heads, page_size, head_dim]` (HND), or a
-        pair `(k, v)` of 4-D tensors without the dimension of 2. Any strides; written in place.
+        `[pages, 2, page_size, num_kv_heads, head_dim]` (NHD) or `[pages, 2, num_kv_heads, page_size, head_dim]` (HND),
+        or a pair `(k, v)` of 4-D tensors without the dimension of 2. Any strides; written in place.
     kv_indices : torch.Tensor
         `[kv_indptr[-1]]`, int32, pages of all requests. Longer is fine.
     kv_indptr : torch.Tensor
@@ -75,8 +76,8 @@ def append_paged_kv_cache(
     Raises
     ------
     ArgumentError
-        A tensor of the wrong dtype, shape or device. Rows beyond the pages of their request and page indices outside the
-        cache are found on the CPU, and on a GPU when the setting `debug_checks` is on.
+        A tensor of the wrong dtype, shape or device. Rows beyond the pages of their request and page indices outside
+        the cache are found on the CPU, and on a GPU when the setting `debug_checks` is on.
 
     Examples
     --------
@@ -122,8 +123,8 @@ def append_paged_mla_kv_cache(
     append_kpe : torch.Tensor
         `[nnz, head_dim_kpe]`, the part of the keys that carries the position.
     ckv_cache, kpe_cache : torch.Tensor
-        `[pages, page_size, head_dim_ckv]` and `[pages, page_size, head_dim_kpe]`. Any strides, so both may be slices of one
-        tensor; written in place.
+        `[pages, page_size, head_dim_ckv]` and `[pages, page_size, head_dim_kpe]`. Any strides, so both may be slices of
+        one tensor; written in place.
     batch_indices, positions, kv_indices, kv_indptr, kv_last_page_len, backend
         As in `append_paged_kv_cache`.
 
@@ -331,12 +332,14 @@ def _check_places(
         row = int((position >= pages * page_size).nonzero()[0])
         raise ArgumentError.of(
             "append_paged_kv_cache", "positions", f"within the {int(pages[row])} pages of request {int(request[row])}",
-            f"position {int(position[row])} with page_size {page_size}", "Give the request its new pages before the append.",
+            f"position {int(position[row])} with page_size {page_size}", "Give the request its new pages before the
+            append.",
         )  # fmt: skip
     slot = kv_indptr.long()[request] + position // page_size
     if int(slot.max()) >= kv_indices.shape[0]:
         raise ArgumentError.of(
-            "append_paged_kv_cache", "kv_indices", f"of kv_indptr[-1] = {int(kv_indptr[-1])} elements", kv_indices.shape[0]
+            "append_paged_kv_cache", "kv_indices", f"of kv_indptr[-1] = {int(kv_indptr[-1])} elements",
+            kv_indices.shape[0]
         )
     page = kv_indices[slot]
     if bool(((page < 0) | (page >= num_pages)).any()):
@@ -345,11 +348,12 @@ def _check_places(
 
 
 @register_op(
-    "get_batch_indices_positions(Tensor(a!) batch_indices, Tensor(b!) positions, Tensor append_indptr, Tensor seq_lens, "
-    "str backend) -> ()"
+    "get_batch_indices_positions(Tensor(a!) batch_indices, Tensor(b!) positions, Tensor append_indptr, Tensor seq_lens,
+    " "str backend) -> ()"
 )
 def _batch_indices_positions(
-    batch_indices: torch.Tensor, positions: torch.Tensor, append_indptr: torch.Tensor, seq_lens: torch.Tensor, backend: str
+    batch_indices: torch.Tensor, positions: torch.Tensor, append_indptr: torch.Tensor, seq_lens: torch.Tensor, backend:
+    str
 ) -> None:
     problem = PageTableProblem(**PageTableProblem.where(append_indptr))
     chosen = BATCH_INDICES_POSITIONS.select(problem, backend).backend
@@ -357,8 +361,8 @@ def _batch_indices_positions(
         chosen.run(problem, batch_indices, positions, append_indptr, seq_lens)
 
 
-@register_op("get_seq_lens(Tensor(a!) seq_lens, Tensor kv_indptr, Tensor kv_last_page_len, SymInt page_size, str backend) -> ()")
-def _seq_lens(
+@register_op("get_seq_lens(Tensor(a!) seq_lens, Tensor kv_indptr, Tensor kv_last_page_len, SymInt page_size, str
+backend) -> ()") def _seq_lens(
     seq_lens: torch.Tensor, kv_indptr: torch.Tensor, kv_last_page_len: torch.Tensor, page_size: int, backend: str
 ) -> None:
     problem = PageTableProblem(**PageTableProblem.where(kv_indptr))

@@ -23,8 +23,8 @@ def unpack_paged_kv_cache(
     check : Checker
         Of the calling operator.
     paged_kv_cache : tensor or pair of tensors
-        `[pages, 2, page_size, kv_heads, dim]` (NHD), `[pages, 2, kv_heads, page_size, dim]` (HND), or a tuple `(k, v)` of
-        the same without the dimension of 2, whose last dimensions may differ.
+        `[pages, 2, page_size, kv_heads, dim]` (NHD), `[pages, 2, kv_heads, page_size, dim]` (HND), or a tuple `(k, v)`
+        of the same without the dimension of 2, whose last dimensions may differ.
     kv_layout : {"NHD", "HND"}
         Order of the page's dimensions.
 

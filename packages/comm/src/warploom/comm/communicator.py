@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from warploom.comm import handles
-from warploom.comm.peer_workspace import PeerWorkspace
+from warploom.comm.peer_workspace import HEADER_BYTES, PeerWorkspace
 from warploom.comm.symmetric import SymmetricBuffer
 from warploom.comm.topology import MAX_PEERS, Topology, choose_device
 from warploom.comm.torch_collectives import TorchCollectives, nccl_beside
@@ -62,7 +62,7 @@ class Communicator:
         self._nccl: TorchCollectives | None = None
         self._owns_nccl = False
         self.topology = Topology.discover(transport, device)
-        self.why_no_peer_kernels = self._refusal_of_peer_kernels()
+        self.why_no_peer_kernels = self._refusal_of_peer_kernels(workspace_bytes)
         self.peer_workspace: PeerWorkspace | None = None
         if not self.why_no_peer_kernels and self.size > 1:
             self._open_peer_workspace(workspace_bytes)
@@ -89,7 +89,7 @@ class Communicator:
         timeout : float, optional
             Seconds to wait for a peer; default the setting ``WARPLOOM_COMM_TIMEOUT``.
         workspace_bytes : int
-            GPU memory for the mailboxes of the peer-memory kernels; it bounds the messages that they take.
+            GPU memory for the mailboxes of the peer-memory kernels; it bounds the messages that they take. 0 goes without.
 
         Raises
         ------
@@ -252,9 +252,11 @@ class Communicator:
         self.calls += 1
         self.transport.activity = f"{op}, call {self.calls}"
 
-    def _refusal_of_peer_kernels(self) -> str:
+    def _refusal_of_peer_kernels(self, workspace_bytes: int) -> str:
         if self.device.type != "cuda":
             return "the communicator's device is the CPU"
+        if self.size > 1 and workspace_bytes <= HEADER_BYTES:
+            return f"the communicator was made with workspace_bytes={workspace_bytes}"
         if self.size > MAX_PEERS:
             return f"the kernels take up to {MAX_PEERS} ranks, there are {self.size}"
         return self.topology.why_no_peer_memory

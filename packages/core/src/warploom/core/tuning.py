@@ -66,7 +66,7 @@ class TuningRow:
         for name, measured in self.at.items():
             actual = features.get(name)
             if _is_number(measured) and _is_number(actual):
-                total += _log2_ratio(float(actual), float(measured)) ** 2
+                total += _log2_ratio(actual, measured) ** 2
             elif _plain(actual) != measured:
                 return None
         return total
@@ -202,7 +202,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (str, bool, int, float)) else str(value)
 
 
-def _log2_ratio(a: float, b: float) -> float:
+def _log2_ratio(a: Any, b: Any) -> float:
     """How many doublings lie between two sizes; 0 counts as a half, so that empty is beside 1, and signs never mix."""
     if (a < 0) != (b < 0):
         return 64.0

@@ -77,7 +77,9 @@ def mm_bf16(
 @register_op("mm_bf16(Tensor(a!) out, Tensor a, Tensor b, Tensor? bias, str backend) -> ()")
 def _mm_bf16(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, backend: str) -> None:
     (m, k), n = a.shape, b.shape[1]
-    problem = DenseProblem(m=m, n=n, k=k, dtype=a.dtype, out_dtype=out.dtype, has_bias=bias is not None, **DenseProblem.where(a))
+    problem = DenseProblem(
+        m=m, n=n, k=k, dtype=a.dtype, out_dtype=out.dtype, has_bias=bias is not None, **DenseProblem.where(a)
+    )
     with device_guard(a):
         MM_BF16.select(problem, backend).backend.run(problem, out, a, b, bias)
 

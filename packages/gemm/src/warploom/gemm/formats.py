@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker, as_dtype, as_tensor
 
-__all__ = ["FLOAT_DTYPES", "FP8_DTYPES", "HALF_DTYPES", "is_dense", "output"]
+__all__ = ["FLOAT_DTYPES", "FP8_DTYPES", "HALF_DTYPES", "check_out_dtype", "is_dense", "output"]
 
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
@@ -21,18 +22,24 @@ def is_dense(tensor: torch.Tensor) -> bool:
     return rows_apart and (tensor.shape[-1] <= 1 or tensor.stride(-1) == 1)
 
 
+def check_out_dtype(check: Checker, name: str, dtype: torch.dtype) -> None:
+    if dtype not in FLOAT_DTYPES:
+        raise ArgumentError.of(check.op, name, "bfloat16, float16 or float32", str(dtype).removeprefix("torch."))
+
+
 def output(
     check: Checker, out: Any, shape: tuple[int, ...], out_dtype: torch.dtype | str | None, default: torch.dtype
 ) -> torch.Tensor:
-    """The caller's output buffer, checked, or a new one. Without `out_dtype` the buffer's dtype decides, else `default`."""
+    """The caller's output, checked, or a new one. Without `out_dtype` its own dtype decides, else `default`."""
     if out is not None:
         out = as_tensor(out, check.op, "out")
     if out_dtype is not None:
         dtype = as_dtype(out_dtype, check.op, "out_dtype")
     else:
         dtype = default if out is None else out.dtype
-    named = "out_dtype" if out_dtype is not None or out is None else "out"
-    check.require(dtype in FLOAT_DTYPES, named, "bfloat16, float16 or float32", str(dtype).removeprefix("torch."))
+    check_out_dtype(check, "out_dtype" if out_dtype is not None or out is None else "out", dtype)
     tensor = check.output("out", out, shape, dtype)
-    check.require(is_dense(tensor), "out", "made of contiguous rows that do not overlap", f"strides {tensor.stride()}")
+    if not is_dense(tensor):
+        expected = "made of contiguous rows that do not overlap"
+        raise ArgumentError.of(check.op, "out", expected, f"strides {tensor.stride()}")
     return tensor

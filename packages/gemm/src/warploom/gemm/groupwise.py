@@ -150,6 +150,20 @@ def gemm_fp8_nt_blockscaled(
     `gemm_fp8_nt_groupwise` with the granularity (128, 128, 128): ``a_scale`` is ``[ceil(k / 128), ceil(m / 128)]`` with
     the default "MN" and ``[ceil(m / 128), ceil(k / 128)]`` with "K" or None, and ``b_scale`` likewise.
 
+    Parameters
+    ----------
+    a, b, a_scale, b_scale, scale_major_mode, out, out_dtype, backend
+        As in `gemm_fp8_nt_groupwise`.
+
+    Returns
+    -------
+    Tensor ``[m, n]``
+
+    Raises
+    ------
+    ArgumentError, UnsupportedError
+        As `gemm_fp8_nt_groupwise`.
+
     Examples
     --------
     >>> import torch

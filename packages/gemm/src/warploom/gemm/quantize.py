@@ -1,7 +1,7 @@
 """Quantisers to fp8: one scale for a tensor, for each group of a token's channels, or for each block of a weight.
 
-Every scale undoes the quantisation: ``x ~= q * scale``. What is computed, to the bit and on every backend, is written in
-``backends/reference/quantize.py``.
+Every scale undoes the quantisation: ``x ~= q * scale``. What is computed, to the bit and on every backend, is written
+in ``backends/reference/quantize.py``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 
 from warploom.core.backends import Operator
 from warploom.core.device import device_guard
+from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker, as_dtype
 from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.cuda.quantize import CudaQuantizeBlocks, CudaQuantizeTensor
@@ -59,9 +60,9 @@ def per_token_group_quant_fp8(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantise activations to fp8 with one scale for each `group_size` channels of a token.
 
-    ``scale = max(amax(group), eps) / fp8_max`` and ``q = fp8(x * (fp8_max / max(amax(group), eps)))``, rounded to nearest
-    even. A group of zeros has the scale ``eps / fp8_max``. A NaN makes its group NaN, scale included; an infinity makes
-    the scale infinite and itself NaN.
+    ``scale = max(amax(group), eps) / fp8_max`` and ``q = fp8(x * (fp8_max / max(amax(group), eps)))``, rounded to
+    nearest even. A group of zeros has the scale ``eps / fp8_max``. A NaN makes its group NaN, scale included; an
+    infinity makes the scale infinite and itself NaN.
 
     Parameters
     ----------
@@ -111,7 +112,8 @@ def per_token_group_quant_fp8(
     check = Checker("per_token_group_quant_fp8")
     x = check.tensor("x", x, "*lead channels", dtype=FLOAT_DTYPES)
     _check_shared(check, x, eps)
-    check.require(isinstance(group_size, int) and group_size > 0, "group_size", "a positive integer", repr(group_size))
+    if not isinstance(group_size, int) or group_size <= 0:
+        raise ArgumentError.of(check.op, "group_size", "a positive integer", repr(group_size))
     q = _fp8_output(check, x, out, dtype)
     shape = (*x.shape[:-1], ceil_div(x.shape[-1], group_size))
     padding = _TMA_FLOATS if scale_tma_aligned else 1
@@ -174,8 +176,8 @@ def per_block_quant_fp8(
     check = Checker("per_block_quant_fp8")
     x = check.tensor("x", x, "*lead rows columns", dtype=FLOAT_DTYPES)
     _check_shared(check, x, eps)
-    valid = isinstance(block_size, (tuple, list)) and len(block_size) == 2 and all(b > 0 for b in block_size)
-    check.require(valid, "block_size", "two positive integers (rows, columns)", repr(block_size))
+    if not (isinstance(block_size, (tuple, list)) and len(block_size) == 2 and all(b > 0 for b in block_size)):
+        raise ArgumentError.of(check.op, "block_size", "two positive integers (rows, columns)", repr(block_size))
     q = _fp8_output(check, x, out, dtype)
     shape = (*x.shape[:-2], ceil_div(x.shape[-2], block_size[0]), ceil_div(x.shape[-1], block_size[1]))
     scale = _scale_output(check, out_scale, shape, column_major_scales, 1)
@@ -239,7 +241,8 @@ def per_tensor_quant_fp8(
     check.require(not static or out_scale is None, "out_scale", "None when `scale` is given", "both")
     if static:
         scale = check.tensor("scale", scale, "*one", dtype=torch.float32)
-        check.require(scale.numel() == 1, "scale", "one float32", f"shape {tuple(scale.shape)}")
+        if scale.numel() != 1:
+            raise ArgumentError.of(check.op, "scale", "one float32", f"shape {tuple(scale.shape)}")
         scale = scale.reshape(1)
         _cast_to_fp8(q, scale, x, backend)
     else:
@@ -250,21 +253,26 @@ def per_tensor_quant_fp8(
 
 def _check_shared(check: Checker, x: torch.Tensor, eps: float) -> None:
     check.require(x.dim() > 0, "x", "at least 1-D", "0-D")
-    check.require(eps >= _SMALLEST_EPS, "eps", f"at least {_SMALLEST_EPS}", repr(eps))
+    if not eps >= _SMALLEST_EPS:  # NaN is refused too
+        raise ArgumentError.of(check.op, "eps", f"at least {_SMALLEST_EPS}", repr(eps))
 
 
 def _fp8_output(check: Checker, x: torch.Tensor, out: Any, dtype: torch.dtype | str) -> torch.Tensor:
     dtype = as_dtype(dtype, check.op, "dtype")
-    check.require(dtype in FP8_DTYPES, "dtype", "float8_e4m3fn or float8_e5m2", str(dtype).removeprefix("torch."))
+    if dtype not in FP8_DTYPES:
+        raise ArgumentError.of(check.op, "dtype", "float8_e4m3fn or float8_e5m2", str(dtype).removeprefix("torch."))
     return check.output("out", out, tuple(x.shape), dtype, contiguous="all")
 
 
-def _scale_output(check: Checker, out_scale: Any, shape: tuple[int, ...], column_major: bool, padding: int) -> torch.Tensor:
+def _scale_output(
+    check: Checker, out_scale: Any, shape: tuple[int, ...], column_major: bool, padding: int
+) -> torch.Tensor:
     """The caller's scale tensor, or a new one; column-major ones have a stride padded to a multiple of `padding`."""
     if out_scale is not None or not column_major:
         scale = check.output("out_scale", out_scale, shape, torch.float32)
-        one_batch = scale.dim() <= 3 or scale.is_contiguous()
-        check.require(one_batch, "out_scale", "contiguous when it has several batch dimensions", f"strides {scale.stride()}")
+        if scale.dim() > 3 and not scale.is_contiguous():
+            expected = "contiguous when it has several batch dimensions"
+            raise ArgumentError.of(check.op, "out_scale", expected, f"strides {scale.stride()}")
         return scale
     *lead, rows, columns = shape
     padded = ceil_div(rows, padding) * padding
@@ -281,7 +289,9 @@ def _as_batch(x: torch.Tensor) -> torch.Tensor:
 def _aligned(x: torch.Tensor, q: torch.Tensor) -> bool:
     """Whether rows can be read as 16-byte vectors, and the same elements written as vectors of fp8."""
     width = 16 // x.element_size()
-    rows_aligned = all(size <= 1 or stride % width == 0 for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True))
+    rows_aligned = all(
+        size <= 1 or stride % width == 0 for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True)
+    )
     unit = x.stride(-1) == 1 or x.shape[-1] <= 1
     return unit and rows_aligned and x.data_ptr() % 16 == 0 and q.data_ptr() % width == 0
 
@@ -333,7 +343,9 @@ def _per_block_quant_fp8(
     _quantize_blocks(PER_BLOCK_QUANT_FP8, q, scale, x, (block[0], block[1]), eps, ue8m0, backend)
 
 
-def _quantize_tensor(q: torch.Tensor, scale: torch.Tensor, x: torch.Tensor, eps: float, static: bool, backend: str) -> None:
+def _quantize_tensor(
+    q: torch.Tensor, scale: torch.Tensor, x: torch.Tensor, eps: float, static: bool, backend: str
+) -> None:
     x = x.contiguous()
     problem = QuantizeTensorProblem(
         numel=x.numel(), dtype=x.dtype, out_dtype=q.dtype, static=static, aligned=_aligned(x.view(-1), q),

@@ -8,6 +8,7 @@ import torch
 
 from warploom.core.backends import Operator
 from warploom.core.device import device_guard
+from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.cublaslt.scaled import CublasltScaledBmm, CublasltScaledMm
@@ -25,9 +26,10 @@ def scale_rows(check: Checker, name: str, scale: Any, rows: int) -> torch.Tensor
     """Check a scale that is one number or one per row, and return it as ``[1]`` or ``[rows]``."""
     tensor = check.tensor(name, scale, f"*{name}", dtype=torch.float32)
     numel = tensor.numel()
-    one_axis = numel == 1 or max(tensor.shape, default=1) == numel
-    expected = f"one float32, or one for each of the {rows} rows"
-    check.require(one_axis and numel in (1, rows), name, expected, f"shape {tuple(tensor.shape)}")
+    one_axis = sum(size != 1 for size in tensor.shape) <= 1
+    if not one_axis or numel not in (1, rows):
+        expected = "one float32" if rows == 1 else f"one float32, or one for each of the {rows} rows"
+        raise ArgumentError.of(check.op, name, expected, f"shape {tuple(tensor.shape)}")
     return tensor.reshape(numel)
 
 
@@ -49,7 +51,7 @@ def mm_fp8(
     a : Tensor ``[m, k]``
         float8_e4m3fn or float8_e5m2, any strides; contiguous rows are fastest.
     b : Tensor ``[k, n]``
-        fp8, any strides; fastest as the transpose of a weight stored ``[n, k]``: ``weight.t()``. cuBLASLt copies others.
+        fp8, any strides; fastest as the transpose of a weight stored ``[n, k]``: ``weight.t()``. Others are copied.
     a_scale : Tensor ``[1]``, ``[m]`` or ``[m, 1]``
         float32 factors that undo the quantisation of `a`: for the whole tensor or for each row.
     b_scale : Tensor ``[1]``, ``[n]`` or ``[1, n]``

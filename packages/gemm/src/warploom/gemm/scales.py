@@ -1,8 +1,8 @@
 """Block scales of fp8 operands: granularity, the two storage orders, and one logical view of both.
 
-A scale of granularity ``(rows, columns)`` has one float32 value for each block of that size, partial blocks at the edges
-included. "K" stores it ``[row_blocks, k_blocks]`` with neighbours along K, "MN" stores ``[k_blocks, row_blocks]`` with
-neighbours along the rows. Backends only see the logical view ``[row_blocks, k_blocks]`` and its strides.
+A scale of granularity ``(rows, columns)`` has one float32 value for each block of that size, partial blocks at the
+edges included. "K" stores it ``[row_blocks, k_blocks]`` with neighbours along K, "MN" stores ``[k_blocks, row_blocks]``
+with neighbours along the rows. Backends only see the logical view ``[row_blocks, k_blocks]`` and its strides.
 """
 
 from __future__ import annotations
@@ -11,9 +11,18 @@ from typing import Any
 
 import torch
 
+from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker
 
-__all__ = ["Granularity", "ceil_div", "check_granularity", "check_major_mode", "layout_of", "scale_of_rows", "scale_view"]
+__all__ = [
+    "Granularity",
+    "ceil_div",
+    "check_granularity",
+    "check_major_mode",
+    "layout_of",
+    "scale_of_rows",
+    "scale_view",
+]
 
 Granularity = tuple[int, int, int]
 
@@ -26,13 +35,17 @@ def check_granularity(check: Checker, granularity: Any) -> Granularity:
     """Three positive sizes (m, n, k) of the blocks that share a scale."""
     valid = isinstance(granularity, (tuple, list)) and len(granularity) == 3
     valid = valid and all(isinstance(size, int) and size > 0 for size in granularity)
-    check.require(valid, "scale_granularity_mnk", "three positive integers (m, n, k)", repr(granularity))
+    if not valid:
+        raise ArgumentError.of(
+            check.op, "scale_granularity_mnk", "three positive integers (m, n, k)", repr(granularity)
+        )
     m, n, k = granularity
     return m, n, k
 
 
 def check_major_mode(check: Checker, mode: str | None) -> str | None:
-    check.require(mode in (None, "MN", "K"), "scale_major_mode", "'MN', 'K' or None", repr(mode))
+    if mode not in (None, "MN", "K"):
+        raise ArgumentError.of(check.op, "scale_major_mode", "'MN', 'K' or None", repr(mode))
     return mode
 
 
@@ -46,8 +59,10 @@ def scale_view(
     row_blocks, k_blocks = blocks
     stored = (*lead, k_blocks, row_blocks) if mode == "MN" else (*lead, row_blocks, k_blocks)
     tensor = check.tensor(name, scale, " ".join("_" * len(stored)), dtype=torch.float32)
-    hint = f"scale_major_mode={mode!r} stores [{'k_blocks, row_blocks' if mode == 'MN' else 'row_blocks, k_blocks'}]."
-    check.require(tuple(tensor.shape) == stored, name, f"of shape {stored}", f"shape {tuple(tensor.shape)}", hint)
+    if tuple(tensor.shape) != stored:
+        order = "k_blocks, row_blocks" if mode == "MN" else "row_blocks, k_blocks"
+        hint = f"scale_major_mode={mode!r} stores [{order}]."
+        raise ArgumentError.of(check.op, name, f"of shape {stored}", f"shape {tuple(tensor.shape)}", hint)
     return tensor.mT if mode == "MN" else tensor
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable
 from typing import TypeVar
@@ -47,28 +48,48 @@ logits : torch.Tensor
     ``[rows, vocab]``, float32, float16 or bfloat16, any strides; or any DLPack tensor. −inf marks tokens that can not
     be drawn."""
 
-_TAIL = """
-indices : torch.Tensor, optional
-    int32 or int64 ``[n]``: output ``i`` draws from row ``indices[i]``. There are then n outputs, and "a row" in the
-    other arguments means an output. An index out of range makes its output bad (with debug checks: an error).
+_DETERMINISTIC = """
 deterministic : bool
     Demand that a row's token does not depend on the rest of the batch. False allows a backend to trade that for speed.
 generator : torch.Generator, optional
-    Where the seed comes from when there is no `seed`; default: the default generator of the device.
+    Where the seed comes from when there is no `seed`; default: the default generator of the device."""
+
+_CHECK_NAN = """
 check_nan : bool
-    Raise if there is a NaN. This synchronises with the device.
+    Raise if there is a NaN. This synchronises with the device."""
+
+_SEED = """
 seed : int or torch.Tensor, optional
     64 bits: a number, or int64 ``[1]`` on the device, for all rows; or int64 ``[rows]``, which makes a row's token
     independent of its place in the batch.
 offset : int or torch.Tensor, optional
     64 bits that tell calls with the same seed apart: a number (default 0), or int64 ``[1]`` or ``[rows]`` on the
-    device, which the call advances by 1 in place, so that each replay of a CUDA graph draws anew.
+    device, which the call advances by 1 in place, so that each replay of a CUDA graph draws anew."""
+
+_TAIL = f"""
+indices : torch.Tensor, optional
+    int32 or int64 ``[n]``: output ``i`` draws from row ``indices[i]``. There are then n outputs, and "a row" in the
+    other arguments means an output. An index out of range makes its output bad (with debug checks: an error).
+{_DETERMINISTIC.strip()}
+{_CHECK_NAN.strip()}
+{_SEED.strip()}
 return_valid : bool
     Return which rows had a distribution, too.
 out : torch.Tensor, optional
     int32 ``[rows]`` to write the tokens to.
 backend : str
     "auto" or a name that `warploom explain sample` lists."""
+
+_SPECULATIVE_TAIL = f"""
+{_DETERMINISTIC.strip()}
+{_SEED.strip()}
+{_CHECK_NAN.strip()}
+return_valid : bool
+    Return `valid`, too.
+out : torch.Tensor, optional
+    int32 ``[batch, n + 1]`` to write the tokens to.
+backend : str
+    "auto" or a name that `warploom explain chain_speculative_sampling` lists."""
 
 _TOKENS = """
 tokens : torch.Tensor
@@ -82,6 +103,17 @@ ArgumentError
 UnsupportedError
     The named backend can't serve the request; the message says who can."""
 
+_RENORM_TAIL = """
+out : torch.Tensor, optional
+    ``[rows, vocab]`` of the dtype of `probs` to write to; may be `probs` itself.
+backend : str
+    "auto" or a name that `warploom explain renorm` lists."""
+
+_RENORMED = """
+torch.Tensor
+    ``[rows, vocab]`` of the dtype of `probs`, 0 for tokens that were not kept. A row without positive entries gives
+    zeros, one with NaN or infinity is NaN throughout."""
+
 _PARTS = {
     "temperature": _TEMPERATURE,
     "top_k": _TOP_K,
@@ -91,15 +123,19 @@ _PARTS = {
     "probs": _PROBS,
     "logits": _LOGITS,
     "tail": _TAIL,
+    "speculative_tail": _SPECULATIVE_TAIL,
+    "renorm_tail": _RENORM_TAIL,
+    "renormed": _RENORMED,
     "tokens": _TOKENS,
     "errors": _ERRORS,
 }
 
 
+_PLACE = re.compile(r"^( *)\{(\w+)\}$", re.MULTILINE)
+
+
 def shared_docs(function: _Function) -> _Function:
     """Replace lines such as ``{tail}`` of a docstring by the shared text of that name."""
     if function.__doc__:  # None under python -OO
-        for name, text in _PARTS.items():
-            block = textwrap.indent(text.strip("\n"), " " * 4)
-            function.__doc__ = function.__doc__.replace(f"    {{{name}}}", block)
+        function.__doc__ = _PLACE.sub(lambda m: textwrap.indent(_PARTS[m[2]].strip("\n"), m[1]), function.__doc__)
     return function

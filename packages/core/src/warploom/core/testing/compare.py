@@ -142,7 +142,7 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def _as_float64(actual: torch.Tensor, expected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values of both, of code types their bytes; on the GPU if either is there: huge tensors take minutes on the CPU."""
+    """Values of both (bytes of code types), on the GPU if either is there: huge tensors take minutes on the CPU."""
     device = actual.device if actual.is_cuda else expected.device
 
     def values(tensor: torch.Tensor) -> torch.Tensor:

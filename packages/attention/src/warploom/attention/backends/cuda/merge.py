@@ -59,7 +59,9 @@ class MergeStateParams(ParamStruct):
     from_log2: f32
 
 
-def _spec(kernel: str, params: type[ParamStruct], config: dict[str, str | bool | int], vector: int, in_bytes: int) -> KernelSpec:
+def _spec(
+    kernel: str, params: type[ParamStruct], config: dict[str, str | bool | int], vector: int, in_bytes: int
+) -> KernelSpec:
     return KernelSpec(
         family="attention",
         header=_HEADER,
@@ -83,11 +85,13 @@ def merge_state_spec(input_dtype: torch.dtype, output_dtype: torch.dtype, vector
     return _spec("merge_state_kernel", MergeStateParams, config, vector, input_dtype.itemsize)
 
 
-def merge_states_shape(row_heads: int, num_states: int, head_vectors: int) -> tuple[tuple[int, int], tuple[int, int, int]]:
+def merge_states_shape(
+    row_heads: int, num_states: int, head_vectors: int
+) -> tuple[tuple[int, int], tuple[int, int, int]]:
     """Grid and block: lanes of a head, heads of a block, and groups that share the states of a head.
 
-    The number of groups sets the order of summation. It follows from the states alone, never from how many rows there are,
-    so that a row's result does not depend on the batch around it.
+    The number of groups sets the order of summation. It follows from the states alone, never from how many rows there
+    are, so that a row's result does not depend on the batch around it.
     """
     lanes = min(head_vectors, _BLOCK_THREADS)
     most = min(_MAX_GROUPS, _MAX_THREADS // lanes, math.ceil(num_states / _STATES_PER_GROUP))
@@ -157,7 +161,9 @@ class CudaMergeStates(Backend):
     def supports(self, problem: MergeProblem) -> Support:
         return _supports(problem)
 
-    def run(self, problem: MergeProblem, out: torch.Tensor, lse: torch.Tensor, v: torch.Tensor, s: torch.Tensor) -> None:
+    def run(
+        self, problem: MergeProblem, out: torch.Tensor, lse: torch.Tensor, v: torch.Tensor, s: torch.Tensor
+    ) -> None:
         rows, states, heads, dim = v.shape
         if out.numel() == 0:
             return

@@ -132,7 +132,8 @@ class CudaAppend(Backend):
         head_bytes = max(problem.key_dim, problem.value_dim) * problem.input_dtype.itemsize
         return Support.of(
             (problem.unit_strides, "needs the last dimension of rows and caches to be contiguous"),
-            (problem.num_kv_heads * head_bytes**2 < 2**31, f"{problem.num_kv_heads} heads of {head_bytes} bytes are too large"),
+            (problem.num_kv_heads * head_bytes**2 < 2**31, f"{problem.num_kv_heads} heads of {head_bytes} bytes are too
+            large"),
         )
 
     def run(

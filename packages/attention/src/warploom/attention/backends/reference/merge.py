@@ -41,7 +41,9 @@ class ReferenceMergeStates(Backend):
     def supports(self, problem: MergeProblem) -> Support:
         return Support()
 
-    def run(self, problem: MergeProblem, out: torch.Tensor, lse: torch.Tensor, v: torch.Tensor, s: torch.Tensor) -> None:
+    def run(
+        self, problem: MergeProblem, out: torch.Tensor, lse: torch.Tensor, v: torch.Tensor, s: torch.Tensor
+    ) -> None:
         value, total = merge(v, s, problem.lse_base)
         out.copy_(value)
         lse.copy_(total)

@@ -52,7 +52,9 @@ def _cast(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return rows.to(dtype)
 
 
-def _write(cache: torch.Tensor, slot: tuple[torch.Tensor, torch.Tensor], rows: torch.Tensor, any_owned: torch.Tensor) -> None:
+def _write(
+    cache: torch.Tensor, slot: tuple[torch.Tensor, torch.Tensor], rows: torch.Tensor, any_owned: torch.Tensor
+) -> None:
     """Scatter by bit pattern, since torch indexes no fp8; with nothing but padding, put back what is there."""
     bits = _BITS[cache.dtype.itemsize]
     target = cache.view(bits)

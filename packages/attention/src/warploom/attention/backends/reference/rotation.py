@@ -1,7 +1,9 @@
-"""The rotation of rotary position embeddings: pure torch, shared by the RoPE operators and by attention that rotates on the fly.
+"""The rotation of rotary position embeddings: pure torch, shared by the RoPE operators and by attention that rotates on
+the fly.
 
-Precision, on purpose the same as Hugging Face's and FlashInfer's: a frequency is computed in float64 and rounded once to
-float32; the angle `position * frequency`, its cosine and sine, and the rotation are float32 (float64 if the input is).
+Precision, on purpose the same as Hugging Face's and FlashInfer's: a frequency is computed in float64 and rounded once
+to float32; the angle `position * frequency`, its cosine and sine, and the rotation are float32 (float64 if the input
+is).
 Positions above 2**24 are not exact in float32.
 
 References
@@ -90,7 +92,8 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleave: bo
     x : torch.Tensor
         `[..., head_dim]`, floating; computed in float32 (float64 for a float64 `x`) and returned in the dtype of `x`.
     cos, sin : torch.Tensor
-        `[..., rotary_dim / 2]`, broadcast against `x` (for `[tokens, heads, head_dim]` pass `[tokens, 1, rotary_dim / 2]`).
+        `[..., rotary_dim / 2]`, broadcast against `x` (for `[tokens, heads, head_dim]` pass `[tokens, 1, rotary_dim /
+        2]`).
     interleave : bool
         Which components form a pair: `(2i, 2i + 1)` if true (GPT-J), else `(i, i + rotary_dim / 2)` (GPT-NeoX, Llama).
     """

@@ -41,7 +41,12 @@ class CublasltMm(Backend):
         return _supports(problem, "mm")
 
     def run(
-        self, problem: DenseProblem, out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None
+        self,
+        problem: DenseProblem,
+        out: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        bias: torch.Tensor | None = None,
     ) -> None:
         if problem.out_dtype != problem.dtype:
             torch.ops.aten.mm.dtype_out(a, b, problem.out_dtype, out=out)

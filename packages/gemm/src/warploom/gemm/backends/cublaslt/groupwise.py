@@ -5,8 +5,8 @@ Scale layouts that cuBLASLt reads (its manual's "1D 128-element and 2D 128x128 b
 * 1x128: ``[rows, L]``, rows contiguous, K stride = rows rounded up to a multiple of 4;
 * 128x128: ``[ceil(rows / 128), L]``, K contiguous, row stride = L rounded up to a multiple of 4.
 
-torch's first interface takes neither padding, and gives wrong numbers where it would be needed. Rows are therefore padded
-here, and K blocks go through the second interface (``_scaled_mm_v2``), which takes the padded scales.
+torch's first interface takes neither padding, and gives wrong numbers where it would be needed. Rows are therefore
+padded here, and K blocks go through the second interface (``_scaled_mm_v2``), which takes the padded scales.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ROW_MULTIPLE = 16  # padding to 4 would satisfy the scales; whole 16-row tiles 
 
 
 def _mn_major(scale: torch.Tensor) -> torch.Tensor:
-    """``[rows, L]`` with strides (1, rows), also where a dimension is 1: the same memory where it can be, else a copy."""
+    """``[rows, L]`` with strides (1, rows), also where a dimension is 1: a view where it can be, else a copy."""
     rows, k_blocks = scale.shape
     return _aligned(scale.mT.reshape(-1)).view(k_blocks, rows).mT
 
@@ -59,7 +59,7 @@ class CublasltGroupwise(Backend):
             (block_k == _BLOCK, f"cuBLASLt scales blocks of 128 along K, scale_granularity_mnk says {block_k}"),
             (
                 not by_block or k_blocks % 4 == 0 or has_aten("_scaled_mm_v2"),
-                f"{k_blocks} K blocks of 128x128 scales need padding to a multiple of 4, which needs torch 2.10 or later",
+                f"{k_blocks} K blocks of 128x128 scales are padded to a multiple of 4, which needs torch 2.10 or later",
             ),
         )
 
@@ -89,7 +89,12 @@ class CublasltGroupwise(Backend):
 
     @staticmethod
     def _product(
-        out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, a_scale: torch.Tensor, b_scale: torch.Tensor, by_block: bool
+        out: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        a_scale: torch.Tensor,
+        b_scale: torch.Tensor,
+        by_block: bool,
     ) -> None:
         a, b, a_scale = k_major(a), k_major(b), _mn_major(a_scale)
         k_blocks = a_scale.shape[1]

@@ -1,7 +1,7 @@
 """What the fp8 backends share about ``torch._scaled_mm``: what it accepts, and how it wants its operands.
 
-The conditions are those of torch's ScaledBlas.cpp; a request that fails one is refused with it as the reason rather than
-left to raise, or to be read with wrong strides, inside torch.
+The conditions are those of torch's ScaledBlas.cpp; a request that fails one is refused with it as the reason rather
+than left to raise, or to be read with wrong strides, inside torch.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def k_major(x: torch.Tensor) -> torch.Tensor:
     """`x` as ``[rows, k]`` with dense, 16-byte aligned rows, the only operand layout of fp8 on Hopper; else a copy."""
     rows, k = x.shape
     if x.stride(1) == 1 and x.data_ptr() % _ALIGNMENT == 0:
-        if rows <= 1:
+        if rows == 1:
             return x.reshape(k).view(rows, k)  # the stride of a single row may say anything; torch reads it
         if x.stride(0) >= k and x.stride(0) % _ALIGNMENT == 0:
             return x
@@ -69,7 +69,7 @@ def scaled_mm(
     b_scale: torch.Tensor,
     bias: torch.Tensor | None = None,
 ) -> None:
-    """``torch._scaled_mm`` of ``a[m, k]`` and ``b[n, k]``, both K-major, into any dense `out`; accurate accumulation."""
+    """``torch._scaled_mm`` of K-major ``a[m, k]`` and ``b[n, k]`` into any dense `out`, with accurate accumulation."""
     if out.numel() == 0:
         return
     if a.shape[1] == 0:

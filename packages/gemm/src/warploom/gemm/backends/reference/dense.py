@@ -19,7 +19,12 @@ class ReferenceDense(Backend):
         return Support()
 
     def run(
-        self, problem: DenseProblem, out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None
+        self,
+        problem: DenseProblem,
+        out: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        bias: torch.Tensor | None = None,
     ) -> None:
         product = a.float() @ b.float()
         out.copy_(product if bias is None else product + bias.float())

@@ -22,7 +22,7 @@ __all__ = ["ReferenceQuantizeBlocks", "ReferenceQuantizeTensor", "cast", "scale_
 
 
 def _limit(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """The largest fp8 value as a tensor on the device: torch's GPU division by a Python number is not correctly rounded."""
+    """The largest fp8 value as a tensor on the device: torch divides by Python numbers on a GPU with wrong rounding."""
     return torch.full((), torch.finfo(dtype).max, dtype=torch.float32, device=device)
 
 
@@ -33,7 +33,9 @@ def _round_up_to_power_of_two(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x.isnan(), x, exponent.view(torch.float32))
 
 
-def scale_of(amax: torch.Tensor, eps: float, dtype: torch.dtype, power_of_two: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def scale_of(
+    amax: torch.Tensor, eps: float, dtype: torch.dtype, power_of_two: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and the factor that quantises, of float32 magnitudes."""
     limit = _limit(dtype, amax.device)
     amax = amax.clamp(min=eps)
@@ -52,10 +54,12 @@ def cast(x: torch.Tensor, inverse: torch.Tensor, dtype: torch.dtype) -> torch.Te
 
 
 def _blocks(x: torch.Tensor, block_rows: int, block_columns: int) -> torch.Tensor:
-    """``[batch, rows, columns]`` as ``[batch, row_blocks, block_rows, column_blocks, block_columns]``, zeros at the edges."""
+    """``[batch, row_blocks, block_rows, column_blocks, block_columns]`` of a matrix, with zeros at its edges."""
     batch, rows, columns = x.shape
     padded = torch.nn.functional.pad(x, (0, -columns % block_columns, 0, -rows % block_rows))
-    return padded.view(batch, padded.shape[1] // block_rows, block_rows, padded.shape[2] // block_columns, block_columns)
+    return padded.view(
+        batch, padded.shape[1] // block_rows, block_rows, padded.shape[2] // block_columns, block_columns
+    )
 
 
 class ReferenceQuantizeBlocks(Backend):
@@ -64,7 +68,9 @@ class ReferenceQuantizeBlocks(Backend):
     def supports(self, problem: QuantizeBlocksProblem) -> Support:
         return Support()
 
-    def run(self, problem: QuantizeBlocksProblem, q: torch.Tensor, scale: torch.Tensor, x: torch.Tensor, eps: float) -> None:
+    def run(
+        self, problem: QuantizeBlocksProblem, q: torch.Tensor, scale: torch.Tensor, x: torch.Tensor, eps: float
+    ) -> None:
         if x.numel() == 0:
             return
         blocks = _blocks(x, *problem.block)
@@ -81,7 +87,9 @@ class ReferenceQuantizeTensor(Backend):
     def supports(self, problem: QuantizeTensorProblem) -> Support:
         return Support()
 
-    def run(self, problem: QuantizeTensorProblem, q: torch.Tensor, scale: torch.Tensor, x: torch.Tensor, eps: float) -> None:
+    def run(
+        self, problem: QuantizeTensorProblem, q: torch.Tensor, scale: torch.Tensor, x: torch.Tensor, eps: float
+    ) -> None:
         if problem.static:
             inverse = torch.ones_like(scale) / scale
         else:

@@ -114,8 +114,7 @@ struct Patience {
 };
 
 // Tell the host once what was missing, and the peers that this rank has given up, so that they do not wait in turn.
-static __device__ __noinline__ void give_up(const Mailboxes& boxes, uint32_t operation, uint32_t call, uint32_t peer,
-                                            uint32_t stage) {
+WL_DEVICE void give_up(const Mailboxes& boxes, uint32_t operation, uint32_t call, uint32_t peer, uint32_t stage) {
   Header* own = boxes.header(boxes.rank);
   if (atomicExch(&own->reported, 1u) != 0) return;
   const uint32_t aborted_by = load_relaxed_system(&own->abort);

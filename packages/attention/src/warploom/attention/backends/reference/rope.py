@@ -1,0 +1,88 @@
+"""Rotary position embeddings in plain torch."""
+
+from __future__ import annotations
+
+import torch
+
+from warploom.attention.backends.reference.ragged import request_of_row
+from warploom.attention.backends.reference.rotation import cos_sin, frequencies, llama31_frequencies, rotate
+from warploom.attention.problems.rope import RopeProblem, RopeScaling
+from warploom.core.backends import Backend, Support
+
+
+class ReferenceRope(Backend):
+    name = "reference"
+
+    def supports(self, problem: RopeProblem) -> Support:
+        return Support()
+
+    def run(
+        self,
+        problem: RopeProblem,
+        scaling: RopeScaling,
+        q_out: torch.Tensor,  # [nnz, heads, head_dim]; may be q, as k_out may be k
+        k_out: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        pos_ids: torch.Tensor | None,  # [nnz], or else offsets of ragged requests
+        indptr: torch.Tensor | None,
+        offsets: torch.Tensor | None,
+    ) -> None:
+        device = q.device
+        positions = ragged_positions(indptr, offsets, q.shape[0]) if pos_ids is None else pos_ids
+        if scaling.old_context_len:
+            freqs = llama31_frequencies(
+                problem.rotary_dim,
+                scaling.rope_scale,
+                scaling.rope_theta,
+                scaling.low_freq_factor,
+                scaling.high_freq_factor,
+                scaling.old_context_len,
+                device,
+            )
+        else:
+            freqs = frequencies(problem.rotary_dim, scaling.rope_scale, scaling.rope_theta, device)
+        _rotate_both(problem, q_out, k_out, q, k, *cos_sin(positions, freqs))
+
+
+class ReferenceCosSinCache(Backend):
+    name = "reference"
+
+    def supports(self, problem: RopeProblem) -> Support:
+        return Support()
+
+    def run(
+        self,
+        problem: RopeProblem,
+        q_out: torch.Tensor,
+        k_out: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        positions: torch.Tensor,
+        cos_sin_cache: torch.Tensor,  # [max_position, rotary_dim]: cosines, then sines
+    ) -> None:
+        cos, sin = cos_sin_cache[positions.long()].float().chunk(2, dim=-1)
+        _rotate_both(problem, q_out, k_out, q, k, cos, sin)
+
+
+def _rotate_both(
+    problem: RopeProblem,
+    q_out: torch.Tensor,
+    k_out: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+) -> None:
+    # [nnz, 1, rotary_dim / 2]: all heads of a token turn alike.
+    q_out.copy_(rotate(q, cos[:, None], sin[:, None], problem.interleave))
+    k_out.copy_(rotate(k, cos[:, None], sin[:, None], problem.interleave))
+
+
+def ragged_positions(indptr: torch.Tensor | None, offsets: torch.Tensor | None, nnz: int) -> torch.Tensor:
+    """Positions of ragged rows: the request's offset plus the row's index in it. Padding gets 0, which leaves it unturned."""
+    assert indptr is not None and offsets is not None, "without pos_ids, requests come with offsets"
+    request, index = request_of_row(indptr, nnz)
+    if offsets.shape[0] == 0:
+        return index
+    return torch.where(request >= 0, offsets.long()[request.clamp(min=0)] + index, 0)

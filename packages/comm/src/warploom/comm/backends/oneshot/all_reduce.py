@@ -1,0 +1,21 @@
+"""One-shot all-reduce: our kernel, every message to every peer."""
+
+from __future__ import annotations
+
+from warploom.comm.backends.peer_all_reduce import PeerAllReduce
+from warploom.comm.problems.all_reduce import AllReduceProblem
+
+__all__ = ["OneShotAllReduce"]
+
+
+class OneShotAllReduce(PeerAllReduce):
+    """One trip; for small messages."""
+
+    name = "oneshot"
+    kernel = "warploom::comm::one_shot_all_reduce_kernel"
+
+    def largest_message(self, problem: AllReduceProblem) -> int:
+        return problem.half_bytes // problem.size
+
+    def packets_of_rank(self, problem: AllReduceProblem) -> int:
+        return self.packets(problem.nbytes)

@@ -1,0 +1,1 @@
+"""What the backends are asked: one frozen dataclass per operator."""

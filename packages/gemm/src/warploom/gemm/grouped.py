@@ -1,0 +1,289 @@
+"""Grouped products: consecutive rows belong to groups, each with its own matrix (the experts of a mixture).
+
+Group g has the rows ``m_indptr[g]`` to ``m_indptr[g + 1]`` of `a`. The offsets live on the device and start at 0;
+groups may be empty, and rows after the last group hold no defined value in the output.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from warploom.core.backends import Operator
+from warploom.core.device import device_guard
+from warploom.core.errors import ArgumentError
+from warploom.core.tensors import Checker, as_dtype
+from warploom.core.torch_ops import register_op
+from warploom.gemm.backends.cublaslt.grouped import CublasltGrouped, CublasltGroupedScaled
+from warploom.gemm.backends.reference.grouped import ReferenceGrouped, ReferenceGroupedScaled
+from warploom.gemm.formats import FP8_DTYPES, HALF_DTYPES, check_out_dtype, output
+from warploom.gemm.offsets import check_offsets, group_offsets
+from warploom.gemm.problems.grouped import GroupedProblem, GroupedScaledProblem
+from warploom.gemm.scaled import scale_rows
+
+__all__ = ["GROUPED_MM_BF16", "GROUPED_MM_FP8", "grouped_mm_bf16", "grouped_mm_fp8"]
+
+GROUPED_MM_BF16 = Operator("grouped_mm_bf16", family="gemm", backends=(CublasltGrouped(), ReferenceGrouped()))
+GROUPED_MM_FP8 = Operator("grouped_mm_fp8", family="gemm", backends=(CublasltGroupedScaled(), ReferenceGroupedScaled()))
+
+
+def grouped_mm_bf16(
+    a: Any,
+    b: Any,
+    m_indptr: Any,
+    out: Any = None,
+    out_dtype: torch.dtype | str | None = None,
+    *,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Multiply the rows of each group by its matrix: ``out[rows of g] = a[rows of g] @ b[g].T``, summed in float32.
+
+    Parameters
+    ----------
+    a : Tensor ``[rows, k]``
+        bfloat16 or float16; contiguous rows are fastest.
+    b : Tensor ``[groups, n, k]``
+        Of `a`'s dtype; either matrix dimension contiguous is fastest.
+    m_indptr : Tensor ``[groups + 1]``
+        int32 or int64 offsets of the groups in `a`, on the device.
+    out : Tensor ``[rows, n]``, optional
+        Written in place and returned. Rows must be contiguous.
+    out_dtype : torch.dtype, optional
+        bfloat16, float16 or float32; by default that of `out`, else of `a`.
+    backend : str
+        "auto", or a name of ``GROUPED_MM_BF16.backend_names``.
+
+    Returns
+    -------
+    Tensor ``[rows, n]``
+
+    Raises
+    ------
+    ArgumentError
+        A dtype, shape, device or stride is wrong; with the setting ``debug_checks`` also a wrong offset.
+    UnsupportedError
+        The named backend cannot serve this problem; the message is the table of backends.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from warploom.gemm import grouped_mm_bf16
+    >>> a = torch.ones(3, 8).bfloat16()
+    >>> b = torch.stack([torch.full((2, 8), 1.0), torch.full((2, 8), 2.0)]).bfloat16()
+    >>> grouped_mm_bf16(a, b, torch.tensor([0, 1, 3])).tolist()
+    [[8.0, 8.0], [16.0, 16.0], [16.0, 16.0]]
+    """
+    check = Checker("grouped_mm_bf16")
+    a = check.tensor("a", a, "rows k", dtype=HALF_DTYPES)
+    b = check.tensor("b", b, "groups n k", dtype=a.dtype)
+    m_indptr = group_offsets(check, m_indptr)
+    if out is None:
+        return _grouped_mm_bf16(a, b, m_indptr, _new_dtype(check, out_dtype, a.dtype), backend)
+    out = output(check, out, (check["rows"], check["n"]), out_dtype, a.dtype)
+    _grouped_mm_bf16_out(out, a, b, m_indptr, backend)
+    return out
+
+
+def grouped_mm_fp8(
+    a: Any,
+    b: Any,
+    m_indptr: Any,
+    alpha: Any = None,
+    out: Any = None,
+    out_dtype: torch.dtype | str | None = None,
+    *,
+    a_scale: Any = None,
+    b_scale: Any = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Multiply the fp8 rows of each group by its fp8 matrix, with scales of tensors or rows.
+
+    ``out[rows of g] = alpha * (a * a_scale)[rows of g] @ (b[g] * b_scale[g]).T``, summed in float32.
+
+    Parameters
+    ----------
+    a : Tensor ``[rows, k]``
+        float8_e4m3fn or float8_e5m2; contiguous rows are fastest.
+    b : Tensor ``[groups, n, k]``
+        fp8; contiguous rows are fastest.
+    m_indptr : Tensor ``[groups + 1]``
+        int32 or int64 offsets of the groups in `a`, on the device.
+    alpha : Tensor ``[1]``, optional
+        float32 factor of everything.
+    out : Tensor ``[rows, n]``, optional
+        Written in place and returned. Rows must be contiguous.
+    out_dtype : torch.dtype, optional
+        bfloat16, float16 or float32; by default that of `out`, else bfloat16.
+    a_scale : Tensor ``[1]``, ``[rows]`` or ``[rows, 1]``, optional
+        float32: for all of `a`, or for each of its rows.
+    b_scale : Tensor ``[1]``, ``[groups]`` or ``[groups, n]``, optional
+        float32: for all of `b`, for each group, or for each row of each group.
+    backend : str
+        "auto", or a name of ``GROUPED_MM_FP8.backend_names``.
+
+    Returns
+    -------
+    Tensor ``[rows, n]``
+
+    Raises
+    ------
+    ArgumentError
+        A dtype, shape, device or stride is wrong; with the setting ``debug_checks`` also a wrong offset.
+    UnsupportedError
+        The named backend cannot serve this problem; the message is the table of backends.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from warploom.gemm import grouped_mm_fp8
+    >>> a, b = torch.ones(3, 16).to(torch.float8_e4m3fn), torch.ones(2, 1, 16).to(torch.float8_e4m3fn)
+    >>> grouped_mm_fp8(a, b, torch.tensor([0, 1, 3]), b_scale=torch.tensor([1.0, 0.5])).tolist()
+    [[16.0], [8.0], [8.0]]
+    """
+    check = Checker("grouped_mm_fp8")
+    a = check.tensor("a", a, "rows k", dtype=FP8_DTYPES)
+    b = check.tensor("b", b, "groups n k", dtype=FP8_DTYPES)
+    m_indptr = group_offsets(check, m_indptr)
+    a_rows = _scale_of_a(check, a_scale, alpha)
+    b_rows = _scale_of_b(check, b_scale)
+    if out is None:
+        dtype = _new_dtype(check, out_dtype, torch.bfloat16)
+        return _grouped_mm_fp8(a, b, a_rows, b_rows, m_indptr, dtype, backend)
+    out = output(check, out, (check["rows"], check["n"]), out_dtype, torch.bfloat16)
+    _grouped_mm_fp8_out(out, a, b, a_rows, b_rows, m_indptr, backend)
+    return out
+
+
+def _new_dtype(check: Checker, out_dtype: torch.dtype | str | None, default: torch.dtype) -> torch.dtype:
+    """The dtype of an output that the backend allocates."""
+    if out_dtype is None:
+        return default
+    dtype = as_dtype(out_dtype, check.op, "out_dtype")
+    check_out_dtype(check, "out_dtype", dtype)
+    return dtype
+
+
+def _scale_of_a(check: Checker, a_scale: Any, alpha: Any) -> torch.Tensor:
+    """``[rows]``, with alpha in it; expanded from fewer numbers where it can be."""
+    one = torch.ones(1, dtype=torch.float32, device=check.device)
+    scale = one if a_scale is None else scale_rows(check, "a_scale", a_scale, check["rows"])
+    if alpha is not None:
+        scale = scale * scale_rows(check, "alpha", alpha, 1)
+    return scale.expand(check["rows"])
+
+
+def _scale_of_b(check: Checker, b_scale: Any) -> torch.Tensor:
+    """``[groups, n]``, expanded from fewer numbers where it can be."""
+    groups, n = check["groups"], check["n"]
+    if b_scale is None:
+        return torch.ones(1, 1, dtype=torch.float32, device=check.device).expand(groups, n)
+    scale = check.tensor("b_scale", b_scale, "*b_scale", dtype=torch.float32)
+    shape = tuple(scale.shape)
+    if scale.numel() == 1:
+        return scale.reshape(1, 1).expand(groups, n)
+    if shape not in ((groups,), (groups, n)):
+        expected = f"one float32, or of shape ({groups},) or ({groups}, {n})"
+        raise ArgumentError.of(check.op, "b_scale", expected, f"shape {shape}")
+    return (scale if scale.dim() == 2 else scale.unsqueeze(1)).expand(groups, n)
+
+
+def _run_grouped(
+    out: torch.Tensor | None,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    m_indptr: torch.Tensor,
+    out_dtype: torch.dtype,
+    backend: str,
+) -> torch.Tensor:
+    (rows, k), (groups, n, _) = a.shape, b.shape
+    check_offsets("grouped_mm_bf16", "m_indptr", m_indptr, rows)
+    problem = GroupedProblem(
+        rows=rows, n=n, k=k, groups=groups, dtype=a.dtype, out_dtype=out_dtype, **GroupedProblem.where(a)
+    )
+    with device_guard(a):
+        return GROUPED_MM_BF16.select(problem, backend).backend.run(problem, out, a, b, m_indptr)
+
+
+def _run_grouped_scaled(
+    out: torch.Tensor | None,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    a_scale: torch.Tensor,
+    b_scale: torch.Tensor,
+    m_indptr: torch.Tensor,
+    out_dtype: torch.dtype,
+    backend: str,
+) -> torch.Tensor:
+    (rows, k), (groups, n, _) = a.shape, b.shape
+    check_offsets("grouped_mm_fp8", "m_indptr", m_indptr, rows)
+    problem = GroupedScaledProblem(
+        rows=rows,
+        n=n,
+        k=k,
+        groups=groups,
+        a_dtype=a.dtype,
+        b_dtype=b.dtype,
+        out_dtype=out_dtype,
+        **GroupedScaledProblem.where(a),
+    )
+    with device_guard(a):
+        selection = GROUPED_MM_FP8.select(problem, backend)
+        return selection.backend.run(problem, out, a, b, a_scale, b_scale, m_indptr)
+
+
+def _fake(a: torch.Tensor, b: torch.Tensor, *rest: Any) -> torch.Tensor:
+    *_, out_dtype, _backend = rest
+    return a.new_empty((a.shape[0], b.shape[1]), dtype=out_dtype)
+
+
+# torch's grouped products allocate their results, so each operator exists twice: one returns what the backend made, one
+# writes into the caller's buffer.
+@register_op(
+    "grouped_mm_bf16(Tensor a, Tensor b, Tensor m_indptr, ScalarType out_dtype, str backend) -> Tensor",
+    fake=_fake,
+)
+def _grouped_mm_bf16(
+    a: torch.Tensor, b: torch.Tensor, m_indptr: torch.Tensor, out_dtype: torch.dtype, backend: str
+) -> torch.Tensor:
+    return _run_grouped(None, a, b, m_indptr, out_dtype, backend)
+
+
+@register_op("grouped_mm_bf16_out(Tensor(a!) out, Tensor a, Tensor b, Tensor m_indptr, str backend) -> ()")
+def _grouped_mm_bf16_out(
+    out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, m_indptr: torch.Tensor, backend: str
+) -> None:
+    _run_grouped(out, a, b, m_indptr, out.dtype, backend)
+
+
+@register_op(
+    "grouped_mm_fp8(Tensor a, Tensor b, Tensor a_scale, Tensor b_scale, Tensor m_indptr, ScalarType out_dtype,"
+    " str backend) -> Tensor",
+    fake=_fake,
+)
+def _grouped_mm_fp8(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    a_scale: torch.Tensor,
+    b_scale: torch.Tensor,
+    m_indptr: torch.Tensor,
+    out_dtype: torch.dtype,
+    backend: str,
+) -> torch.Tensor:
+    return _run_grouped_scaled(None, a, b, a_scale, b_scale, m_indptr, out_dtype, backend)
+
+
+@register_op(
+    "grouped_mm_fp8_out(Tensor(a!) out, Tensor a, Tensor b, Tensor a_scale, Tensor b_scale, Tensor m_indptr,"
+    " str backend) -> ()"
+)
+def _grouped_mm_fp8_out(
+    out: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    a_scale: torch.Tensor,
+    b_scale: torch.Tensor,
+    m_indptr: torch.Tensor,
+    backend: str,
+) -> None:
+    _run_grouped_scaled(out, a, b, a_scale, b_scale, m_indptr, out.dtype, backend)

@@ -1,0 +1,136 @@
+"""Grouped fp8 products with block scales: rows in consecutive groups, each with its own matrix.
+
+The groups are those of `warploom.gemm.grouped`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from warploom.core.backends import Operator
+from warploom.core.device import device_guard
+from warploom.core.tensors import Checker
+from warploom.core.torch_ops import register_op
+from warploom.gemm.backends.reference.grouped_groupwise import ReferenceGroupedGroupwise
+from warploom.gemm.formats import FP8_DTYPES, output
+from warploom.gemm.offsets import check_offsets, group_offsets
+from warploom.gemm.problems.grouped_groupwise import GroupedGroupwiseProblem
+from warploom.gemm.scales import Granularity, ceil_div, check_granularity, check_major_mode, layout_of, scale_view
+
+__all__ = ["GROUP_GEMM_FP8_NT_GROUPWISE", "group_gemm_fp8_nt_groupwise"]
+
+GROUP_GEMM_FP8_NT_GROUPWISE = Operator(
+    "group_gemm_fp8_nt_groupwise", family="gemm", backends=(ReferenceGroupedGroupwise(),)
+)
+
+
+def group_gemm_fp8_nt_groupwise(
+    a: Any,
+    b: Any,
+    a_scale: Any,
+    b_scale: Any,
+    m_indptr: Any,
+    scale_granularity_mnk: Granularity = (1, 128, 128),
+    scale_major_mode: str | None = "MN",
+    out: Any = None,
+    out_dtype: torch.dtype | str | None = None,
+    *,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Multiply the fp8 rows of each group by its fp8 matrix, with block scales.
+
+    The product of each group is that of `gemm_fp8_nt_groupwise`.
+
+    Parameters
+    ----------
+    a : Tensor ``[rows, k]``
+        float8_e4m3fn or float8_e5m2; contiguous rows are fastest.
+    b : Tensor ``[groups, n, k]``
+        fp8; contiguous rows are fastest.
+    a_scale : Tensor ``[ceil(k / gk), ceil(rows / gm)]``
+        float32; blocks of rows are counted over all groups. ``[ceil(rows / gm), ceil(k / gk)]`` with "K" or None.
+    b_scale : Tensor ``[groups, ceil(k / gk), ceil(n / gn)]``
+        float32; ``[groups, ceil(n / gn), ceil(k / gk)]`` with "K" or None.
+    m_indptr : Tensor ``[groups + 1]``
+        int32 or int64 offsets of the groups in `a`, on the device. Unlike FlashInfer's they need no alignment.
+    scale_granularity_mnk : tuple of int
+        (gm, gn, gk): rows of `a`, rows of `b` and columns of both that share a scale.
+    scale_major_mode : {"MN", "K", None}
+        The shape of both scales. None takes the shapes of "K" with any strides, such as the column-major scales of
+        `per_token_group_quant_fp8`.
+    out : Tensor ``[rows, n]``, optional
+        Written in place and returned. Rows must be contiguous.
+    out_dtype : torch.dtype, optional
+        bfloat16, float16 or float32; by default that of `out`, else bfloat16.
+    backend : str
+        "auto", or a name of ``GROUP_GEMM_FP8_NT_GROUPWISE.backend_names``.
+
+    Returns
+    -------
+    Tensor ``[rows, n]``
+
+    Raises
+    ------
+    ArgumentError
+        A dtype, shape, device or stride is wrong; with the setting ``debug_checks`` also a wrong offset.
+    UnsupportedError
+        The named backend cannot serve this problem; the message is the table of backends.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from warploom.gemm import group_gemm_fp8_nt_groupwise
+    >>> a, b = torch.ones(3, 128).to(torch.float8_e4m3fn), torch.ones(2, 1, 128).to(torch.float8_e4m3fn)
+    >>> a_scale, b_scale = torch.ones(1, 3), torch.tensor([1.0, 0.5]).view(2, 1, 1)
+    >>> group_gemm_fp8_nt_groupwise(a, b, a_scale, b_scale, torch.tensor([0, 1, 3])).tolist()
+    [[128.0], [64.0], [64.0]]
+    """
+    check = Checker("group_gemm_fp8_nt_groupwise")
+    gm, gn, gk = check_granularity(check, scale_granularity_mnk)
+    mode = check_major_mode(check, scale_major_mode)
+    a = check.tensor("a", a, "rows k", dtype=FP8_DTYPES)
+    b = check.tensor("b", b, "groups n k", dtype=FP8_DTYPES)
+    rows, groups, n, k = check["rows"], check["groups"], check["n"], check["k"]
+    a_scale = scale_view(check, "a_scale", a_scale, (ceil_div(rows, gm), ceil_div(k, gk)), mode)
+    b_scale = scale_view(check, "b_scale", b_scale, (ceil_div(n, gn), ceil_div(k, gk)), mode, (groups,))
+    m_indptr = group_offsets(check, m_indptr)
+    out = output(check, out, (rows, n), out_dtype, torch.bfloat16)
+    _group_gemm_fp8_nt_groupwise(out, a, b, a_scale, b_scale, m_indptr, [gm, gn, gk], backend)
+    return out
+
+
+@register_op(
+    "group_gemm_fp8_nt_groupwise(Tensor(a!) out, Tensor a, Tensor b, Tensor a_scale, Tensor b_scale, Tensor m_indptr,"
+    " int[] granularity, str backend) -> ()"
+)
+def _group_gemm_fp8_nt_groupwise(
+    out: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    a_scale: torch.Tensor,
+    b_scale: torch.Tensor,
+    m_indptr: torch.Tensor,
+    granularity: list[int],
+    backend: str,
+) -> None:
+    (rows, k), (groups, n, _) = a.shape, b.shape
+    gm, gn, gk = granularity
+    check_offsets("group_gemm_fp8_nt_groupwise", "m_indptr", m_indptr, rows)
+    problem = GroupedGroupwiseProblem(
+        rows=rows,
+        n=n,
+        k=k,
+        groups=groups,
+        a_dtype=a.dtype,
+        b_dtype=b.dtype,
+        out_dtype=out.dtype,
+        granularity=(gm, gn, gk),
+        a_scale_layout=layout_of(a_scale),
+        b_scale_layout=layout_of(b_scale),
+        **GroupedGroupwiseProblem.where(a),
+    )
+    with device_guard(a):
+        selection = GROUP_GEMM_FP8_NT_GROUPWISE.select(problem, backend)
+        selection.backend.run(problem, out, a, b, a_scale, b_scale, m_indptr)

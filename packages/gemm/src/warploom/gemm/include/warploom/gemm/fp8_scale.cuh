@@ -1,0 +1,119 @@
+// How a magnitude becomes an fp8 scale, and 16-byte vectors become fp8: bit for bit backends/reference/quantize.py.
+//
+// Vectors stay the four words that were loaded. As arrays of 16-bit elements they would cost a permute for each element,
+// twice what the arithmetic takes.
+#pragma once
+
+#include "warploom/convert.cuh"
+#include "warploom/global_store.cuh"
+#include "warploom/pack_fp8.cuh"
+#include "warploom/vec.cuh"
+
+namespace warploom::gemm {
+
+// Maximum that keeps NaN: fmaxf would drop it, and with it the only trace of a broken activation.
+struct MaxNan {
+  WL_DEVICE float operator()(float a, float b) const {
+    float y;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+    return y;
+  }
+};
+
+// The elements in a 32-bit word.
+template <class T>
+struct Word;
+template <>
+struct Word<float> {
+  static constexpr uint32_t kMagnitude = 0x7fffffff;
+  // Bits of magnitudes order like the magnitudes, with NaN last.
+  WL_DEVICE static uint32_t max_of_magnitudes(uint32_t a, uint32_t b) { return max(a, b); }
+  WL_DEVICE static float largest(uint32_t magnitudes) { return __uint_as_float(magnitudes); }
+};
+template <>
+struct Word<__nv_bfloat16> {
+  static constexpr uint32_t kMagnitude = 0x7fff7fff;
+  WL_DEVICE static uint32_t max_of_magnitudes(uint32_t a, uint32_t b) {
+    uint32_t y;
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+  }
+  WL_DEVICE static float2 unpack(uint32_t word) {
+    return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000));
+  }
+  WL_DEVICE static float largest(uint32_t magnitudes) {
+    const float2 pair = unpack(magnitudes);
+    return MaxNan()(pair.x, pair.y);
+  }
+};
+template <>
+struct Word<__half> {
+  static constexpr uint32_t kMagnitude = 0x7fff7fff;
+  WL_DEVICE static uint32_t max_of_magnitudes(uint32_t a, uint32_t b) {
+    uint32_t y;
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+  }
+  WL_DEVICE static float2 unpack(uint32_t word) { return __half22float2(*reinterpret_cast<const __half2*>(&word)); }
+  WL_DEVICE static float largest(uint32_t magnitudes) {
+    const float2 pair = unpack(magnitudes);
+    return MaxNan()(pair.x, pair.y);
+  }
+};
+
+// Largest magnitude of N vectors of T.
+template <class T, int N>
+WL_DEVICE float abs_max(const uint4 (&vectors)[N]) {
+  using W = Word<T>;
+  uint32_t largest = 0;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const uint4 v = vectors[i];
+    const uint32_t low = W::max_of_magnitudes(v.x & W::kMagnitude, v.y & W::kMagnitude);
+    const uint32_t high = W::max_of_magnitudes(v.z & W::kMagnitude, v.w & W::kMagnitude);
+    largest = W::max_of_magnitudes(largest, W::max_of_magnitudes(low, high));
+  }
+  return W::largest(largest);
+}
+
+struct Fp8Scale {
+  float scale;    // q * scale is x again
+  float inverse;  // x * inverse is rounded to q
+};
+
+// Smallest power of two at least `x`, which is positive and normal; infinity and NaN stay.
+WL_DEVICE float round_up_to_power_of_two(float x) {
+  const float rounded = __uint_as_float((__float_as_uint(x) + 0x7fffff) & 0x7f800000);
+  return x != x ? x : rounded;
+}
+
+template <class Out>
+WL_DEVICE Fp8Scale fp8_scale(float amax, float eps, bool power_of_two) {
+  constexpr float kMax = Fp8Format<Out>::kMax;
+  amax = MaxNan()(amax, eps);
+  const float scale = __fdiv_rn(amax, kMax);
+  if (!power_of_two) return {scale, __fdiv_rn(kMax, amax)};
+  const float rounded = round_up_to_power_of_two(scale);
+  return {rounded, __frcp_rn(rounded)};  // exact for powers of two
+}
+
+template <class Out>
+WL_DEVICE uint32_t scaled_fp8x4(float2 low, float2 high, float inverse) {
+  return pack_fp8x4<Out>(low.x * inverse, low.y * inverse, high.x * inverse, high.y * inverse);
+}
+
+// `q` lies in global memory and is aligned to the vector's number of elements.
+template <class Out, class In>
+WL_DEVICE void store_fp8(Out* q, uint4 x, float inverse) {
+  if constexpr (is_same_v<In, float>) {
+    const float2 low = make_float2(__uint_as_float(x.x), __uint_as_float(x.y));
+    const float2 high = make_float2(__uint_as_float(x.z), __uint_as_float(x.w));
+    store_global_bits(reinterpret_cast<uint32_t*>(q), scaled_fp8x4<Out>(low, high, inverse));
+  } else {
+    const uint32_t first = scaled_fp8x4<Out>(Word<In>::unpack(x.x), Word<In>::unpack(x.y), inverse);
+    const uint32_t second = scaled_fp8x4<Out>(Word<In>::unpack(x.z), Word<In>::unpack(x.w), inverse);
+    store_global_bits(reinterpret_cast<uint2*>(q), make_uint2(first, second));
+  }
+}
+
+}  // namespace warploom::gemm

@@ -1,0 +1,47 @@
+"""Offsets, lengths and indices that live on the device, and the checks of their values that ``debug_checks`` turns on.
+
+Those checks read values on the host, so they synchronise; they run inside the operators, out of the sight of tracing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+
+from warploom.core.errors import ArgumentError
+from warploom.core.settings import settings
+from warploom.core.tensors import Checker
+
+__all__ = ["INDEX_DTYPES", "check_indices", "check_offsets", "group_offsets"]
+
+INDEX_DTYPES = (torch.int32, torch.int64)
+
+
+def group_offsets(check: Checker, m_indptr: Any) -> torch.Tensor:
+    """Check the offsets of as many groups as `check` has bound."""
+    offsets = check.tensor("m_indptr", m_indptr, "_", dtype=INDEX_DTYPES)
+    expected = check["groups"] + 1
+    if offsets.shape[0] != expected:
+        raise ArgumentError.of(check.op, "m_indptr", f"of shape ({expected},)", f"shape {tuple(offsets.shape)}")
+    return offsets
+
+
+def check_offsets(op: str, name: str, offsets: torch.Tensor, rows: int) -> None:
+    """With ``debug_checks``: offsets start at 0, never fall and end within `rows`."""
+    if not settings.debug_checks:
+        return
+    values = offsets.tolist()
+    falling = any(after < before for before, after in itertools.pairwise(values))
+    if values[0] != 0 or falling or values[-1] > rows:
+        raise ArgumentError.of(op, name, f"offsets that start at 0, never fall and end at {rows} or before", values)
+
+
+def check_indices(op: str, name: str, indices: torch.Tensor | None, limit: int) -> None:
+    """With ``debug_checks``: every index is at least 0 and below `limit`."""
+    if indices is None or not settings.debug_checks:
+        return
+    wrong = [value for value in indices.tolist() if not 0 <= value < limit]
+    if wrong:
+        raise ArgumentError.of(op, name, f"at least 0 and below {limit} everywhere", wrong[0])

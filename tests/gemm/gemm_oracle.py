@@ -1,0 +1,75 @@
+"""Independent formulas in float64 and numpy, and the inputs that several tests share."""
+
+import numpy as np
+import torch
+
+from warploom.core.testing import random_normal
+
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+ADVERSARIAL_SCALES = (0.0, 1.0, 1e-3, 1e-40, 1e30, 3e-39, 1e-20, 7.0)
+
+
+def elementwise(scale, shape, granularity):
+    """A block scale ``[row_blocks, column_blocks]`` for every element of `shape`, in float64."""
+    rows = torch.arange(shape[0]) // granularity[0]
+    columns = torch.arange(shape[1]) // granularity[1]
+    return scale.double()[rows][:, columns]
+
+
+def block_scaled(a, b, a_scale, b_scale, granularity):
+    gm, gn, gk = granularity
+    left = a.double() * elementwise(a_scale, a.shape, (gm, gk))
+    right = b.double() * elementwise(b_scale, b.shape, (gn, gk))
+    return left @ right.T
+
+
+def random_scales(shape, seed=0, adversarial=False):
+    """Positive float32 scales: around one, or drawn from zero, subnormal, tiny and huge ones."""
+    generator = torch.Generator().manual_seed(seed)
+    if not adversarial:
+        return torch.rand(shape, generator=generator) + 0.5
+    values = torch.tensor(ADVERSARIAL_SCALES)
+    return values[torch.randint(len(values), shape, generator=generator)]
+
+
+def random_fp8(shape, dtype=E4M3, seed=0):
+    """Normal values over much of the range, so that sums do not cancel to nothing."""
+    return random_normal(shape, dtype, seed=seed, scale=4.0)
+
+
+def fp8_values(dtype):
+    """All finite non-negative values of an fp8 type, by code."""
+    values = torch.arange(128, dtype=torch.uint8).view(dtype).float().numpy()
+    return values[np.isfinite(values)].astype(np.float64)
+
+
+def round_to_fp8(x, dtype):
+    """Codes of the nearest fp8 values by search among all of them: ties to the even code, saturating, one NaN."""
+    table = fp8_values(dtype)
+    magnitude = np.minimum(np.abs(x.astype(np.float64)), table[-1])
+    above = np.clip(np.searchsorted(table, magnitude), 1, len(table) - 1)
+    below = above - 1
+    distance_above, distance_below = table[above] - magnitude, magnitude - table[below]
+    even_above = above % 2 == 0
+    codes = np.where(
+        (distance_above < distance_below) | ((distance_above == distance_below) & even_above), above, below
+    )
+    codes = codes | np.where(np.signbit(x), 0x80, 0)
+    return np.where(np.isnan(x), 0x7F, codes).astype(np.uint8)
+
+
+def quantize_block(block, dtype, eps, power_of_two=False):
+    """Codes and scale of one block of values, in numpy float32."""
+    x = block.float().numpy()
+    limit = np.float32(torch.finfo(dtype).max)
+    with np.errstate(all="ignore"):
+        amax = np.float32(np.max(np.abs(x), initial=np.float32(0)))
+        amax = amax if np.isnan(amax) else max(amax, np.float32(eps))
+        scale = np.float32(amax / limit)
+        inverse = np.float32(limit / amax)
+        if power_of_two and np.isfinite(scale):
+            scale = np.float32(2.0 ** np.ceil(np.log2(float(scale))))
+            inverse = np.float32(1) / scale
+        elif power_of_two:
+            inverse = np.float32(1) / scale
+        return round_to_fp8(x * inverse, dtype), scale
