@@ -149,7 +149,7 @@ def make_requests(prompts: Sequence[str], args: argparse.Namespace, config: Mode
 def open_communicator(args: argparse.Namespace) -> Communicator | None:
     """The ranks to split the model over; None for one process."""
     if args.tensor_parallel:
-        return Communicator.from_mpi()
+        return Communicator.from_mpi(device=args.device)
     ranks = int(os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("PMI_SIZE") or 1)
     if ranks > 1:
         raise UsageError(f"mpirun started {ranks} processes: add --tensor-parallel, or start one")
@@ -184,7 +184,7 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
         cleanup.enter_context(settings.override(backend=args.backend))
     communicator = open_communicator(args)
     if communicator is not None:
-        cleanup.callback(communicator.close)
+        cleanup.enter_context(communicator)
     device = choose_device(args, communicator)
     leader = communicator is None or communicator.rank == 0
     world_size = communicator.size if communicator is not None else 1

@@ -89,7 +89,7 @@ class Engine:
 
     def _plan(self, batch: StepBatch) -> Positions:
         """What all layers share: the attention's schedule, and where the new keys and values go."""
-        with self.timer.measure("BatchAttention.plan", operators=("batch_attention",)):
+        with self.timer.measure("BatchAttention.plan", operators=("attention",)):
             self._attention.plan(
                 batch.qo_indptr,
                 batch.kv_lens,
@@ -112,7 +112,8 @@ class Engine:
         qkv = self.timer.call(mm_bf16, self._norm(x, layer.attention_norm), layer.qkv.t())
         heads = qkv.view(len(x), -1, head_dim)  # [nnz, qo_heads + 2 kv_heads, head_dim]
         q, k, v = heads.split((self.num_qo_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
-        q, k = self.timer.call(apply_rope_pos_ids, q, k, places.positions, rope_theta=self.config.rope_theta)
+        theta = self.config.rope_theta
+        q, k = self.timer.call(apply_rope_pos_ids, q, k, places.positions, rope_theta=theta, operator="apply_rope")
         self.timer.call(
             append_paged_kv_cache,
             k,
@@ -124,7 +125,7 @@ class Engine:
             batch.kv_indptr,
             batch.kv_last_page_len,
         )
-        with self.timer.measure("BatchAttention.run", operators=("batch_attention",)):
+        with self.timer.measure("BatchAttention.run", operators=("attention",)):
             o, _ = self._attention.run(q, cache)
         return self._reduce(self.timer.call(mm_bf16, o.flatten(1), layer.out.t()))
 

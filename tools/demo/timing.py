@@ -30,10 +30,10 @@ class OperatorTimer:
         self._on_gpu = device.type == "cuda"
         self._pending: list[tuple[Row, torch.cuda.Event, torch.cuda.Event]] = []
 
-    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a public function of the library, whose operator bears the function's name."""
+    def call(self, function: Callable[..., Any], *args: Any, operator: str = "", **kwargs: Any) -> Any:
+        """Call a public function of the library; `operator` is what serves it if it bears another name."""
         name = function.__name__
-        with self.measure(name, operators=(name,)):
+        with self.measure(name, operators=(operator or name,)):
             return function(*args, **kwargs)
 
     @contextmanager

@@ -134,8 +134,10 @@ def _packed_indptr(indptr: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
 
 
-@register_op("packbits(Tensor(a!) packed, Tensor x, Tensor? indptr, Tensor? packed_indptr, str bitorder, str backend) ->
-()") def _packbits(
+@register_op(
+    "packbits(Tensor(a!) packed, Tensor x, Tensor? indptr, Tensor? packed_indptr, str bitorder, str backend) -> ()"
+)
+def _packbits(
     packed: torch.Tensor,
     x: torch.Tensor,
     indptr: torch.Tensor | None,
@@ -158,9 +160,11 @@ def _segments_of_unknown_size(
 
 @register_op(
     "segment_packbits(Tensor x, Tensor indptr, str bitorder, str backend) -> (Tensor, Tensor)",
-    fake=_segments_of_unknown_size
+    fake=_segments_of_unknown_size,
 )
-def _segment_packbits(x: torch.Tensor, indptr: torch.Tensor, bitorder: str, backend: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _segment_packbits(
+    x: torch.Tensor, indptr: torch.Tensor, bitorder: str, backend: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     packed_indptr = _packed_indptr(indptr)
     packed = torch.empty(int(packed_indptr[-1]), dtype=torch.uint8, device=x.device)
     _packbits(packed, x, indptr, packed_indptr, bitorder, backend)

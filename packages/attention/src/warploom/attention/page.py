@@ -8,11 +8,10 @@ import torch
 
 from warploom.attention.backends.cuda.page import CudaAppend, CudaBatchIndicesPositions, CudaSeqLens
 from warploom.attention.backends.reference.page import ReferenceAppend, ReferenceBatchIndicesPositions, ReferenceSeqLens
-from warploom.attention.paged_cache import unpack_paged_kv_cache
+from warploom.attention.paged_cache import check_places, unpack_paged_kv_cache
 from warploom.attention.problems.page import AppendProblem, PageTableProblem
 from warploom.core.backends import Operator
 from warploom.core.device import device_guard
-from warploom.core.errors import ArgumentError
 from warploom.core.settings import settings
 from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op
@@ -306,54 +305,21 @@ def _append(
     )
     chosen = APPEND.select(problem, backend).backend
     if settings.debug_checks or not k_cache.is_cuda:
-        _check_places(k_cache.shape[0], k_cache.shape[1], batch_indices, positions, kv_indices, kv_indptr)
+        check_places(k_cache, batch_indices, positions, kv_indices, kv_indptr)
     with device_guard(k_cache):
         chosen.run(problem, k_cache, v_cache, key, value, batch_indices, positions, kv_indices, kv_indptr)
 
 
-def _check_places(
-    num_pages: int,
-    page_size: int,
-    batch_indices: torch.Tensor,
-    positions: torch.Tensor,
-    kv_indices: torch.Tensor,
-    kv_indptr: torch.Tensor,
-) -> None:
-    """Raise unless every row has a page of its request and that page exists. Synchronises with the GPU."""
-    owned = (batch_indices >= 0) & (positions >= 0)
-    request, position = batch_indices[owned].long(), positions[owned].long()
-    if request.numel() == 0:
-        return
-    batch = kv_indptr.shape[0] - 1
-    if int(request.max()) >= batch:
-        raise ArgumentError.of("append_paged_kv_cache", "batch_indices", f"below the batch size {batch}", int(request.max()))
-    pages = (kv_indptr[1:] - kv_indptr[:-1]).long()[request]
-    if bool((position >= pages * page_size).any()):
-        row = int((position >= pages * page_size).nonzero()[0])
-        raise ArgumentError.of(
-            "append_paged_kv_cache", "positions", f"within the {int(pages[row])} pages of request {int(request[row])}",
-            f"position {int(position[row])} with page_size {page_size}", "Give the request its new pages before the
-            append.",
-        )  # fmt: skip
-    slot = kv_indptr.long()[request] + position // page_size
-    if int(slot.max()) >= kv_indices.shape[0]:
-        raise ArgumentError.of(
-            "append_paged_kv_cache", "kv_indices", f"of kv_indptr[-1] = {int(kv_indptr[-1])} elements",
-            kv_indices.shape[0]
-        )
-    page = kv_indices[slot]
-    if bool(((page < 0) | (page >= num_pages)).any()):
-        wrong = int(page[(page < 0) | (page >= num_pages)][0])
-        raise ArgumentError.of("append_paged_kv_cache", "kv_indices", f"page indices from 0 to {num_pages - 1}", wrong)
-
-
 @register_op(
-    "get_batch_indices_positions(Tensor(a!) batch_indices, Tensor(b!) positions, Tensor append_indptr, Tensor seq_lens,
-    " "str backend) -> ()"
+    "get_batch_indices_positions(Tensor(a!) batch_indices, Tensor(b!) positions, Tensor append_indptr, "
+    "Tensor seq_lens, str backend) -> ()"
 )
 def _batch_indices_positions(
-    batch_indices: torch.Tensor, positions: torch.Tensor, append_indptr: torch.Tensor, seq_lens: torch.Tensor, backend:
-    str
+    batch_indices: torch.Tensor,
+    positions: torch.Tensor,
+    append_indptr: torch.Tensor,
+    seq_lens: torch.Tensor,
+    backend: str,
 ) -> None:
     problem = PageTableProblem(**PageTableProblem.where(append_indptr))
     chosen = BATCH_INDICES_POSITIONS.select(problem, backend).backend
@@ -361,8 +327,10 @@ def _batch_indices_positions(
         chosen.run(problem, batch_indices, positions, append_indptr, seq_lens)
 
 
-@register_op("get_seq_lens(Tensor(a!) seq_lens, Tensor kv_indptr, Tensor kv_last_page_len, SymInt page_size, str
-backend) -> ()") def _seq_lens(
+@register_op(
+    "get_seq_lens(Tensor(a!) seq_lens, Tensor kv_indptr, Tensor kv_last_page_len, SymInt page_size, str backend) -> ()"
+)
+def _seq_lens(
     seq_lens: torch.Tensor, kv_indptr: torch.Tensor, kv_last_page_len: torch.Tensor, page_size: int, backend: str
 ) -> None:
     problem = PageTableProblem(**PageTableProblem.where(kv_indptr))

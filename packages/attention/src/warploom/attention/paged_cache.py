@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker
 
 _PLANE_DIMS = {"NHD": "pages page_size num_kv_heads", "HND": "pages num_kv_heads page_size"}
@@ -46,3 +47,38 @@ def unpack_paged_kv_cache(
         k, v = both[:, 0], both[:, 1]
     check.require(check["page_size"] > 0, name, "of page_size 1 or more", "page_size 0")
     return (k, v) if kv_layout == "NHD" else (k.transpose(1, 2), v.transpose(1, 2))
+
+
+def check_places(
+    k_cache: torch.Tensor,
+    batch_indices: torch.Tensor,
+    positions: torch.Tensor,
+    kv_indices: torch.Tensor,
+    kv_indptr: torch.Tensor,
+) -> None:
+    """Raise `ArgumentError` unless every new row has a page of its request and that page exists. Synchronises."""
+
+    def refuse(name: str, expected: str, got: object, hint: str = "") -> ArgumentError:
+        return ArgumentError.of("append_paged_kv_cache", name, expected, got, hint)
+
+    num_pages, page_size = k_cache.shape[:2]
+    owned = (batch_indices >= 0) & (positions >= 0)
+    request, position = batch_indices[owned].long(), positions[owned].long()
+    if request.numel() == 0:
+        return
+    batch = kv_indptr.shape[0] - 1
+    if int(request.max()) >= batch:
+        raise refuse("batch_indices", f"below the batch size {batch}", int(request.max()))
+    pages = (kv_indptr[1:] - kv_indptr[:-1]).long()[request]
+    beyond = position >= pages * page_size
+    if bool(beyond.any()):
+        row = int(beyond.nonzero()[0])
+        within = f"within the {int(pages[row])} pages of {page_size} entries of request {int(request[row])}"
+        raise refuse("positions", within, int(position[row]), "Give the request its new pages before the append.")
+    slot = kv_indptr.long()[request] + position // page_size
+    if int(slot.max()) >= kv_indices.shape[0]:
+        raise refuse("kv_indices", f"of kv_indptr[-1] = {int(kv_indptr[-1])} elements", kv_indices.shape[0])
+    page = kv_indices[slot]
+    outside = (page < 0) | (page >= num_pages)
+    if bool(outside.any()):
+        raise refuse("kv_indices", f"page indices from 0 to {num_pages - 1}", int(page[outside][0]))

@@ -246,7 +246,8 @@ def apply_llama31_rope(
     --------
     >>> import torch
     >>> from warploom.attention import apply_llama31_rope
-    >>> q_rope, k_rope = apply_llama31_rope(torch.ones(3, 4, 64), torch.ones(3, 1, 64), torch.tensor([0, 3]), torch.tensor([5]))
+    >>> q, k = torch.ones(3, 4, 64), torch.ones(3, 1, 64)
+    >>> q_rope, k_rope = apply_llama31_rope(q, k, torch.tensor([0, 3]), torch.tensor([5]))
     """
     scaling = RopeScaling(rope_scale, rope_theta, low_freq_factor, high_freq_factor, old_context_len)
     return rotate_by_position(

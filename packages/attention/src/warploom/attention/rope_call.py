@@ -111,9 +111,9 @@ def _outputs(
 
 
 @register_op(
-    "apply_rope(Tensor(a!) q_out, Tensor(b!) k_out, Tensor? q, Tensor? k, Tensor? pos_ids, Tensor? indptr, Tensor?
-    offsets, " "SymInt rotary_dim, bool interleave, float rope_scale, float rope_theta, float low_freq_factor, float
-    high_freq_factor, " "SymInt old_context_len, str backend) -> ()"
+    "apply_rope(Tensor(a!) q_out, Tensor(b!) k_out, Tensor? q, Tensor? k, Tensor? pos_ids, Tensor? indptr, "
+    "Tensor? offsets, SymInt rotary_dim, bool interleave, float rope_scale, float rope_theta, float low_freq_factor, "
+    "float high_freq_factor, SymInt old_context_len, str backend) -> ()"
 )
 def _rope(
     q_out: torch.Tensor,
@@ -134,10 +134,11 @@ def _rope(
 ) -> None:
     q, k = q_out if q is None else q, k_out if k is None else k
     scaling = RopeScaling(rope_scale, rope_theta, low_freq_factor, high_freq_factor, old_context_len)
+    ragged = None if indptr is None or offsets is None else (indptr, offsets)
     problem = _describe(q, q.shape[-1], rotary_dim, interleave)
     chosen = ROPE.select(problem, backend).backend
     with device_guard(q_out):
-        chosen.run(problem, scaling, q_out, k_out, q, k, pos_ids, indptr, offsets)
+        chosen.run(problem, scaling, q_out, k_out, q, k, pos_ids, ragged)
 
 
 @register_op(
@@ -160,9 +161,9 @@ def _rope_with_cos_sin_cache(
     chosen = COS_SIN_CACHE.select(problem, backend).backend
     if settings.debug_checks or not q.is_cuda:
         _check_positions(positions, cos_sin_cache.shape[0])
-    q_heads, k_heads, q_out_heads, k_out_heads = (t.unflatten(-1, (t.shape[-1] // head_size, head_size)) for t in (q, k,
-    q_out, k_out)) with device_guard(q_out):
-        chosen.run(problem, q_out_heads, k_out_heads, q_heads, k_heads, positions, cos_sin_cache)
+    heads = [t.unflatten(-1, (t.shape[-1] // head_size, head_size)) for t in (q_out, k_out, q, k)]
+    with device_guard(q_out):
+        chosen.run(problem, *heads, positions, cos_sin_cache)
 
 
 def _describe(q: torch.Tensor, head_dim: int, rotary_dim: int, interleave: bool) -> RopeProblem:
@@ -172,6 +173,9 @@ def _describe(q: torch.Tensor, head_dim: int, rotary_dim: int, interleave: bool)
 
 
 def _check_positions(positions: torch.Tensor, max_position: int) -> None:
-    if positions.numel() and not (0 <= int(positions.min()) and int(positions.max()) < max_position):
-        bounds = f"from {int(positions.min())} to {int(positions.max())}"
-        raise ArgumentError.of("apply_rope_with_cos_sin_cache", "positions", f"from 0 to {max_position - 1}", bounds)
+    if positions.numel() == 0:
+        return
+    low, high = int(positions.min()), int(positions.max())
+    if low < 0 or high >= max_position:
+        expected = f"from 0 to {max_position - 1}"
+        raise ArgumentError.of("apply_rope_with_cos_sin_cache", "positions", expected, f"{low} to {high}")

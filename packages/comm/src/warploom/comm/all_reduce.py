@@ -14,7 +14,7 @@ from warploom.comm.communicator import Communicator
 from warploom.comm.handles import find
 from warploom.comm.problems.all_reduce import AllReduceProblem
 from warploom.comm.reduction import REDUCE_DTYPES, REDUCE_OPS
-from warploom.core.backends import Operator
+from warploom.core.backends import Backend, Operator
 from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op
 
@@ -35,8 +35,8 @@ def all_reduce(
     Parameters
     ----------
     x : torch.Tensor
-        Any shape and strides; float32, float16, bfloat16 (accumulated in float32), float64 or an integer type. Shape and
-        dtype are the same on every rank.
+        Any shape and strides; float32, float16, bfloat16 (accumulated in float32), float64 or an integer type. Shape
+        and dtype are the same on every rank.
     comm : Communicator
         The ranks. Every rank calls the same operators in the same order.
     op : {"sum", "avg", "max", "min"}
@@ -44,8 +44,8 @@ def all_reduce(
     out : torch.Tensor, optional
         Receives the result; `x` itself for in place. It must not overlap `x` in part.
     backend : str
-        "auto", "oneshot", "twoshot", "nccl", "mpi" or "reference". All but "nccl" add in rank order and so give every rank
-        the same bits.
+        "auto", "oneshot", "twoshot", "nccl", "mpi" or "reference". All but "nccl" add in rank order and so give every
+        rank the same bits.
 
     Returns
     -------
@@ -59,14 +59,15 @@ def all_reduce(
     UnsupportedError
         The backend refuses; the message is the table of all backends and their reasons.
     CommunicationError
-        The communicator is closed or failed, a rank did not come in time, or (CPU tensors, or debug checks on) called with
-        something else. A GPU kernel reports a missing rank at a later call or `Communicator.check`.
+        The communicator is closed or failed, a rank did not come in time, or (CPU tensors, or debug checks on) called
+        with something else. A GPU kernel reports a missing rank at a later call or `Communicator.check`.
 
     Notes
     -----
     "oneshot" sends the message to every peer and adds what it receives: one trip, (size − 1) messages sent; for small
-    messages. "twoshot" lets each rank add one part and send the sum to all: two trips, 2 (size − 1) / size messages sent.
-    Thakur, Rabenseifner, Gropp, "Optimization of collective communication operations in MPICH" (2005), sections 4.5 f.
+    messages. "twoshot" lets each rank add one part and send the sum to all: two trips, 2 (size − 1) / size messages
+    sent. Thakur, Rabenseifner, Gropp, "Optimization of collective communication operations in MPICH" (2005), sections
+    4.5 f.
 
     Examples
     --------
@@ -90,4 +91,8 @@ def _run(out: torch.Tensor, x: torch.Tensor, comm: int, op: str, backend: str) -
     communicator = find(comm, "all_reduce")
     problem = AllReduceProblem.describe(communicator, x, op)
     agree_on(communicator, "all_reduce", (op, str(x.dtype), tuple(x.shape), backend), not x.is_cuda)
-    run_into(ALL_REDUCE, problem, backend, out, lambda chosen, buffer: chosen.run(problem, communicator, buffer, x.contiguous()))
+
+    def run(chosen: Backend, buffer: torch.Tensor) -> None:
+        chosen.run(problem, communicator, buffer, x.contiguous())
+
+    run_into(ALL_REDUCE, problem, backend, out, run)

@@ -47,7 +47,11 @@ def dense(x: torch.Tensor) -> torch.Tensor:
 
 
 def run_into(
-    operator: Operator, problem: CommProblem, backend: str, out: torch.Tensor, run: Callable[[Backend, torch.Tensor], None]
+    operator: Operator,
+    problem: CommProblem,
+    backend: str,
+    out: torch.Tensor,
+    run: Callable[[Backend, torch.Tensor], None],
 ) -> None:
     """Select a backend and let `run` fill contiguous memory for `out`.
 

@@ -24,8 +24,8 @@ DEFAULT_WORKSPACE_BYTES = 32 << 20  # one-shot up to 2 MiB and two-shot up to 8 
 class Communicator:
     """Ranks that take part in collectives together. Made by `from_mpi`, `from_torch` or `single`.
 
-    Several communicators may exist at once. One communicator's collectives must be called in the same order on every rank;
-    calls on different streams are ordered as they are made (inside a CUDA graph, by the graph's edges).
+    Several communicators may exist at once. One communicator's collectives must be called in the same order on every
+    rank; calls on different streams are ordered as they are made (inside a CUDA graph, by the graph's edges).
 
     Attributes
     ----------
@@ -84,12 +84,13 @@ class Communicator:
         comm : mpi4py.MPI.Intracomm, optional
             The ranks; default ``MPI.COMM_WORLD``. It is duplicated, so messages never mix with the caller's.
         device : torch.device, str or int, optional
-            This rank's GPU, or ``"cpu"``. Default: the current GPU if one was set, else the one with this process's number
-            on its host, else the CPU.
+            This rank's GPU, or ``"cpu"``. Default: the current GPU if one was set, else the one with this process's
+            number on its host, else the CPU.
         timeout : float, optional
             Seconds to wait for a peer; default the setting ``WARPLOOM_COMM_TIMEOUT``.
         workspace_bytes : int
-            GPU memory for the mailboxes of the peer-memory kernels; it bounds the messages that they take. 0 goes without.
+            GPU memory for the mailboxes of the peer-memory kernels; it bounds the messages that they take. 0 goes
+            without.
 
         Raises
         ------
@@ -155,8 +156,8 @@ class Communicator:
     def check(self) -> None:
         """Raise what a collective on the GPU has reported so far.
 
-        Kernels can't raise: they stop waiting after the timeout, write NaN and leave a report. Each later call looks at it;
-        call this after a synchronisation to be sure that what was queued went well.
+        Kernels can't raise: they stop waiting after the timeout, write NaN and leave a report. Each later call looks at
+        it; call this after a synchronisation to be sure that what was queued went well.
 
         Raises
         ------
@@ -186,7 +187,7 @@ class Communicator:
         if self.topology.shares_gpus:
             return "NCCL refuses ranks that share a GPU"
         if capturing:
-            return "its group is made by the first call, which a CUDA graph can't capture: make one call before the capture"
+            return "its group is made by the first call, which can't be captured: make one call before the capture"
         return ""
 
     def agree(self, op: str, terms: Any, *, always: bool) -> list[Any]:
@@ -237,7 +238,9 @@ class Communicator:
     def __enter__(self) -> Communicator:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
         elif not self._closed:

@@ -92,14 +92,14 @@ class PeerWorkspace:
         else:
             reason = f"stopped because rank {peer} gave up waiting; see its error"
         raise CommunicationError(
-            f"{what}: {reason}. Outputs of this and later calls are NaN or incomplete: close the communicator and make a new one."
+            f"{what}: {reason}. Outputs from this call on are not valid: close the communicator and make a new one."
         )
 
     def follow_stream(self) -> None:
         """Order this call after the communicator's earlier ones if they went to another stream.
 
-        Mailboxes serve one call at a time. Within a CUDA graph the graph's own edges must give the order: a wait for work
-        outside the capture is not allowed there.
+        Mailboxes serve one call at a time. Within a CUDA graph the graph's own edges must give the order: a wait for
+        work outside the capture is not allowed there.
         """
         if self._stream is not None:
             raw = torch._C._cuda_getCurrentRawStream(self._buffer.device.index)

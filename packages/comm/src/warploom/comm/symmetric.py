@@ -63,7 +63,10 @@ class SymmetricBuffer:
         nbytes = dtype.itemsize * torch.Size(shape).numel()
         if offset < 0 or offset % dtype.itemsize or offset + nbytes > self.nbytes:
             raise ArgumentError.of(
-                "SymmetricBuffer.tensor", "offset", f"aligned to {dtype.itemsize} and at most {self.nbytes - nbytes}", offset
+                "SymmetricBuffer.tensor",
+                "offset",
+                f"aligned to {dtype.itemsize} and at most {self.nbytes - nbytes}",
+                offset,
             )
         return self.local[offset : offset + nbytes].view(dtype).view(tuple(shape))
 

@@ -47,12 +47,14 @@ class Topology:
         devices = tuple(identity for _, identity in ranks)
         kinds = {identity == "cpu" for identity in devices}
         if len(kinds) > 1:
-            raise ArgumentError.of("Communicator", "device", "a GPU on all ranks or the CPU on all", dict(enumerate(devices)))
+            raise ArgumentError.of(
+                "Communicator", "device", "a GPU on all ranks or the CPU on all", dict(enumerate(devices))
+            )
         row = tuple(
             host == hosts[transport.rank] and (device.type == "cpu" or cuda_memory.reaches(device, identity))
             for host, identity in ranks
         )
-        return cls(hosts, devices, tuple(transport.exchange_objects(row)))
+        return cls(hosts, devices, tuple(tuple(other) for other in transport.exchange_objects(row)))
 
     @property
     def size(self) -> int:
@@ -76,7 +78,7 @@ class Topology:
         for rank, row in enumerate(self.access):
             for peer, reached in enumerate(row):
                 if not reached:
-                    return f"the GPU of rank {rank} ({self.devices[rank]}) has no access to that of rank {peer} ({self.devices[peer]})"
+                    return f"rank {rank} (GPU {self.devices[rank]}) can't reach rank {peer} (GPU {self.devices[peer]})"
         return ""
 
     def __str__(self) -> str:

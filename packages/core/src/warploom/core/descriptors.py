@@ -1,7 +1,7 @@
 """TMA descriptors: cached `CUtensorMap` objects from validated descriptions of tensors.
 
-The driver answers every mistake in a descriptor with one "invalid value"; the rules are therefore checked here first, each
-with its own message. They are those of ``cuTensorMapEncodeTiled`` in the CUDA driver API reference.
+The driver answers every mistake in a descriptor with one "invalid value"; the rules are therefore checked here first,
+each with its own message. They are those of ``cuTensorMapEncodeTiled`` in the CUDA driver API reference.
 """
 
 from __future__ import annotations
@@ -91,11 +91,11 @@ def tensor_map(
     Parameters
     ----------
     tensor : torch.Tensor or TensorView
-        GPU tensor of rank 1 to 5, dense in its last dimension; starts at a multiple of 16 bytes, and its other strides are
-        multiples of 16 bytes.
+        GPU tensor of rank 1 to 5, dense in its last dimension; starts at a multiple of 16 bytes, and its other strides
+        are multiples of 16 bytes.
     box : sequence of int
-        Elements copied at once along each dimension, outermost first, at most 256 each. The last dimension's bytes are a
-        multiple of 16, and at most the swizzle's span.
+        Elements copied at once along each dimension, outermost first, at most 256 each. The last dimension's bytes are
+        a multiple of 16, and at most the swizzle's span.
     swizzle : {"128B", "64B", "32B", "none"}
         How rows are spread over shared-memory banks.
     l2 : {"256B", "128B", "64B", "none"}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from warploom.core.errors import ArgumentError
 
-__all__ = ["FILTERS", "SOFTMAX", "Steps", "check_steps", "source_name"]
+__all__ = ["FILTERS", "SOFTMAX", "Steps", "chain_of_order", "check_steps", "source_name"]
 
 Steps = tuple[str, ...]
 
@@ -32,3 +32,15 @@ def check_steps(op: str, steps: Steps) -> None:
 def source_name(steps: Steps) -> str:
     """Name of the chain's input: ``"logits"`` or ``"probs"``."""
     return "logits" if SOFTMAX in steps else "probs"
+
+
+def chain_of_order(op: str, filter_apply_order: str, chains: dict[str, Steps]) -> Steps:
+    """The chain of a `filter_apply_order`.
+
+    Keeping the top k of a nucleus is the same as taking both of the whole distribution: either keeps what is at or above
+    a threshold, so the stricter threshold decides. "joint" is therefore the chain with top-p first.
+    """
+    if filter_apply_order not in chains:
+        expected = " or ".join(map(repr, chains))
+        raise ArgumentError.of(op, "filter_apply_order", expected, repr(filter_apply_order))
+    return chains[filter_apply_order]

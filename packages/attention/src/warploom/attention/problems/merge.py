@@ -11,7 +11,7 @@ from warploom.core.problem import Problem
 
 @dataclass(frozen=True, kw_only=True)
 class MergeProblem(Problem):
-    """Outputs over disjoint sets of keys, to be merged by their log-sum-exps. How many rows and states does not decide."""
+    """Outputs over disjoint sets of keys, to be merged by their log-sum-exps. How many there are does not decide."""
 
     head_dim: int
     input_dtype: torch.dtype

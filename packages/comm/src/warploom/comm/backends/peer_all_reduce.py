@@ -86,10 +86,10 @@ class PeerAllReduce(Backend):
         if problem.no_peer_kernels:
             return serves & Support((problem.no_peer_kernels,))
         largest = self.largest_message(problem)
-        return serves & Support.of(
-            (problem.nbytes <= largest, f"the workspace takes messages up to {largest} bytes, this has {problem.nbytes}: "
-             "make the communicator with more workspace_bytes"),
-        )  # fmt: skip
+        reason = (
+            f"takes up to {largest} bytes with this workspace, got {problem.nbytes}; more workspace_bytes lift that"
+        )
+        return serves & Support.of((problem.nbytes <= largest, reason))
 
     def run(self, problem: AllReduceProblem, comm: Communicator, out: torch.Tensor, x: torch.Tensor) -> None:
         workspace = comm.peer_workspace

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, NoReturn
@@ -61,8 +61,8 @@ class Transport(ABC):
         """Give back what the transport took. No message is exchanged."""
 
     def exchange_objects(self, value: Any) -> list[Any]:
-        """Give every rank the picklable objects of all ranks, in rank order."""
-        return [pickle.loads(data) for data in self.exchange(pickle.dumps(value))]
+        """Give every rank the plain data (numbers, text, lists) of all ranks, in rank order; tuples arrive as lists."""
+        return [json.loads(data) for data in self.exchange(json.dumps(value).encode())]
 
     def barrier(self) -> None:
         """Return once every rank has called it."""

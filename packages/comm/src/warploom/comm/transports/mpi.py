@@ -105,7 +105,9 @@ class MpiTransport(Transport):
                 waited = time.monotonic() - start
                 if waited > self.timeout:
                     ranks = ", ".join(map(str, missing()))
-                    self.fail(f"waited {waited:.1f} s for rank {ranks}. Each rank must make the same calls in the same order.")
+                    self.fail(
+                        f"waited {waited:.1f} s for rank {ranks}. Each rank must make the same calls in the same order."
+                    )
                 # Ranks may outnumber cores: give the core away at once, and sleep when the peer is far behind.
                 time.sleep(0 if waited < 1e-3 else 5e-5 if waited < 0.1 else 1e-3)
         except self._mpi.Exception as error:

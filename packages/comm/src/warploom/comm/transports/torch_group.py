@@ -44,7 +44,9 @@ class TorchTransport(Transport):
         self.nccl_group: Any = group if kinds.get("cuda") == "nccl" else None
         if "cpu" not in kinds:
             if device is None or device.type != "cuda":
-                raise ArgumentError.of("Communicator.from_torch", "device", "this rank's GPU for a group with NCCL alone", device)
+                raise ArgumentError.of(
+                    "Communicator.from_torch", "device", "this rank's GPU for a group with NCCL alone", device
+                )
             self.device = device
         self.name = kinds.get("cpu", "nccl")  # type: ignore[misc]
         # NCCL's limit stays the group's own: passing it ends the process, which is for its maker to decide.
@@ -86,8 +88,8 @@ def _backends_by_device(group: Any) -> dict[str, str]:
     """The group's backend for each device type, such as ``{"cpu": "gloo", "cuda": "nccl"}``."""
     import torch.distributed as dist
 
-    pairs = (part.split(":") for part in str(dist.get_backend_config(group)).split(","))
-    kinds = {device: backend for device, backend in pairs}
+    config = str(dist.get_backend_config(group))  # "cpu:gloo,cuda:nccl"
+    kinds = {device: kind for device, _, kind in (part.partition(":") for part in config.split(","))}
     # A group made with one backend names it for every device, also those that the backend can't serve.
     if kinds.get("cpu") == "nccl":
         del kinds["cpu"]

@@ -132,8 +132,7 @@ class CudaAppend(Backend):
         head_bytes = max(problem.key_dim, problem.value_dim) * problem.input_dtype.itemsize
         return Support.of(
             (problem.unit_strides, "needs the last dimension of rows and caches to be contiguous"),
-            (problem.num_kv_heads * head_bytes**2 < 2**31, f"{problem.num_kv_heads} heads of {head_bytes} bytes are too
-            large"),
+            (problem.num_kv_heads * head_bytes**2 < 2**31, f"heads of {head_bytes} bytes are too large"),
         )
 
     def run(
@@ -153,7 +152,7 @@ class CudaAppend(Backend):
         rows, caches = (key, value), (k_cache, v_cache)
         spec, vector, element = _access(problem, rows, caches)
         head_vectors = [r.shape[2] // vector for r in rows]
-        row_vectors = [r.shape[1] * count for r, count in zip(rows, head_vectors)]
+        row_vectors = [r.shape[1] * count for r, count in zip(rows, head_vectors, strict=True)]
         params = AppendParams(
             rows=rows,
             cache=caches,
@@ -168,7 +167,7 @@ class CudaAppend(Backend):
             cache_head_stride=[c.stride(2) // element for c in caches],
             row_vectors=row_vectors,
             head_vectors=head_vectors,
-            head_magic=[head_magic(r.shape[1], h, _dense_heads(r, c)) for r, c, h in zip(rows, caches, head_vectors)],
+            head_magic=list(map(_magic, rows, caches, head_vectors)),
             nnz=key.shape[0],
             page_size=k_cache.shape[1],
         )
@@ -179,7 +178,7 @@ class CudaAppend(Backend):
 def _access(
     problem: AppendProblem, rows: tuple[torch.Tensor, ...], caches: tuple[torch.Tensor, ...]
 ) -> tuple[KernelSpec, int, int]:
-    """The kernel instance, how many elements one of its accesses takes, and how many one of *its* elements stands for."""
+    """The kernel instance, how many elements an access of it takes, and how many one of *its* elements stands for."""
     if problem.converts:
         vector = vector_width(*rows, *caches)
         return convert_spec(problem.input_dtype, problem.cache_dtype, vector), vector, 1
@@ -188,9 +187,10 @@ def _access(
     return copy_spec(nbytes), element, element
 
 
-def _dense_heads(rows: torch.Tensor, cache: torch.Tensor) -> bool:
-    """Whether the heads of a token follow one another without gaps in both tensors."""
-    return rows.stride(1) == rows.shape[2] == cache.stride(2)
+def _magic(rows: torch.Tensor, cache: torch.Tensor, head_vectors: int) -> int:
+    # Dense heads follow one another without gaps in both tensors and are copied as one.
+    dense = rows.stride(1) == rows.shape[2] == cache.stride(2)
+    return head_magic(rows.shape[1], head_vectors, dense)
 
 
 class CudaBatchIndicesPositions(Backend):

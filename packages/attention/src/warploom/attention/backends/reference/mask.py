@@ -36,7 +36,7 @@ class ReferencePackbits(Backend):
 def _segment_bits(
     num_bytes: int, indptr: torch.Tensor, packed_indptr: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """For every byte, its first bit in `x` and the end of its segment; an empty range for bytes beyond the last segment."""
+    """For every byte, its first bit in `x` and the end of its segment; an empty range beyond the last segment."""
     segment, byte = request_of_row(packed_indptr, num_bytes)
     if indptr.shape[0] == 1:
         return byte, byte

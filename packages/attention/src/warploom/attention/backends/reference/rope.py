@@ -24,12 +24,11 @@ class ReferenceRope(Backend):
         k_out: torch.Tensor,
         q: torch.Tensor,
         k: torch.Tensor,
-        pos_ids: torch.Tensor | None,  # [nnz], or else offsets of ragged requests
-        indptr: torch.Tensor | None,
-        offsets: torch.Tensor | None,
+        pos_ids: torch.Tensor | None,  # [nnz]
+        ragged: tuple[torch.Tensor, torch.Tensor] | None,  # or else indptr and offsets
     ) -> None:
         device = q.device
-        positions = ragged_positions(indptr, offsets, q.shape[0]) if pos_ids is None else pos_ids
+        positions = pos_ids if ragged is None else ragged_positions(*ragged, q.shape[0])
         if scaling.old_context_len:
             freqs = llama31_frequencies(
                 problem.rotary_dim,
@@ -79,9 +78,8 @@ def _rotate_both(
     k_out.copy_(rotate(k, cos[:, None], sin[:, None], problem.interleave))
 
 
-def ragged_positions(indptr: torch.Tensor | None, offsets: torch.Tensor | None, nnz: int) -> torch.Tensor:
-    """Positions of ragged rows: the request's offset plus the row's index in it. Padding gets 0, which leaves it unturned."""
-    assert indptr is not None and offsets is not None, "without pos_ids, requests come with offsets"
+def ragged_positions(indptr: torch.Tensor, offsets: torch.Tensor, nnz: int) -> torch.Tensor:
+    """Positions of ragged rows: their request's offset plus their index in it; 0, which turns nothing, for padding."""
     request, index = request_of_row(indptr, nnz)
     if offsets.shape[0] == 0:
         return index

@@ -18,5 +18,8 @@ def support(problem: CommProblem) -> Support:
 def reduce_support(problem: CommProblem, dtype: torch.dtype, op: str) -> Support:
     """`support`, and averages of floating-point numbers only."""
     return support(problem) & Support.of(
-        (op != "avg" or dtype.is_floating_point, f"averages floating-point numbers, not {str(dtype).removeprefix('torch.')}")
+        (
+            op != "avg" or dtype.is_floating_point,
+            f"averages floating-point numbers, not {str(dtype).removeprefix('torch.')}",
+        )
     )

@@ -13,7 +13,9 @@ __all__ = ["as_bytes", "gather", "gather_ragged", "support"]
 
 def support(problem: CommProblem) -> Support:
     """The transport works on the host or through it, which a CUDA graph can't hold."""
-    return Support.of((not problem.capturing or problem.size == 1, "goes through the host, which a CUDA graph can't capture"))
+    return Support.of(
+        (not problem.capturing or problem.size == 1, "goes through the host, which a CUDA graph can't capture")
+    )
 
 
 def as_bytes(x: torch.Tensor) -> torch.Tensor:

@@ -53,28 +53,28 @@ class QuantizeTensorParams(ParamStruct):
 
 
 def _spec(
-    kernel: str, dtype: torch.dtype, out_dtype: torch.dtype, params: type[ParamStruct], **values: int
+    kernel: str, params: type[ParamStruct], types: dict[str, torch.dtype], load: str = "LDG.E.EF.128", **values: int
 ) -> KernelSpec:
     return KernelSpec(
         family="gemm",
         header=_HEADER,
         kernel=f"warploom::gemm::{kernel}",
-        config={"In": cpp_type(dtype), "Out": cpp_type(out_dtype), **values},
+        config={**{name: cpp_type(dtype) for name, dtype in types.items()}, **values},
         params=(params,),
-        expect_sass=(".128",),  # the 16-byte loads that the speed rests on
+        expect_sass=(load,),
     )
 
 
 def _rows_in_flight(dtype: torch.dtype) -> int:
-    """Rows of a thread: 64 bytes of loads in flight, which at five blocks to an SM is 80 KB."""
+    """Rows of a thread: 64 bytes of loads in flight, which at six blocks of 40 registers to an SM is 96 KB."""
     return 4 // dtype.itemsize
 
 
 @functools.cache
 def groups_spec(dtype: torch.dtype, out_dtype: torch.dtype, group_size: int) -> KernelSpec:
     """Groups of `group_size` columns of a row."""
-    values = {"kGroup": group_size, "kRows": _rows_in_flight(dtype), "kThreads": _THREADS}
-    return _spec("quantize_groups_kernel", dtype, out_dtype, QuantizeParams, **values)
+    types, rows = {"In": dtype, "Out": out_dtype}, _rows_in_flight(dtype)
+    return _spec("quantize_groups_kernel", QuantizeParams, types, kGroup=group_size, kRows=rows, kThreads=_THREADS)
 
 
 def _tile_threads(dtype: torch.dtype) -> int:
@@ -85,19 +85,21 @@ def _tile_threads(dtype: torch.dtype) -> int:
 @functools.cache
 def tiles_spec(dtype: torch.dtype, out_dtype: torch.dtype) -> KernelSpec:
     """Tiles of 128 x 128."""
-    return _spec("quantize_tiles_kernel", dtype, out_dtype, QuantizeParams, kThreads=_tile_threads(dtype))
+    types = {"In": dtype, "Out": out_dtype}
+    return _spec("quantize_tiles_kernel", QuantizeParams, types, kThreads=_tile_threads(dtype))
 
 
 @functools.cache
 def amax_spec(dtype: torch.dtype) -> KernelSpec:
-    """Largest magnitude of a tensor."""
-    return _spec("tensor_amax_kernel", dtype, torch.float8_e4m3fn, QuantizeTensorParams, kThreads=_THREADS)
+    """Largest magnitude of a tensor, which stays in the caches for the pass that casts it."""
+    return _spec("tensor_amax_kernel", QuantizeTensorParams, {"In": dtype}, "LDG.E.128", kThreads=_THREADS)
 
 
 @functools.cache
 def cast_spec(dtype: torch.dtype, out_dtype: torch.dtype) -> KernelSpec:
     """A tensor with one scale."""
-    return _spec("quantize_tensor_kernel", dtype, out_dtype, QuantizeTensorParams, kThreads=_THREADS)
+    types = {"In": dtype, "Out": out_dtype}
+    return _spec("quantize_tensor_kernel", QuantizeTensorParams, types, kThreads=_THREADS)
 
 
 def _params(

@@ -88,7 +88,7 @@ WL_DEVICE void set_own(uint4 (&packets)[kRanks], int rank, uint4 own) {
 
 // Config: T, the element type; kRanks; kMaxThreads.
 template <class Config>
-__global__ void __launch_bounds__(Config::kMaxThreads)
+__global__ void __launch_bounds__(Config::kMaxThreads, 1)
     one_shot_all_reduce_kernel(const __grid_constant__ Mailboxes boxes,
                                const __grid_constant__ AllReduceParams params) {
   using T = typename Config::T;
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads)
 
 // Config: T, the element type; kRanks; kMaxThreads.
 template <class Config>
-__global__ void __launch_bounds__(Config::kMaxThreads)
+__global__ void __launch_bounds__(Config::kMaxThreads, 1)
     two_shot_all_reduce_kernel(const __grid_constant__ Mailboxes boxes,
                                const __grid_constant__ AllReduceParams params) {
   using T = typename Config::T;

@@ -20,19 +20,16 @@ struct MaxNan {
   }
 };
 
-// The elements in a 32-bit word.
+// The elements of T in a 32-bit word: the larger of two words of magnitudes, and for 16-bit types both as floats.
 template <class T>
 struct Word;
 template <>
 struct Word<float> {
-  static constexpr uint32_t kMagnitude = 0x7fffffff;
   // Bits of magnitudes order like the magnitudes, with NaN last.
   WL_DEVICE static uint32_t max_of_magnitudes(uint32_t a, uint32_t b) { return max(a, b); }
-  WL_DEVICE static float largest(uint32_t magnitudes) { return __uint_as_float(magnitudes); }
 };
 template <>
 struct Word<__nv_bfloat16> {
-  static constexpr uint32_t kMagnitude = 0x7fff7fff;
   WL_DEVICE static uint32_t max_of_magnitudes(uint32_t a, uint32_t b) {
     uint32_t y;
     asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
@@ -41,39 +38,36 @@ struct Word<__nv_bfloat16> {
   WL_DEVICE static float2 unpack(uint32_t word) {
     return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000));
   }
-  WL_DEVICE static float largest(uint32_t magnitudes) {
-    const float2 pair = unpack(magnitudes);
-    return MaxNan()(pair.x, pair.y);
-  }
 };
 template <>
 struct Word<__half> {
-  static constexpr uint32_t kMagnitude = 0x7fff7fff;
   WL_DEVICE static uint32_t max_of_magnitudes(uint32_t a, uint32_t b) {
     uint32_t y;
     asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
   }
   WL_DEVICE static float2 unpack(uint32_t word) { return __half22float2(*reinterpret_cast<const __half2*>(&word)); }
-  WL_DEVICE static float largest(uint32_t magnitudes) {
-    const float2 pair = unpack(magnitudes);
-    return MaxNan()(pair.x, pair.y);
-  }
 };
 
 // Largest magnitude of N vectors of T.
 template <class T, int N>
 WL_DEVICE float abs_max(const uint4 (&vectors)[N]) {
   using W = Word<T>;
+  constexpr uint32_t kNoSigns = is_same_v<T, float> ? 0x7fffffff : 0x7fff7fff;
   uint32_t largest = 0;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     const uint4 v = vectors[i];
-    const uint32_t low = W::max_of_magnitudes(v.x & W::kMagnitude, v.y & W::kMagnitude);
-    const uint32_t high = W::max_of_magnitudes(v.z & W::kMagnitude, v.w & W::kMagnitude);
+    const uint32_t low = W::max_of_magnitudes(v.x & kNoSigns, v.y & kNoSigns);
+    const uint32_t high = W::max_of_magnitudes(v.z & kNoSigns, v.w & kNoSigns);
     largest = W::max_of_magnitudes(largest, W::max_of_magnitudes(low, high));
   }
-  return W::largest(largest);
+  if constexpr (is_same_v<T, float>) {
+    return __uint_as_float(largest);
+  } else {
+    const float2 pair = W::unpack(largest);
+    return MaxNan()(pair.x, pair.y);
+  }
 }
 
 struct Fp8Scale {

@@ -1,0 +1,238 @@
+"""`MoeAlltoAll`: tokens to the ranks of their experts, and the experts' results back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from warploom.comm.backends.mpi.moe_all_to_all import MpiCombine, MpiDispatch
+from warploom.comm.backends.nccl.moe_all_to_all import NcclCombine, NcclDispatch
+from warploom.comm.backends.reference.moe_all_to_all import ReferenceCombine, ReferenceDispatch
+from warploom.comm.collective import agree_on, check_comm, run_into
+from warploom.comm.communicator import Communicator
+from warploom.comm.handles import find
+from warploom.comm.problems.moe_all_to_all import MoeCombineProblem, MoeDispatchProblem
+from warploom.core.backends import Backend, Operator
+from warploom.core.device import device_guard
+from warploom.core.errors import PlanError
+from warploom.core.tensors import Checker
+from warploom.core.torch_ops import register_op
+
+__all__ = ["MOE_COMBINE", "MOE_DISPATCH", "MoeAlltoAll"]
+
+MOE_DISPATCH = Operator("moe_dispatch", family="comm", backends=(NcclDispatch(), MpiDispatch(), ReferenceDispatch()))
+MOE_COMBINE = Operator("moe_combine", family="comm", backends=(NcclCombine(), MpiCombine(), ReferenceCombine()))
+
+_EXPERT_DTYPES = (torch.int32, torch.int64)
+_COMBINE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class MoeAlltoAll:
+    """Expert parallelism: `dispatch` sends each token once to every rank that owns one of its experts, the caller runs
+    the local experts on what arrived, `combine` brings the results back and adds them.
+
+    Rank r owns experts ``r * num_experts / size`` to ``(r + 1) * num_experts / size - 1``.
+
+    Parameters
+    ----------
+    comm : Communicator
+        The ranks.
+    max_num_tokens : int
+        Most tokens that any rank dispatches in a call.
+    top_k : int
+        Experts of a token.
+    num_experts : int
+        Experts of all ranks together, a multiple of the number of ranks.
+    backend : str
+        "auto", "nccl", "mpi" or "reference".
+
+    Attributes
+    ----------
+    recv_counts : torch.Tensor
+        int32 ``[size]`` on the device: how many tokens the last dispatch brought from each rank.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from warploom.comm import Communicator, MoeAlltoAll
+    >>> moe = MoeAlltoAll(Communicator.single("cpu"), max_num_tokens=4, top_k=1, num_experts=2)
+    >>> (tokens,) = moe.dispatch(torch.tensor([[1], [0]], dtype=torch.int32), [torch.eye(2)], 4)
+    >>> tokens.shape
+    torch.Size([1, 4, 2])
+    >>> moe.combine(2 * tokens, 4)
+    tensor([[2., 0.],
+            [0., 2.]])
+    """
+
+    def __init__(
+        self, comm: Communicator, max_num_tokens: int, top_k: int, num_experts: int, *, backend: str = "auto"
+    ) -> None:
+        check = Checker("MoeAlltoAll")
+        self.comm = check_comm(check, comm)
+        for name, value in (("max_num_tokens", max_num_tokens), ("top_k", top_k), ("num_experts", num_experts)):
+            check.require(isinstance(value, int) and value > 0, name, "a positive integer", value)
+        check.require(num_experts % comm.size == 0, "num_experts", f"a multiple of the {comm.size} ranks", num_experts)
+        check.require(top_k <= num_experts, "top_k", f"at most num_experts = {num_experts}", top_k)
+        self.max_num_tokens = max_num_tokens
+        self.top_k = top_k
+        self.num_experts = num_experts
+        self.backend = backend
+        self.recv_counts: torch.Tensor | None = None
+        self._slots: torch.Tensor | None = None
+
+    def dispatch(
+        self,
+        token_selected_experts: torch.Tensor,
+        input_payloads: Sequence[torch.Tensor],
+        runtime_max_tokens_per_rank: int,
+        invalid_token_expert_id: int | None = None,
+        expert_id_payload_index: int | None = None,
+    ) -> list[torch.Tensor]:
+        """Send tokens to the ranks of their experts.
+
+        Parameters
+        ----------
+        token_selected_experts : torch.Tensor
+            int32 or int64 ``[tokens, top_k]``; numbers outside ``[0, num_experts)`` mean no expert.
+        input_payloads : sequence of torch.Tensor
+            What travels with each token, ``[tokens, ...]`` of any dtype: hidden states, scales, expert ids, weights.
+        runtime_max_tokens_per_rank : int
+            At least every rank's ``tokens`` in this call, the same on all ranks.
+        invalid_token_expert_id : int, optional
+            Replaces, in one received payload, the expert ids of other ranks and those of rows that hold no token.
+        expert_id_payload_index : int, optional
+            Which payload that is; it must then have the ids, ``[tokens, top_k]``.
+
+        Returns
+        -------
+        list of torch.Tensor
+            For each payload ``[size, runtime_max_tokens_per_rank, ...]``: from each rank, its tokens for this one in
+            their order. Rows past ``recv_counts`` are undefined but for sanitised ids.
+
+        Raises
+        ------
+        PlanError
+            The last dispatch was not combined yet.
+        ArgumentError, UnsupportedError, CommunicationError
+            As in `all_to_all`.
+        """
+        check = Checker("MoeAlltoAll.dispatch")
+        experts = check.tensor("token_selected_experts", token_selected_experts, "tokens top_k", dtype=_EXPERT_DTYPES)
+        payloads = [check.tensor(f"input_payloads[{i}]", p, "*any") for i, p in enumerate(input_payloads)]
+        check_comm(check, self.comm)
+        self._check_dispatch(check, experts, payloads, runtime_max_tokens_per_rank)
+        size, rows = self.comm.size, runtime_max_tokens_per_rank
+        received = [payload.new_empty(size, rows, *payload.shape[1:]) for payload in payloads]
+        counts = experts.new_empty(size, dtype=torch.int32)
+        slots = experts.new_empty(experts.shape[0], size, dtype=torch.int32)
+        _dispatch(received, counts, slots, experts, payloads, self.num_experts, rows, self.comm.handle, self.backend)
+        self.recv_counts, self._slots = counts, slots
+        if invalid_token_expert_id is not None:
+            self._sanitise(check, received, counts, invalid_token_expert_id, expert_id_payload_index)
+        return received
+
+    def combine(
+        self, payload: torch.Tensor, runtime_max_tokens_per_rank: int, *, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Bring the experts' results back and add those of each token, in float32 and rank order.
+
+        Parameters
+        ----------
+        payload : torch.Tensor
+            float32, float16 or bfloat16 ``[size, runtime_max_tokens_per_rank, hidden]``: the result for each row that
+            `dispatch` returned, already weighted and summed over this rank's experts.
+        runtime_max_tokens_per_rank : int
+            As in `dispatch`.
+        out : torch.Tensor, optional
+            ``[tokens, hidden]``, receives the sums.
+
+        Returns
+        -------
+        torch.Tensor
+            ``[tokens, hidden]`` in the order of the dispatched tokens; zeros for tokens without an expert.
+
+        Raises
+        ------
+        PlanError
+            Nothing was dispatched.
+        """
+        if self._slots is None:
+            raise PlanError("MoeAlltoAll.combine: nothing was dispatched; call dispatch first")
+        check = Checker("MoeAlltoAll.combine")
+        payload = check.tensor("payload", payload, "ranks rows hidden", dtype=_COMBINE_DTYPES)
+        expected = (self.comm.size, runtime_max_tokens_per_rank)
+        check.require(
+            tuple(payload.shape[:2]) == expected,
+            "payload",
+            f"[{expected[0]}, {expected[1]}, hidden]",
+            tuple(payload.shape),
+        )
+        check_comm(check, self.comm)
+        slots = self._slots
+        out = check.output("out", out, (slots.shape[0], payload.shape[2]), payload.dtype)
+        _combine(out, payload, slots, self.comm.handle, self.backend)
+        self._slots = None
+        return out
+
+    def _check_dispatch(self, check: Checker, experts: torch.Tensor, payloads: list[torch.Tensor], rows: int) -> None:
+        if self._slots is not None:
+            raise PlanError("MoeAlltoAll.dispatch: the last dispatch was not combined yet")
+        tokens = experts.shape[0]
+        check.require(
+            experts.shape[1] == self.top_k, "token_selected_experts", f"[tokens, {self.top_k}]", tuple(experts.shape)
+        )
+        for i, payload in enumerate(payloads):
+            fits = payload.dim() >= 1 and payload.shape[0] == tokens
+            check.require(fits, f"input_payloads[{i}]", f"[{tokens}, ...]", f"shape {tuple(payload.shape)}")
+        check.require(
+            tokens <= rows <= self.max_num_tokens, "runtime_max_tokens_per_rank",
+            f"from {tokens} tokens to max_num_tokens = {self.max_num_tokens}", rows,
+        )  # fmt: skip
+
+    def _sanitise(
+        self, check: Checker, received: list[torch.Tensor], counts: torch.Tensor, invalid: int, index: int | None
+    ) -> None:
+        """Replace expert ids that are not this rank's business, in place."""
+        found = index is not None and 0 <= index < len(received)
+        check.require(found, "expert_id_payload_index", f"the index of one of the {len(received)} payloads", index)
+        ids = received[index or 0]
+        check.require(
+            ids.dim() == 3 and ids.dtype in _EXPERT_DTYPES,
+            "expert_id_payload_index",
+            "that of int32 or int64 ids",
+            ids.dtype,
+        )
+        local = self.num_experts // self.comm.size
+        first = self.comm.rank * local
+        empty = torch.arange(ids.shape[1], device=ids.device) >= counts.unsqueeze(1)  # [size, rows]
+        ids.masked_fill_(empty.unsqueeze(-1) | (ids < first) | (ids >= first + local), invalid)
+
+
+@register_op(
+    "moe_dispatch(Tensor(a!)[] received, Tensor(b!) counts, Tensor(c!) slots, Tensor experts, Tensor[] payloads, "
+    "int num_experts, int max_tokens, int comm, str backend) -> ()"
+)
+def _dispatch(
+    received: list[torch.Tensor], counts: torch.Tensor, slots: torch.Tensor, experts: torch.Tensor,
+    payloads: list[torch.Tensor], num_experts: int, max_tokens: int, comm: int, backend: str,
+) -> None:  # fmt: skip
+    communicator = find(comm, "moe_dispatch")
+    problem = MoeDispatchProblem.of(communicator, experts, payloads, max_tokens, num_experts)
+    rows = [(str(payload.dtype), tuple(payload.shape[1:])) for payload in payloads]
+    agree_on(communicator, "moe_dispatch", (rows, max_tokens, num_experts, problem.top_k, backend), not experts.is_cuda)
+    chosen = MOE_DISPATCH.select(problem, backend).backend
+    with device_guard(experts):
+        chosen.run(problem, communicator, received, counts, slots, experts, payloads)
+
+
+@register_op("moe_combine(Tensor(a!) out, Tensor payload, Tensor slots, int comm, str backend) -> ()")
+def _combine(out: torch.Tensor, payload: torch.Tensor, slots: torch.Tensor, comm: int, backend: str) -> None:
+    communicator = find(comm, "moe_combine")
+    problem = MoeCombineProblem.of(communicator, payload)
+    agree_on(communicator, "moe_combine", (str(payload.dtype), tuple(payload.shape), backend), not payload.is_cuda)
+
+    def run(chosen: Backend, buffer: torch.Tensor) -> None:
+        chosen.run(problem, communicator, buffer, payload.contiguous(), slots)
+
+    run_into(MOE_COMBINE, problem, backend, out, run)

@@ -1,0 +1,124 @@
+"""Launch of the kernel of `softmax.cuh`."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+from warploom.core.backends import Backend, Support
+from warploom.core.device import sm_count
+from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, f32, i32, i64, ptr
+from warploom.sampling.parameters import RowParameter
+from warploom.sampling.problems.softmax import SoftmaxProblem
+
+__all__ = ["CudaSoftmax", "LaunchShape", "launch_shape", "softmax_spec"]
+
+_MAX_THREADS = 512
+_BLOCKS_PER_SM = 2  # while one waits for its cluster, the other keeps the memory busy; leaves 64 registers a thread
+_VECTORS = 8  # 16-byte loads of a thread in flight, and what it keeps of the row: 32 registers
+_BLOCK_VECTORS = _MAX_THREADS * _VECTORS
+_VECTORS_PER_THREAD = 4  # that a short row is divided into; fewer make reductions longer than loads
+_SMALLEST_SHARE = 256  # vectors of a block, below which spreading a row further costs more than it saves
+_PORTABLE_CLUSTER = 8
+_LARGEST_CLUSTER = {90: 16, 100: 16, 103: 16}  # data-centre parts have the SMs for it; others keep to the portable 8
+
+
+class SoftmaxParams(ParamStruct):
+    cpp_name = "warploom::sampling::SoftmaxParams"
+    logits: ptr
+    probs: ptr
+    temperature: ptr
+    logits_stride: i64
+    probs_stride: i64
+    temperature_stride: i64
+    temperature_value: f32
+    vocab: i32
+
+
+@functools.cache
+def softmax_spec(dtype: torch.dtype, resident: bool) -> KernelSpec:
+    """The kernel for logits of `dtype`, which keeps rows on chip or reads them twice."""
+    return KernelSpec(
+        family="sampling",
+        header="warploom/sampling/softmax.cuh",
+        kernel="warploom::sampling::softmax_kernel",
+        config={
+            "In": cpp_type(dtype),
+            "kVectors": _VECTORS,
+            "kResident": resident,
+            "kMaxThreads": _MAX_THREADS,
+            "kBlocksPerSm": _BLOCKS_PER_SM,
+        },
+        params=(SoftmaxParams,),
+        expect_sass=("LDG.E.EF.128", "STG.E.128"),
+    )
+
+
+class LaunchShape(NamedTuple):
+    """Blocks that share a row (a cluster if more than one), threads of each, and whether they hold the row on chip."""
+
+    blocks: int
+    threads: int
+    resident: bool
+
+
+@functools.lru_cache(maxsize=1024)
+def launch_shape(batch: int, vocab: int, itemsize: int, arch: int, num_sms: int) -> LaunchShape:
+    """The fewest blocks that hold a row on chip; more while SMs are idle and each block has enough to do.
+
+    Examples
+    --------
+    >>> launch_shape(512, 128256, 4, arch=90, num_sms=132)
+    LaunchShape(blocks=8, threads=512, resident=True)
+    >>> launch_shape(1, 128256, 4, arch=90, num_sms=132)
+    LaunchShape(blocks=16, threads=512, resident=True)
+    >>> launch_shape(1, 128256, 4, arch=80, num_sms=108)
+    LaunchShape(blocks=1, threads=512, resident=False)
+    """
+    width = 16 // itemsize
+    vectors = -(-(vocab + width - 1) // width)  # of a row that starts anywhere
+    largest = _LARGEST_CLUSTER.get(arch, _PORTABLE_CLUSTER) if arch >= 90 else 1
+    blocks = 1
+    while blocks < largest and -(-vectors // blocks) > _BLOCK_VECTORS:
+        blocks *= 2
+    while blocks < largest and batch * blocks * 2 <= num_sms and vectors >= blocks * 2 * _SMALLEST_SHARE:
+        blocks *= 2
+    share = -(-vectors // blocks)
+    warps = -(-share // (_VECTORS_PER_THREAD * 32))
+    return LaunchShape(blocks, min(max(warps, 1) * 32, _MAX_THREADS), share <= _BLOCK_VECTORS)
+
+
+class CudaSoftmax(Backend):
+    """One read and one write of the row at memory speed."""
+
+    name = "cuda"
+    needs_gpu = True
+    min_arch = 80
+
+    def supports(self, problem: SoftmaxProblem) -> Support:
+        return Support.of((problem.vocab < 2**30, f"vocab {problem.vocab} is over 2**30"))
+
+    def run(
+        self, problem: SoftmaxProblem, probs: torch.Tensor, logits: torch.Tensor, temperature: RowParameter
+    ) -> None:
+        """Write the probabilities of `logits` into `probs`, both ``[batch, vocab]``."""
+        if problem.vocab > 1 and logits.stride(1) != 1:
+            logits = logits.contiguous()
+        per_row = temperature.tensor
+        params = SoftmaxParams(
+            logits=logits,
+            probs=probs,
+            temperature=per_row,
+            logits_stride=logits.stride(0),
+            probs_stride=probs.stride(0),
+            temperature_stride=0 if per_row is None else per_row.stride(0),
+            temperature_value=temperature.value,
+            vocab=problem.vocab,
+        )
+        num_sms = sm_count(logits.device)
+        shape = launch_shape(problem.batch, problem.vocab, logits.element_size(), problem.arch, num_sms)
+        cluster = shape.blocks if shape.blocks > 1 else None
+        kernel = softmax_spec(problem.dtype, shape.resident).load(logits.device)
+        kernel.launch(problem.batch * shape.blocks, shape.threads, params, cluster=cluster)

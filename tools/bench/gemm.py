@@ -1,0 +1,398 @@
+"""Matrix products and fp8 quantisers: the GEMM rows of the goals, against torch's own entry points.
+
+The products of this release that have only a reference are listed with their rows too, so that their peers are measured
+in the same run. Shapes are examples of what serving engines call: a dense or expert layer of a large model, at prefill
+and at decode sizes.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from warploom import gemm
+from warploom.core.bench import Benchmark, Peer, Work, grid
+from warploom.core.testing import indptr_of, random_normal
+
+BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
+
+
+def shape(m: int, n: int, k: int) -> SimpleNamespace:
+    return SimpleNamespace(m=m, n=n, k=k)
+
+
+def groups(groups: int, rows: int, n: int = 4096, k: int = 7168) -> SimpleNamespace:
+    return SimpleNamespace(groups=groups, rows=rows, n=n, k=k)
+
+
+SMALL = [shape(4, 64, 256)]
+SMALL_GROUPS = [groups(3, 4, 64, 256)]
+DECODE = [shape(1, 28672, 4096), shape(16, 28672, 4096), shape(64, 4096, 7168), shape(128, 7168, 16384)]
+PREFILL = [shape(4096, 4096, 7168), shape(4096, 7168, 2048), shape(4096, 24576, 1536)]
+
+
+def normal(*size: int, device: torch.device, dtype: torch.dtype = BF16) -> torch.Tensor:
+    """Random on the device itself: the largest weights have 7.5e9 elements."""
+    if device.type == "cpu":
+        return random_normal(size, dtype)
+    return torch.randn(size, device=device, dtype=BF16).to(dtype)
+
+
+def scale(*size: int, device: torch.device) -> torch.Tensor:
+    return torch.rand(size, device=device) + 0.5
+
+
+def flops(work: Any) -> float:
+    case = work.case
+    return 2.0 * case.m * case.n * case.k
+
+
+def moved(*names: str) -> Any:
+    """Bytes of the named inputs and outputs of a case."""
+    return lambda work: float(sum(getattr(work, name).nbytes for name in names))
+
+
+def needs_gpu(work: Any) -> str:
+    return "" if work.out.is_cuda else "needs a GPU"
+
+
+# --- Dense ---
+
+
+def make_bf16(case: SimpleNamespace, device: torch.device) -> Work:
+    a, weight = normal(case.m, case.k, device=device), normal(case.n, case.k, device=device)
+    return Work(a=a, b=weight.t(), out=torch.empty(case.m, case.n, dtype=BF16, device=device))
+
+
+MM_BF16 = Benchmark(
+    "mm_bf16",
+    cases=[shape(8192, 8192, 8192), *DECODE, *PREFILL],
+    quick=SMALL,
+    make=make_bf16,
+    ours=lambda work, backend: gemm.mm_bf16(work.a, work.b, out=work.out, backend=backend),
+    reference=lambda work: gemm.mm_bf16(work.a, work.b, backend="reference"),
+    peers=[Peer("torch.mm", lambda work: torch.mm(work.a, work.b, out=work.out))],
+    flops=flops,
+    bytes=moved("a", "b", "out"),
+)
+
+
+def make_fp8(case: SimpleNamespace, device: torch.device) -> Work:
+    a, weight = normal(case.m, case.k, device=device, dtype=E4M3), normal(case.n, case.k, device=device, dtype=E4M3)
+    by_row = case.scales == "row"
+    a_scale = scale(case.m, 1, device=device) if by_row else scale(1, 1, device=device)
+    b_scale = scale(1, case.n, device=device) if by_row else scale(1, 1, device=device)
+    out = torch.empty(case.m, case.n, dtype=BF16, device=device)
+    return Work(a=a, b=weight.t(), a_scale=a_scale, b_scale=b_scale, out=out)
+
+
+def torch_scaled_mm(work: Any) -> torch.Tensor:
+    return torch._scaled_mm(work.a, work.b, work.a_scale, work.b_scale, out_dtype=BF16, out=work.out)
+
+
+def with_scales(cases: list[SimpleNamespace]) -> list[SimpleNamespace]:
+    return [SimpleNamespace(**vars(case), scales=scales) for scales in ("tensor", "row") for case in cases]
+
+
+MM_FP8 = Benchmark(
+    "mm_fp8",
+    cases=with_scales([shape(8192, 8192, 8192), shape(16, 28672, 4096)]),
+    quick=with_scales(SMALL),
+    make=make_fp8,
+    ours=lambda work, backend: gemm.mm_fp8(work.a, work.b, work.a_scale, work.b_scale, out=work.out, backend=backend),
+    reference=lambda work: gemm.mm_fp8(work.a, work.b, work.a_scale, work.b_scale, backend="reference"),
+    peers=[Peer("torch._scaled_mm", torch_scaled_mm, needs_gpu)],
+    flops=flops,
+    bytes=moved("a", "b", "out"),
+    math="fp8",
+)
+
+
+def make_groupwise(case: SimpleNamespace, device: torch.device) -> Work:
+    a, b = normal(case.m, case.k, device=device, dtype=E4M3), normal(case.n, case.k, device=device, dtype=E4M3)
+    blocks = -(-case.k // 128)
+    return Work(
+        a=a,
+        b=b,
+        a_scale=scale(blocks, case.m, device=device).t(),
+        b_scale=scale(-(-case.n // 128), blocks, device=device),
+        out=torch.empty(case.m, case.n, dtype=BF16, device=device),
+    )
+
+
+def torch_block_scaled(work: Any) -> torch.Tensor:
+    return torch._scaled_mm(work.a, work.b.t(), work.a_scale, work.b_scale.t(), out_dtype=BF16, out=work.out)
+
+
+def block_scales_in_torch(work: Any) -> str:
+    return needs_gpu(work) or ("m must be a multiple of 4" if work.case.m % 4 else "")
+
+
+GROUPWISE = Benchmark(
+    "gemm_fp8_nt_groupwise",
+    cases=[*PREFILL, *DECODE],
+    quick=SMALL,
+    make=make_groupwise,
+    ours=lambda work, backend: gemm.gemm_fp8_nt_groupwise(
+        work.a, work.b, work.a_scale, work.b_scale, out=work.out, backend=backend
+    ),
+    reference=lambda work: gemm.gemm_fp8_nt_groupwise(work.a, work.b, work.a_scale, work.b_scale, backend="reference"),
+    peers=[Peer("torch._scaled_mm", torch_block_scaled, block_scales_in_torch)],
+    flops=flops,
+    bytes=moved("a", "b", "out"),
+    math="fp8",
+)
+
+
+# --- Grouped ---
+
+
+def grouped_flops(work: Any) -> float:
+    case = work.case
+    return 2.0 * case.groups * case.rows * case.n * case.k
+
+
+def make_groups(case: SimpleNamespace, device: torch.device) -> Work:
+    rows = case.groups * case.rows
+    a, b = normal(rows, case.k, device=device), normal(case.groups, case.n, case.k, device=device)
+    out = torch.empty(rows, case.n, dtype=BF16, device=device)
+    return Work(a=a, b=b, indptr=indptr_of([case.rows] * case.groups, device), out=out)
+
+
+GROUPED_BF16 = Benchmark(
+    "grouped_mm_bf16",
+    cases=[groups(256, 16), groups(64, 256), groups(8, 4096)],
+    quick=SMALL_GROUPS,
+    make=make_groups,
+    ours=lambda work, backend: gemm.grouped_mm_bf16(work.a, work.b, work.indptr, backend=backend),
+    reference=lambda work: gemm.grouped_mm_bf16(work.a, work.b, work.indptr, backend="reference"),
+    peers=[
+        Peer("torch._grouped_mm", lambda work: torch._grouped_mm(work.a, work.b.mT, offs=work.indptr[1:]), needs_gpu)
+    ],
+    flops=grouped_flops,
+    bytes=moved("a", "b", "out"),
+)
+
+
+def make_fp8_groups(case: SimpleNamespace, device: torch.device) -> Work:
+    """Block scales, and scales of rows for the peer that has no others."""
+    rows, blocks = case.groups * case.rows, -(-case.k // 128)
+    return Work(
+        a=normal(rows, case.k, device=device, dtype=E4M3),
+        b=normal(case.groups, case.n, case.k, device=device, dtype=E4M3),
+        indptr=indptr_of([case.rows] * case.groups, device),
+        a_scale=scale(blocks, rows, device=device),
+        b_scale=scale(case.groups, blocks, -(-case.n // 128), device=device),
+        a_rows=scale(rows, device=device),
+        b_rows=scale(case.groups, case.n, device=device),
+        out=torch.empty(rows, case.n, dtype=BF16, device=device),
+    )
+
+
+def torch_scaled_grouped_mm(work: Any) -> torch.Tensor:
+    return torch._scaled_grouped_mm(work.a, work.b.mT, work.a_rows, work.b_rows, offs=work.indptr[1:], out_dtype=BF16)
+
+
+FP8_GROUPS = [groups(8, 4096), groups(64, 256), groups(256, 16)]
+GROUPED_FP8 = Benchmark(
+    "grouped_mm_fp8",
+    cases=FP8_GROUPS,
+    quick=SMALL_GROUPS,
+    make=make_fp8_groups,
+    ours=lambda work, backend: gemm.grouped_mm_fp8(
+        work.a, work.b, work.indptr, a_scale=work.a_rows, b_scale=work.b_rows, backend=backend
+    ),
+    reference=lambda work: gemm.grouped_mm_fp8(
+        work.a, work.b, work.indptr, a_scale=work.a_rows, b_scale=work.b_rows, backend="reference"
+    ),
+    peers=[Peer("torch._scaled_grouped_mm", torch_scaled_grouped_mm, needs_gpu)],
+    flops=grouped_flops,
+    bytes=moved("a", "b", "out"),
+    math="fp8",
+)
+
+GROUPED_GROUPWISE = Benchmark(
+    "group_gemm_fp8_nt_groupwise",
+    cases=FP8_GROUPS,
+    quick=SMALL_GROUPS,
+    make=make_fp8_groups,
+    ours=lambda work, backend: gemm.group_gemm_fp8_nt_groupwise(
+        work.a, work.b, work.a_scale, work.b_scale, work.indptr, out=work.out, backend=backend
+    ),
+    reference=lambda work: gemm.group_gemm_fp8_nt_groupwise(
+        work.a, work.b, work.a_scale, work.b_scale, work.indptr, backend="reference"
+    ),
+    peers=[Peer("torch._scaled_grouped_mm (row scales)", torch_scaled_grouped_mm, needs_gpu, verified=False)],
+    flops=grouped_flops,
+    bytes=moved("a", "b", "out"),
+    math="fp8",
+)
+
+
+def make_masked(case: SimpleNamespace, device: torch.device) -> Work:
+    """All rows count, so that the outputs can be compared whole."""
+    work = make_fp8_groups(case, device)
+    count, rows, blocks = case.groups, case.rows, -(-case.k // 128)
+    work.a = work.a.view(count, rows, case.k)
+    work.a_scale = scale(count, blocks, rows, device=device).mT
+    work.b_scale = work.b_scale.mT
+    work.masked = torch.full((count,), rows, dtype=torch.int32, device=device)
+    work.out = work.out.view(count, rows, case.n)
+    return work
+
+
+def masked(work: Any, backend: str, out: torch.Tensor | None) -> torch.Tensor:
+    arguments = work.a, work.b, work.a_scale, work.b_scale, work.masked, work.case.rows
+    return gemm.batch_gemm_fp8_nt_groupwise_masked(*arguments, out=out, backend=backend)
+
+
+MASKED = Benchmark(
+    "batch_gemm_fp8_nt_groupwise_masked",
+    cases=[groups(256, 16)],
+    quick=SMALL_GROUPS,
+    make=make_masked,
+    ours=lambda work, backend: masked(work, backend, work.out),
+    reference=lambda work: masked(work, "reference", None),
+    flops=grouped_flops,
+    bytes=moved("a", "b", "out"),
+    math="fp8",
+)
+
+
+# --- LoRA ---
+
+
+def make_segments(case: SimpleNamespace, device: torch.device) -> Work:
+    """Every adapter has as many tokens; the weights are chosen in a shuffled order."""
+    order = torch.randperm(case.adapters, generator=torch.Generator().manual_seed(0))
+    return Work(
+        x=normal(case.tokens, case.d_in, device=device),
+        weights=normal(case.adapters, case.d_out, case.d_in, device=device),
+        indptr=indptr_of([case.tokens // case.adapters] * case.adapters, device),
+        indices=order.to(device, torch.int32),
+        order=order.tolist(),
+        out=torch.empty(case.tokens, case.d_out, dtype=BF16, device=device),
+    )
+
+
+def segments(work: Any, backend: str, out: torch.Tensor | None) -> torch.Tensor:
+    wrapper = gemm.SegmentGEMMWrapper(backend=backend)
+    return wrapper.run(
+        work.x, work.weights, len(work.order), True, out=out, seg_indptr=work.indptr, weight_indices=work.indices
+    )
+
+
+def adapter_loop(work: Any) -> torch.Tensor:
+    """One product for each adapter, with lengths that the host knows."""
+    rows = work.x.shape[0] // len(work.order)
+    for i, index in enumerate(work.order):
+        part = slice(i * rows, (i + 1) * rows)
+        torch.mm(work.x[part], work.weights[index].t(), out=work.out[part])
+    return work.out
+
+
+def lora(adapters: int, tokens: int, d_in: int, d_out: int) -> SimpleNamespace:
+    return SimpleNamespace(adapters=adapters, tokens=tokens, d_in=d_in, d_out=d_out)
+
+
+SEGMENT = Benchmark(
+    "segment_gemm",
+    cases=[lora(64, 256, d_in, d_out) for rank in (16, 64) for d_in, d_out in ((4096, rank), (rank, 4096))],
+    quick=[lora(4, 8, 64, 16)],
+    make=make_segments,
+    ours=lambda work, backend: segments(work, backend, None),
+    reference=lambda work: segments(work, "reference", None),
+    peers=[Peer("torch.mm for each adapter", adapter_loop)],
+    flops=lambda work: 2.0 * work.case.tokens * work.case.d_in * work.case.d_out,
+    bytes=moved("x", "weights", "out"),
+)
+
+
+# --- Quantisers ---
+
+
+def quantise_blocks(x: torch.Tensor, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What an engine writes in torch; rows and columns are multiples of the block."""
+    blocks = x.view(x.shape[0] // rows, rows, x.shape[1] // columns, columns).float()
+    amax = blocks.abs().amax(dim=(1, 3), keepdim=True).clamp(min=1e-10)
+    q = (blocks * (448.0 / amax)).clamp(-448.0, 448.0).to(E4M3)
+    return q.view_as(x), (amax / 448.0).view(amax.shape[0], amax.shape[2])
+
+
+@functools.cache
+def compiled(rows: int, columns: int) -> Any:
+    return torch.compile(lambda x: quantise_blocks(x, rows, columns), fullgraph=True, dynamic=False)
+
+
+def quantiser_peers(rows: int, columns: int) -> list[Peer]:
+    return [
+        Peer("torch eager", lambda work: quantise_blocks(work.x, rows, columns)),
+        Peer("torch.compile", lambda work: compiled(rows, columns)(work.x), needs_gpu),
+    ]
+
+
+def make_quantise(case: SimpleNamespace, device: torch.device) -> Work:
+    x = normal(case.m, case.k, device=device)
+    return Work(x=x, out=torch.empty(x.shape, dtype=E4M3, device=device))
+
+
+def token_groups(work: Any, backend: str, out: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    column_major = work.case.scales == "column"
+    return gemm.per_token_group_quant_fp8(work.x, column_major_scales=column_major, out=out, backend=backend)
+
+
+QUANTISE_GROUPS = Benchmark(
+    "per_token_group_quant_fp8",
+    cases=grid(m=[1, 128, 4096, 32768], k=[7168], scales=["row", "column"]),
+    quick=grid(m=[4], k=[256], scales=["row"]),
+    make=make_quantise,
+    ours=lambda work, backend: token_groups(work, backend, work.out),
+    reference=lambda work: token_groups(work, "reference", None),
+    peers=quantiser_peers(1, 128),
+    bytes=lambda work: float(work.x.nbytes + work.x.numel() + work.x.numel() // 32),
+)
+
+QUANTISE_BLOCKS = Benchmark(
+    "per_block_quant_fp8",
+    cases=grid(m=[4096, 28672], k=[7168]),
+    quick=grid(m=[128], k=[256]),
+    make=make_quantise,
+    ours=lambda work, backend: gemm.per_block_quant_fp8(work.x, out=work.out, backend=backend),
+    reference=lambda work: gemm.per_block_quant_fp8(work.x, backend="reference"),
+    peers=quantiser_peers(128, 128),
+    bytes=lambda work: float(work.x.nbytes + work.x.numel()),
+)
+
+
+def quantise_tensor(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    amax = x.abs().amax().float().clamp(min=1e-10)
+    return (x.float() * (448.0 / amax)).clamp(-448.0, 448.0).to(E4M3), (amax / 448.0).view(1)
+
+
+QUANTISE_TENSOR = Benchmark(
+    "per_tensor_quant_fp8",
+    cases=grid(m=[16, 4096, 32768], k=[7168]),
+    quick=grid(m=[4], k=[256]),
+    make=make_quantise,
+    ours=lambda work, backend: gemm.per_tensor_quant_fp8(work.x, out=work.out, backend=backend),
+    reference=lambda work: gemm.per_tensor_quant_fp8(work.x, backend="reference"),
+    peers=[Peer("torch eager", lambda work: quantise_tensor(work.x))],
+    bytes=lambda work: float(2 * work.x.nbytes + work.x.numel()),  # read twice: the scale is known after the first
+)
+
+BENCHMARKS = [
+    MM_BF16,
+    MM_FP8,
+    GROUPWISE,
+    GROUPED_BF16,
+    GROUPED_FP8,
+    GROUPED_GROUPWISE,
+    MASKED,
+    SEGMENT,
+    QUANTISE_GROUPS,
+    QUANTISE_BLOCKS,
+    QUANTISE_TENSOR,
+]
