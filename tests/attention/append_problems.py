@@ -1,9 +1,10 @@
 """Ragged appends to paged caches, and what they must leave in the cache, computed row by row."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from warploom.attention import append_paged_kv_cache
 from warploom.core.testing import indptr_of, random_normal, random_strided
 
 
@@ -97,9 +98,24 @@ def rounded(row, dtype):
     return row.to(dtype)
 
 
-def expected_planes(append):
-    """Keys and values of the cache after the append, as bytes, one row after the other."""
-    planes = [plane.clone() for plane in append.planes]
+def memory(tensor):
+    """All bytes behind a tensor, those between its rows too."""
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+
+
+def with_own_memory(tensor):
+    """The same view of a copy of all the memory behind a tensor."""
+    return memory(tensor).clone().view(tensor.dtype).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def caches_of(append):
+    return (append.cache,) if isinstance(append.cache, torch.Tensor) else append.cache
+
+
+def expected_memory(append):
+    """All bytes behind the cache after the append, written one row after the other."""
+    copies = tuple(with_own_memory(cache) for cache in caches_of(append))
+    planes = replace(append, cache=copies if len(copies) == 2 else copies[0]).planes
     page_size = planes[0].shape[1]
     requests, positions = append.requests.tolist(), append.positions.tolist()
     indices, indptr = append.kv_indices.tolist(), append.kv_indptr.tolist()
@@ -109,34 +125,12 @@ def expected_planes(append):
         page = indices[indptr[request] + position // page_size]
         for plane, rows in zip(planes, append.rows, strict=True):
             plane[page, position % page_size] = rounded(rows[i], plane.dtype)
-    return [as_bytes(plane) for plane in planes]
+    return [memory(copy) for copy in copies]
 
 
-def as_bytes(tensor):
-    """The bits of a tensor: NaN equals itself and every untouched element counts."""
-    return tensor.contiguous().view(torch.uint8).cpu()
-
-
-def assert_appended(append, run):
-    """Run the append and compare all of the cache, and what surrounds it, with the row-by-row result."""
-    expected = expected_planes(append)
-    surroundings = [_hidden(plane) for plane in append.planes]
-    run(append)
-    for got, want in zip(append.planes, expected, strict=True):
-        assert torch.equal(as_bytes(got), want)
-    for plane, before in zip(append.planes, surroundings, strict=True):
-        assert torch.equal(_hidden(plane), before), "memory outside the cache was written"
-
-
-def _hidden(plane):
-    """Bytes of the storage behind a view that no element of the cache shows (NaN fill of `random_strided`)."""
-    whole = torch.empty(0, dtype=torch.uint8, device=plane.device).set_(plane.untyped_storage())
-    return whole.sum(dtype=torch.int64).cpu() * 0 if whole.numel() == plane.nbytes else _outside(plane, whole)
-
-
-def _outside(plane, whole):
-    shown = torch.zeros_like(whole, dtype=torch.bool)
-    itemsize = plane.element_size()
-    marks = shown.view(-1, itemsize)
-    marks.as_strided(plane.shape, [s for s in plane.stride()])  # noqa: C416
-    return whole
+def assert_appended(append, **options):
+    """Append through the public function; compare every byte of the cache and between its rows with the expected."""
+    expected = expected_memory(append)
+    append_paged_kv_cache(*append.arguments, **options)
+    for cache, want in zip(caches_of(append), expected, strict=True):
+        assert torch.equal(memory(cache), want)

@@ -99,7 +99,10 @@ def test_root_brings_all_five(tmp_path, in_checkout):
         shutil.copytree(ROOT / "packages", tmp_path / "packages", ignore=shutil.ignore_patterns("src"))
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-"]
     report = subprocess.run(
-        [*command, "--no-deps", "--no-index", "--no-build-isolation", tmp_path], capture_output=True, text=True, check=True
+        [*command, "--no-deps", "--no-index", "--no-build-isolation", tmp_path],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     lines = json.loads(report.stdout)["install"][0]["metadata"]["requires_dist"]
     required = {requirement.name: requirement.url for requirement in map(Requirement, lines)}

@@ -146,25 +146,20 @@ def make_requests(prompts: Sequence[str], args: argparse.Namespace, config: Mode
     return requests
 
 
-def open_communicator(args: argparse.Namespace) -> Communicator | None:
-    """The ranks to split the model over; None for one process."""
+def open_communicator(args: argparse.Namespace, device: torch.device | None) -> Communicator | None:
+    """The ranks to split the model over; None for one process. A GPU without a number means one for each rank."""
     if args.tensor_parallel:
-        return Communicator.from_mpi(device=args.device)
+        return Communicator.from_mpi(device=None if device == torch.device("cuda") else device)
     ranks = int(os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("PMI_SIZE") or 1)
     if ranks > 1:
         raise UsageError(f"mpirun started {ranks} processes: add --tensor-parallel, or start one")
     return None
 
 
-def choose_device(args: argparse.Namespace, communicator: Communicator | None) -> torch.device:
-    if args.device is not None:
-        return parse_device(args.device)
-    if communicator is not None:
-        return communicator.device
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def parse_device(text: str) -> torch.device:
+def parse_device(text: str | None) -> torch.device | None:
+    """The wanted device, None for the best one."""
+    if text is None:
+        return None
     try:
         device = torch.device(text)
     except RuntimeError as error:
@@ -182,12 +177,15 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
     requests = make_requests(read_prompts(args), args, config)
     if args.backend:
         cleanup.enter_context(settings.override(backend=args.backend))
-    communicator = open_communicator(args)
+    device = parse_device(args.device)
+    communicator = open_communicator(args, device)
+    rank, world_size = 0, 1
     if communicator is not None:
         cleanup.enter_context(communicator)
-    device = choose_device(args, communicator)
-    leader = communicator is None or communicator.rank == 0
-    world_size = communicator.size if communicator is not None else 1
+        rank, world_size, device = communicator.rank, communicator.size, communicator.device
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    leader = rank == 0
 
     scheduler = Scheduler(requests, args.num_pages, args.page_size, args.max_step_tokens)
     engine = Engine(config, state, args.num_pages, args.page_size, device, communicator)

@@ -106,7 +106,9 @@ def _counted(line: str) -> Counter[str]:
     plain = _COLOUR.sub("", line).strip("= \n")
     if not re.search(r" in [\d.]+s( \(.*\))?$", plain):
         return Counter()
-    return Counter({what.rstrip("s") if what.startswith("error") else what: int(count) for count, what in _COUNT.findall(plain)})
+    return Counter(
+        {what.rstrip("s") if what.startswith("error") else what: int(count) for count, what in _COUNT.findall(plain)}
+    )
 
 
 def _summarise(outcomes: Sequence[Outcome]) -> None:

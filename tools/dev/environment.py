@@ -96,8 +96,9 @@ def _install(environment: Environment, any_torch: bool) -> None:
     else:
         uv = [environment.tool("uv"), "pip", "install", "--python", python, "--torch-backend", choice.backend]
         hint = (
-            f"pip has no such build for this Python, and uv could not fetch one. Either install a torch for this machine into\n"
-            f"{environment.path} yourself, or pass --any-torch to take what pip offers (several GB of CUDA libraries)."
+            "pip has no such build for this Python, and uv could not fetch one. Either install a torch for this\n"
+            f"machine into {environment.path} yourself, or pass --any-torch to take what pip offers\n"
+            "(several GB of CUDA libraries)."
         )
         steps.run(choice.what, [*pip, "uv"], [*uv, choice.requirement], env=env, hint=hint)
     groups = ["--group", "dev"] if _torch_has_cuda(environment) else ["--group", "dev", "--group", "compiler"]
@@ -139,7 +140,9 @@ def _has_torch(environment: Environment) -> bool:
 
 def _torch_has_cuda(environment: Environment) -> bool:
     show = "import torch; print(torch.version.cuda or '')"
-    answer = subprocess.run([environment.executable, "-c", show], capture_output=True, text=True, env=environment.variables())
+    answer = subprocess.run(
+        [environment.executable, "-c", show], capture_output=True, text=True, env=environment.variables()
+    )
     return bool(answer.stdout.strip())
 
 

@@ -79,7 +79,9 @@ class Steps:
                 time.sleep(_POLL_SECONDS)
                 if sys.stdout.isatty():
                     _clear(line)
-                    print(_fitted(f"{time.monotonic() - start:.0f} s  {_last_line(self._log)}", line), end="", flush=True)
+                    print(
+                        _fitted(f"{time.monotonic() - start:.0f} s  {_last_line(self._log)}", line), end="", flush=True
+                    )
         except BaseException:
             process.terminate()
             process.wait()
@@ -90,7 +92,14 @@ class Steps:
         with self._log.open(errors="replace") as log:
             log.seek(offset)
             tail = log.read().splitlines()[1:][-_TAIL_LINES:]
-        lines = ["failed", "", *tail, "", f"{what}: `{shlex.join(command)}` exited with {code}.", f"The whole log: {self._log}"]
+        lines = [
+            "failed",
+            "",
+            *tail,
+            "",
+            f"{what}: `{shlex.join(command)}` exited with {code}.",
+            f"The whole log: {self._log}",
+        ]
         return "\n".join([*lines, hint] if hint else lines)
 
 

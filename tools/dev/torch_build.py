@@ -70,7 +70,18 @@ def driver_version() -> int | None:
 
 def _dry_run(python: Path, env: Mapping[str, str], requirement: str) -> list[str] | None:
     """Requirements of the torch that pip would take, or None when it finds none."""
-    command = [python, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report", "-"]
+    command = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--ignore-installed",
+        "--no-deps",
+        "--quiet",
+        "--report",
+        "-",
+    ]
     answer = subprocess.run([*command, requirement], capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL)
     if answer.returncode != 0:
         return None

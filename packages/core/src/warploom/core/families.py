@@ -129,7 +129,7 @@ def _load(point: EntryPoint, name: str) -> ModuleType:
         return importlib.import_module(point.module)
     except ImportError as error:
         raise ImportError(
-            f"looking for warploom.{name}: the installed family {point.name!r} ({point.module}) does not import: {error}",
+            f"looking for warploom.{name}: the family {point.name!r} ({point.module}) does not import: {error}",
             name=point.module,
         ) from error
 

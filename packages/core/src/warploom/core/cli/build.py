@@ -43,12 +43,12 @@ def register(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("list", nargs="?", type=Path, metavar="KERNELS.yaml", help="which kernels to build")
-    parser.add_argument("--family", action="append", metavar="NAME", help="build what a family ships; 'all' for every
-    one") parser.add_argument("--arch", action="append", metavar="ARCH", help="such as sm_90a; default: each kernel's
-    own list") parser.add_argument("--jobs", type=int, metavar="N", help="compilations at once; default:
-    WARPLOOM_COMPILE_JOBS") parser.add_argument("--compiler", choices=("nvrtc", "nvcc"), help="default:
-    WARPLOOM_COMPILER") parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="fill this folder instead of
-    the cache in use") parser.add_argument("--dry-run", action="store_true", help="print what would be built")
+    parser.add_argument("--family", action="append", metavar="NAME", help="what a family ships; 'all' for every one")
+    parser.add_argument("--arch", action="append", metavar="ARCH", help="such as sm_90a; default: each kernel's own")
+    parser.add_argument("--jobs", type=int, metavar="N", help="compilations at once; default: WARPLOOM_COMPILE_JOBS")
+    parser.add_argument("--compiler", choices=("nvrtc", "nvcc"), help="default: WARPLOOM_COMPILER")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="fill this folder instead of the cache in use")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be built")
     parser.set_defaults(run=run)
 
 
@@ -95,7 +95,8 @@ def _check_folder() -> None:
         with tempfile.TemporaryFile(dir=root):
             pass
     except OSError as error:
-        raise ArgumentError(f"build: cannot write to {root}: {error.strerror}. Give --cache-dir another folder.") from error
+        hint = "Give --cache-dir another folder."
+        raise ArgumentError(f"build: cannot write to {root}: {error.strerror}. {hint}") from error
 
 
 def _build(work: list[tuple[KernelSpec, tuple[str, ...]]], options: argparse.Namespace) -> None:

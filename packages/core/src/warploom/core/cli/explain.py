@@ -28,9 +28,10 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "explain",
         help="the backend table of a described request",
-        description="Print which backends could serve a request, which one is taken, and why. The request is described
-        by " "the fields of the operator's problem; those of the device come from this machine's GPU unless given "
-        "(arch=90 alone describes a request on some sm_90 GPU).", epilog=_EXAMPLES,
+        description="Print which backends could serve a request, which one is taken, and why. The request is described "
+        "by the fields of the operator's problem; those of the device come from this machine's GPU unless given "
+        "(arch=90 alone describes a request on some sm_90 GPU).",
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("operator", nargs="?", help="the operator's name; without it, the operators are listed")
@@ -53,12 +54,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _operators() -> dict[str, Operator]:
-    """All operators: importing a family registers its own."""
+    """All operators. A family registers them as its modules are imported, some only when a public name is used."""
     from warploom.core import families
     from warploom.core.backends import OPERATORS
 
     for point in families.installed().values():
-        importlib.import_module(point.module)
+        module = importlib.import_module(point.module)
+        for name in getattr(module, "__all__", ()):
+            getattr(module, name)
     return dict(sorted(OPERATORS.items(), key=lambda item: (item[1].family, item[0])))
 
 
@@ -116,12 +119,14 @@ def _describe(operator: Operator) -> None:
 
 
 def _shown(field: dataclasses.Field[Any]) -> str:
-    value = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
-    return repr(value).removeprefix("torch.")
+    factory = field.default_factory
+    return repr(factory() if factory is not dataclasses.MISSING else field.default).removeprefix("torch.")
 
 
 def _type_name(kind: Any) -> str:
-    return getattr(kind, "__name__", str(kind)) if not typing.get_args(kind) else re.sub(r"\b(typing|torch)\.", "", str(kind))
+    if not typing.get_args(kind):
+        return getattr(kind, "__name__", str(kind))
+    return re.sub(r"\b(typing|torch)\.", "", str(kind))
 
 
 def _problem(operator: Operator, pairs: list[str]) -> Problem:
@@ -136,7 +141,9 @@ def _problem(operator: Operator, pairs: list[str]) -> Problem:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
             hint = f"Did you mean {near[0]}?" if near else ""
-            raise ArgumentError.of("explain", name, f"a field of {operator.name} ({', '.join(fields)})", "unknown", hint)
+            raise ArgumentError.of(
+                "explain", name, f"a field of {operator.name} ({', '.join(fields)})", "unknown", hint
+            )
         values[name] = _parse(name, text, fields[name][1])
     missing = [name for name, (field, _) in fields.items() if _required(field) and name not in values]
     if missing:

@@ -53,7 +53,6 @@ struct ProbsRow {
 template <class Config>
 struct SoftmaxBlock {
   using T = typename Config::In;
-  using Vector = typename Row<T>::Vector;
   static constexpr int kVectors = Config::kVectors;  // of a thread, in registers at once
 
   Row<T> row;
@@ -70,7 +69,7 @@ struct SoftmaxBlock {
   }
 
   template <bool kReread>
-  WL_DEVICE void load(Vector (&vectors)[kVectors], int first) const {
+  WL_DEVICE void load(Packed (&vectors)[kVectors], int first) const {
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const int index = first + v * int(blockDim.x);
@@ -78,17 +77,18 @@ struct SoftmaxBlock {
     }
   }
 
-  WL_DEVICE void write(const Vector (&vectors)[kVectors], int first, const SoftmaxStats& stats) const {
+  WL_DEVICE void write(const Packed (&vectors)[kVectors], int first, const SoftmaxStats& stats) const {
     const float shift = stats.shift();
     const float norm = stats.sum == 0 ? 0.0f : 1.0f / stats.sum;  // 0 for a row of -inf
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const int index = first + v * int(blockDim.x);
       if (index >= slice.end) continue;
-      float out[Row<T>::kWidth];
+      float x[Row<T>::kWidth];
+      unpack<T>(vectors[v], x);
 #pragma unroll
-      for (int i = 0; i < Row<T>::kWidth; ++i) out[i] = exp2_approx((to_float(vectors[v][i]) - shift) * scale) * norm;
-      probs.store(row, index, out);
+      for (float& value : x) value = exp2_approx((value - shift) * scale) * norm;
+      probs.store(row, index, x);
     }
   }
 };
@@ -107,16 +107,16 @@ __global__ void __launch_bounds__(Config::kMaxThreads, Config::kBlocksPerSm)
   const Block block(params, blockIdx.x / parts, part, parts);
   const int begin = block.slice.begin + int(threadIdx.x);
   const int step = int(blockDim.x) * Block::kVectors;
-  typename Block::Vector vectors[Block::kVectors];
+  Packed vectors[Block::kVectors];
   SoftmaxStats stats = SoftmaxStats::none();
 
   if constexpr (Config::kResident) {
     block.template load<false>(vectors, begin);
-    accumulate(stats, vectors, block.scale);
+    accumulate<typename Config::In>(stats, vectors, block.scale);
   } else {
     for (int first = begin; first < block.slice.end; first += step) {
       block.template load<true>(vectors, first);
-      accumulate(stats, vectors, block.scale);
+      accumulate<typename Config::In>(stats, vectors, block.scale);
     }
   }
 

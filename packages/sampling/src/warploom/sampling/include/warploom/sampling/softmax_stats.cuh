@@ -35,23 +35,19 @@ struct SoftmaxStats {
   }
 };
 
-// Adds vectors that are already in registers.
-template <class Vector, int kCount>
-WL_DEVICE void accumulate(SoftmaxStats& stats, const Vector (&vectors)[kCount], float scale) {
-  constexpr int kWidth = sizeof(Vector) / sizeof(vectors[0][0]);
-  float maximum = negative_infinity();
-#pragma unroll
-  for (int v = 0; v < kCount; ++v) {
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) maximum = fmaxf(maximum, to_float(vectors[v][i]));
-  }
-  stats.raise_maximum(maximum, scale);
+// Adds vectors of elements T that are already in registers.
+template <class T, int kCount>
+WL_DEVICE void accumulate(SoftmaxStats& stats, Packed (&vectors)[kCount], float scale) {
+  stats.raise_maximum(max_element<T>(vectors), scale);
   const float shift = stats.shift();
 #pragma unroll
-  for (int v = 0; v < kCount; ++v) {
+  for (const Packed& packed : vectors) {
+    float x[kVecWidth<T>];
+    unpack<T>(packed, x);
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) stats.sum += exp2_approx((to_float(vectors[v][i]) - shift) * scale);
+    for (float value : x) stats.sum += exp2_approx((value - shift) * scale);
   }
+  forget_unpacked(vectors);
 }
 
 // Every lane gets the stats of all lanes.
