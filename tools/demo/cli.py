@@ -190,7 +190,7 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
     scheduler = Scheduler(requests, args.num_pages, args.page_size, args.max_step_tokens)
     engine = Engine(config, state, args.num_pages, args.page_size, device, communicator)
     sampler = Sampler(args.temperature, args.top_p, args.seed, engine.timer)
-    check = LogitsCheck(config, state, device, world_size) if args.check and leader else None
+    check = LogitsCheck(config, state, device) if args.check and leader else None
     totals = serve(engine, scheduler, sampler, make_display(sys.stdout) if leader else None, check)
     if not leader:
         return 0

@@ -30,7 +30,12 @@ def main() -> int:
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="python3 tools/dev", description="Set up Warploom's development environment.")
     commands = parser.add_subparsers(required=True, metavar="demo | test | install")
-    demo = commands.add_parser("demo", help="set up and run the demo; further arguments go to it")
+    demo = commands.add_parser(
+        "demo",
+        help="set up and run the demo; further arguments go to it",
+        epilog="Further arguments go to the demo; `demo -- --help` lists them.",
+        allow_abbrev=False,
+    )
     demo.set_defaults(action=_demo)
     test = commands.add_parser("test", help="set up and run lint, types and every test that this machine can run")
     test.add_argument("--quick", action="store_true", help="leave out slow tests, packaging and most ranks")
@@ -47,25 +52,17 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         command.add_argument("--venv", type=Path, default=ROOT / ".venv", help="the environment; default: %(default)s")
         command.add_argument("--recreate", action="store_true", help="delete the environment and make it anew")
         command.add_argument("--any-torch", action="store_true", help="take whichever torch pip offers, CUDA or not")
-    return _split(parser, demo, argv)
+    return _split(parser, argv)
 
 
-def _split(
-    parser: argparse.ArgumentParser, demo: argparse.ArgumentParser, argv: list[str]
-) -> tuple[argparse.Namespace, list[str]]:
+def _split(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parse our options; what the demo's command line has beyond them, and all after ``--``, is the demo's."""
-    ours, marker, theirs = _partition(argv, "--")
-    arguments, unknown = parser.parse_known_args(ours)
-    if (unknown or marker) and arguments.action is not _demo:
-        parser.error(f"unknown arguments: {' '.join(unknown + theirs)}")
-    return arguments, unknown + theirs
-
-
-def _partition(items: list[str], separator: str) -> tuple[list[str], bool, list[str]]:
-    if separator not in items:
-        return items, False, []
-    at = items.index(separator)
-    return items[:at], True, items[at + 1 :]
+    end = argv.index("--") if "--" in argv else len(argv)
+    arguments, unknown = parser.parse_known_args(argv[:end])
+    rest = unknown + argv[end + 1 :]
+    if rest and arguments.action is not _demo:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    return arguments, rest
 
 
 def _prepare(arguments: argparse.Namespace) -> environment.Environment:

@@ -125,16 +125,16 @@ def test_strided_inputs_and_own_outputs():
 
 
 @pytest.mark.parametrize(
-    ("x", "group", "reason"),
+    ("make", "group", "reason"),
     [
-        (torch.zeros(4, 129), 128, "columns a multiple of 4"),
-        (torch.zeros(4, 136)[:, 1:129], 128, "16-byte aligned"),
-        (torch.zeros(128, 4).t(), 128, "contiguous columns"),
-        (torch.zeros(4, 128), 96, "has groups of 16, 32"),
+        (lambda: torch.randn(4, 129, device="cuda"), 128, "columns a multiple of 4"),
+        (lambda: torch.randn(4, 136, device="cuda")[:, 1:129], 128, "16-byte aligned"),
+        (lambda: torch.randn(128, 4, device="cuda").t(), 128, "contiguous columns"),
+        (lambda: torch.randn(4, 128, device="cuda"), 96, "has groups of 16, 32"),
     ],
 )
-def test_refuses_what_it_cannot_do_and_the_reference_does(x, group, reason):
-    x = x.cuda()
+def test_refuses_what_it_cannot_do_and_the_reference_does(make, group, reason):
+    x = make()
     with pytest.raises(UnsupportedError, match=reason):
         per_token_group_quant_fp8(x, group, backend="cuda")
     same(per_token_group_quant_fp8(x, group, backend="reference"), per_token_group_quant_fp8(x.cpu(), group))

@@ -57,7 +57,7 @@ def all_gather(
     tensor([0, 1, 2])
     """
     check = Checker("all_gather")
-    x = check.tensor("x", x, "*any first")
+    x = check.tensor("x", x, "* first")
     comm = check_comm(check, comm)
     check.require(-x.dim() <= dim < x.dim(), "dim", f"a dimension of the {x.dim()}-D `x`", dim)
     dim %= x.dim()

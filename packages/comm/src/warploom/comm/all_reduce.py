@@ -78,7 +78,7 @@ def all_reduce(
     tensor([0., 1., 2.])
     """
     check = Checker("all_reduce")
-    x = check.tensor("x", x, "*any", dtype=REDUCE_DTYPES)
+    x = check.tensor("x", x, "*", dtype=REDUCE_DTYPES)
     comm = check_comm(check, comm)
     check_choice(check, "op", op, REDUCE_OPS)
     out = check.output("out", out, tuple(x.shape), x.dtype)

@@ -68,7 +68,7 @@ def all_to_all(
     tensor([0, 1, 2, 3])
     """
     check = Checker("all_to_all")
-    x = check.tensor("x", x, "*any first")
+    x = check.tensor("x", x, "* first")
     comm = check_comm(check, comm)
     sent = _splits(check, comm, "input_split_sizes", input_split_sizes, x.shape[0])
     total = x.shape[0] if output_split_sizes is None else sum(output_split_sizes)

@@ -173,7 +173,7 @@ def _inputs(
         return residual, gamma, None
     if isinstance(scale, (int, float)):
         return residual, gamma, torch.full((1,), float(scale), device=check.device)
-    scale = check.tensor("scale_factor", scale, "*scalar", dtype=torch.float32)
+    scale = check.tensor("scale_factor", scale, "*", dtype=torch.float32)
     check.require(scale.numel() == 1, "scale_factor", "one number", f"shape {tuple(scale.shape)}")
     return residual, gamma, scale.reshape(1)
 

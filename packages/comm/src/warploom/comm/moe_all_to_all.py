@@ -119,7 +119,7 @@ class MoeAlltoAll:
         """
         check = Checker("MoeAlltoAll.dispatch")
         experts = check.tensor("token_selected_experts", token_selected_experts, "tokens top_k", dtype=_EXPERT_DTYPES)
-        payloads = [check.tensor(f"input_payloads[{i}]", p, "*any") for i, p in enumerate(input_payloads)]
+        payloads = [check.tensor(f"input_payloads[{i}]", p, "*") for i, p in enumerate(input_payloads)]
         check_comm(check, self.comm)
         self._check_dispatch(check, experts, payloads, runtime_max_tokens_per_rank)
         size, rows = self.comm.size, runtime_max_tokens_per_rank

@@ -60,7 +60,7 @@ def reduce_scatter(
     torch.Size([2, 3])
     """
     check = Checker("reduce_scatter")
-    x = check.tensor("x", x, "*any first", dtype=REDUCE_DTYPES)
+    x = check.tensor("x", x, "* first", dtype=REDUCE_DTYPES)
     comm = check_comm(check, comm)
     check_choice(check, "op", op, REDUCE_OPS)
     rows = x.shape[0]

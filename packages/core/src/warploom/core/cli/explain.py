@@ -88,14 +88,15 @@ def _find(operators: dict[str, Operator], name: str) -> Operator:
 
 
 def _problem_type(operator: Operator) -> type[Problem]:
-    """The dataclass of the operator's requests, from the annotation of a backend's `supports`."""
+    """The dataclass of the operator's requests, from the annotations of its backends."""
     from warploom.core.errors import ArgumentError
     from warploom.core.problem import Problem
 
     for backend in operator.backends.values():
-        found = typing.get_type_hints(type(backend).supports).get("problem")
-        if isinstance(found, type) and issubclass(found, Problem):
-            return found
+        for method in (type(backend).supports, type(backend).run):
+            found = typing.get_type_hints(method).get("problem")
+            if isinstance(found, type) and issubclass(found, Problem):
+                return found
     raise ArgumentError(f"explain: the backends of {operator.name} don't say what type of problem they take")
 
 

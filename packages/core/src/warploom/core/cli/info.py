@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["register"]
@@ -25,14 +26,15 @@ def register(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    found = {
-        "versions": versions(),
-        "families": families(),
-        "GPUs": gpus(),
-        "compilers": compilers(),
-        "cache": cache(),
-        "settings": settings_in_force(),
+    sections = {
+        "versions": versions,
+        "families": families,
+        "GPUs": gpus,
+        "compilers": compilers,
+        "cache": cache,
+        "settings": settings_in_force,
     }
+    found = {title: _section(section) for title, section in sections.items()}
     if options.json:
         print(json.dumps(found, indent=1))
         return 0
@@ -41,6 +43,16 @@ def run(options: argparse.Namespace) -> int:
         width = max((len(name) for name in values), default=0)
         print(*(f"  {name:<{width}}  {value}" for name, value in values.items()), sep="\n")
     return 0
+
+
+def _section(section: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """A section's lines. A setting that can't be read must not keep this command from showing which one it is."""
+    from warploom.core.errors import WarploomError
+
+    try:
+        return section()
+    except WarploomError as error:
+        return {"unknown": str(error).splitlines()[0]}
 
 
 def versions() -> dict[str, str]:

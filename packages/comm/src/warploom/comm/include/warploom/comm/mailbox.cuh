@@ -16,6 +16,7 @@
 // * Counting. The call number lives on the device and every call advances it, so a replayed graph goes on counting.
 #pragma once
 
+#include "warploom/comm/packet.cuh"
 #include "warploom/common.cuh"
 #include "warploom/sync.cuh"
 
@@ -66,26 +67,11 @@ WL_DEVICE void send_packet(uint4* slot, uint4 packet) {
   packet.y = packet.y == kEmpty ? kSealed : packet.y;
   packet.z = packet.z == kEmpty ? kSealed : packet.z;
   packet.w = packet.w == kEmpty ? kSealed : packet.w;
-  asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(slot), "r"(packet.x), "r"(packet.y),
-               "r"(packet.z), "r"(packet.w)
-               : "memory");
-}
-
-WL_DEVICE uint4 peek_packet(const uint4* slot) {
-  uint4 packet;
-  asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(packet.x), "=r"(packet.y), "=r"(packet.z), "=r"(packet.w)
-               : "l"(slot)
-               : "memory");
-  return packet;
+  store_relaxed_system(slot, packet);
 }
 
 WL_DEVICE bool has_arrived(uint4 packet) {
   return packet.x != kEmpty && packet.y != kEmpty && packet.z != kEmpty && packet.w != kEmpty;
-}
-
-WL_DEVICE void empty_slot(uint4* slot) {
-  asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %1, %1, %1};" ::"l"(slot), "r"(kEmpty) : "memory");
 }
 
 // This block's number of the current call, advanced for the next one. Every block of the launch calls it once with all
@@ -142,7 +128,7 @@ WL_DEVICE bool take_packets(uint4 (&packets)[kRanks], uint4* slots, int64_t stri
     missing = 0;
 #pragma unroll
     for (int peer = 0; peer < kRanks; ++peer) {
-      if (peer != boxes.rank) packets[peer] = peek_packet(slots + peer * stride);
+      if (peer != boxes.rank) packets[peer] = load_relaxed_system(slots + peer * stride);
     }
 #pragma unroll
     for (int peer = 0; peer < kRanks; ++peer) {
@@ -155,7 +141,7 @@ WL_DEVICE bool take_packets(uint4 (&packets)[kRanks], uint4* slots, int64_t stri
   } while (missing != 0);
 #pragma unroll
   for (int peer = 0; peer < kRanks; ++peer) {
-    if (peer != boxes.rank) empty_slot(slots + peer * stride);
+    if (peer != boxes.rank) store_relaxed_system(slots + peer * stride, make_uint4(kEmpty, kEmpty, kEmpty, kEmpty));
   }
   return true;
 }

@@ -1,4 +1,4 @@
-// One row of logits as aligned 16-byte vectors, and the part of it that one block of a cluster handles.
+// One row of logits: 16-byte vectors, a few elements before and after them, and the part that one block handles.
 #pragma once
 
 #include "warploom/cluster.cuh"
@@ -22,7 +22,16 @@ WL_DEVICE void unpack_word(uint32_t word, float* out, __nv_bfloat16) {
   out[1] = __uint_as_float(word & 0xffff0000u);
 }
 
-// Larger elements of two words, element by element; NaN loses.
+template <class T>
+WL_DEVICE void unpack(const Packed& packed, float (&out)[kVecWidth<T>]) {
+  constexpr int kOfWord = 4 / int(sizeof(T));
+  unpack_word(packed.x, out + 0 * kOfWord, T());
+  unpack_word(packed.y, out + 1 * kOfWord, T());
+  unpack_word(packed.z, out + 2 * kOfWord, T());
+  unpack_word(packed.w, out + 3 * kOfWord, T());
+}
+
+// The larger elements of two words; a number wins over NaN.
 WL_DEVICE uint32_t max_word(uint32_t a, uint32_t b, float) {
   return __float_as_uint(fmaxf(__uint_as_float(a), __uint_as_float(b)));
 }
@@ -34,16 +43,8 @@ WL_DEVICE uint32_t max_pair(uint32_t a, uint32_t b) {
 WL_DEVICE uint32_t max_word(uint32_t a, uint32_t b, __half) { return max_pair<__half2>(a, b); }
 WL_DEVICE uint32_t max_word(uint32_t a, uint32_t b, __nv_bfloat16) { return max_pair<__nv_bfloat162>(a, b); }
 
-template <class T>
-WL_DEVICE void unpack(const Packed& packed, float (&out)[kVecWidth<T>]) {
-  constexpr int kOfWord = 4 / int(sizeof(T));
-  unpack_word(packed.x, out + 0 * kOfWord, T());
-  unpack_word(packed.y, out + 1 * kOfWord, T());
-  unpack_word(packed.z, out + 2 * kOfWord, T());
-  unpack_word(packed.w, out + 3 * kOfWord, T());
-}
-
-// The largest element, NaN left out (-inf if there is nothing else).
+// The largest element, NaN left out; -inf if there is nothing else. Compares packed: converted for this and again for the
+// next use, elements would be kept in between and spill.
 template <class T, int kCount>
 WL_DEVICE float max_element(const Packed (&vectors)[kCount]) {
   uint32_t largest = vectors[0].x;
@@ -53,80 +54,48 @@ WL_DEVICE float max_element(const Packed (&vectors)[kCount]) {
   }
   float x[4 / sizeof(T)];
   unpack_word(largest, x, T());
-  float result = fmaxf(x[0], negative_infinity());
+  float result = negative_infinity();
 #pragma unroll
   for (float value : x) result = fmaxf(result, value);
   return result;
 }
 
-// Makes the compiler forget what it derived from the vectors: it would keep the converted elements from one use to the
-// next rather than convert them again, and spill.
-template <int kCount>
-WL_DEVICE void forget_unpacked(Packed (&vectors)[kCount]) {
-#pragma unroll
-  for (Packed& v : vectors) asm volatile("" : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w));
-}
-
-// A row may start anywhere: its vectors begin at the 16-byte boundary at or before it, and `lead` elements of the first
-// one belong to whatever precedes it. Elements outside the row are never touched and read as -inf.
+// A row may start anywhere: `head` elements lie before its first 16-byte boundary and `tail` after its last.
 template <class T>
 struct Row {
   static constexpr int kWidth = kVecWidth<T>;
   using Vector = Vec<T, kWidth>;
 
-  const T* base;
-  int lead;
+  const T* start;
   int vocab;
+  int head;
+  int vectors;
+  int tail;
 
-  WL_DEVICE Row(const T* start, int vocab) : vocab(vocab) {
-    lead = int(reinterpret_cast<uint64_t>(start) % 16) / int(sizeof(T));
-    base = start - lead;
-  }
-
-  WL_DEVICE int vectors() const { return (lead + vocab + kWidth - 1) / kWidth; }
-  // Element of the row that vector `index` starts with; negative in the first vector of a row that is not aligned.
-  WL_DEVICE int first_element(int index) const { return index * kWidth - lead; }
-  WL_DEVICE bool is_whole(int index) const {
-    const int first = first_element(index);
-    return first >= 0 && first + kWidth <= vocab;
+  WL_DEVICE Row(const T* start, int vocab) : start(start), vocab(vocab) {
+    const int past_boundary = int(reinterpret_cast<uint64_t>(start) % 16) / int(sizeof(T));
+    head = min((kWidth - past_boundary) % kWidth, vocab);
+    vectors = (vocab - head) / kWidth;
+    tail = (vocab - head) % kWidth;
   }
 
   // kReread: the vector is read again soon and should stay in L2.
   template <bool kReread>
   WL_DEVICE Packed load(int index) const {
-    const T* pointer = base + index * kWidth;
-    if (is_whole(index)) return (kReread ? Vector::load(pointer) : Vector::load_streaming(pointer)).raw();
-    return load_edge(index, pointer);
+    const T* pointer = start + head + index * kWidth;
+    return (kReread ? Vector::load(pointer) : Vector::load_streaming(pointer)).raw();
   }
 
+  // What a place beyond the row reads as: -inf, the neutral element of everything here.
   WL_DEVICE static Packed nothing() {
-    const uint32_t bits = bits_of_nothing();
-    const uint32_t word = sizeof(T) == 4 ? bits : bits << 16 | bits;
+    const uint32_t word = sizeof(T) == 4 ? 0xff800000u : is_same_v<T, __half> ? 0xfc00fc00u : 0xff80ff80u;
     return Packed{word, word, word, word};
   }
 
- private:
-  using Bits = typename RawBits<int(sizeof(T))>::type;
-  static constexpr int kBits = 8 * int(sizeof(T));
-
-  WL_DEVICE static Bits bits_of_nothing() {
-    const T nothing = from_float<T>(negative_infinity());
-    return *reinterpret_cast<const Bits*>(&nothing);
-  }
-
-  // At most two vectors of a row come here. Shifted together in a loop that is not unrolled: unrolled, and inlined for
-  // every vector of a thread, it would set the register count of the kernel.
-  WL_DEVICE Packed load_edge(int index, const T* pointer) const {
-    const int first = first_element(index);
-    uint64_t low = 0, high = 0;
-#pragma unroll 1
-    for (int i = kWidth - 1; i >= 0; --i) {
-      const bool inside = first + i >= 0 && first + i < vocab;
-      const Bits bits = inside ? reinterpret_cast<const Bits*>(pointer)[i] : bits_of_nothing();
-      high = high << kBits | low >> (64 - kBits);
-      low = low << kBits | bits;
-    }
-    return Packed{uint32_t(low), uint32_t(low >> 32), uint32_t(high), uint32_t(high >> 32)};
+  // The element outside the vectors that a thread of the row's first block handles, or -1.
+  WL_DEVICE int edge_element(int thread) const {
+    if (thread < head) return thread;
+    return thread < head + tail ? vocab - tail + thread - head : -1;
   }
 };
 
@@ -142,20 +111,19 @@ struct Slice {
   }
 };
 
-// The blocks that share a row: those of a cluster, which has one block where the hardware or the launch has none.
-WL_DEVICE int row_parts() {
+// The blocks that share a row are those of a cluster, which has one block where the hardware or the launch has none.
 #if __CUDA_ARCH__ >= 900
-  return int(cluster_size());
-#else
-  return 1;
-#endif
+WL_DEVICE int row_parts() { return int(cluster_size()); }
+WL_DEVICE int row_part() { return int(cluster_rank()); }
+WL_DEVICE int64_t row_index() {
+  uint32_t index;
+  asm volatile("mov.u32 %0, %%clusterid.x;" : "=r"(index));
+  return index;
 }
-WL_DEVICE int row_part() {
-#if __CUDA_ARCH__ >= 900
-  return int(cluster_rank());
 #else
-  return 0;
+WL_DEVICE int row_parts() { return 1; }
+WL_DEVICE int row_part() { return 0; }
+WL_DEVICE int64_t row_index() { return blockIdx.x; }
 #endif
-}
 
 }  // namespace warploom::sampling

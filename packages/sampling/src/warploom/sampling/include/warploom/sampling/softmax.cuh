@@ -21,75 +21,66 @@ struct SoftmaxParams {
   int vocab;
 };
 
-// The float32 output beside a row of logits. If its rows are aligned like those of the logits, four at a time.
-template <class T>
-struct ProbsRow {
-  float* start;
-  bool aligned;
-
-  WL_DEVICE ProbsRow(float* start, const Row<T>& row) : start(start) {
-    const uint64_t first = reinterpret_cast<uint64_t>(start) - uint64_t(row.lead) * sizeof(float);
-    aligned = first % 16 == 0;
-  }
-
-  WL_DEVICE void store(const Row<T>& row, int index, const float (&probs)[Row<T>::kWidth]) const {
-    float* pointer = start + row.first_element(index);
-    if (aligned && row.is_whole(index)) {
-#pragma unroll
-      for (int i = 0; i < Row<T>::kWidth; i += 4) {
-        store_global(pointer + i, Vec<float, 4>{probs[i], probs[i + 1], probs[i + 2], probs[i + 3]});
-      }
-      return;
-    }
-    const int first = row.first_element(index);
-#pragma unroll
-    for (int i = 0; i < Row<T>::kWidth; ++i) {
-      if (first + i >= 0 && first + i < row.vocab) pointer[i] = probs[i];
-    }
-  }
-};
-
 // One block's part of one row.
 template <class Config>
 struct SoftmaxBlock {
   using T = typename Config::In;
+  static constexpr int kWidth = Row<T>::kWidth;
   static constexpr int kVectors = Config::kVectors;  // of a thread, in registers at once
 
   Row<T> row;
-  ProbsRow<T> probs;
   Slice slice;
-  float scale;
+  float* probs;
+  int edge;           // element of the row outside its vectors that this thread handles, or -1
+  float temperature;  // loaded ahead of the row; what follows from it is computed behind the row's loads
 
   WL_DEVICE SoftmaxBlock(const SoftmaxParams& params, int64_t index, int part, int parts)
       : row(static_cast<const T*>(params.logits) + index * params.logits_stride, params.vocab),
-        probs(params.probs + index * params.probs_stride, row),
-        slice(row.vectors(), part, parts) {
-    const float* temperature = params.temperature;
-    scale = exponent_scale(temperature ? temperature[index * params.temperature_stride] : params.temperature_value);
+        slice(row.vectors, part, parts),
+        probs(params.probs + index * params.probs_stride),
+        edge(part == 0 ? row.edge_element(threadIdx.x) : -1) {
+    const float* per_row = params.temperature;
+    temperature = per_row ? per_row[index * params.temperature_stride] : params.temperature_value;
   }
+
+  WL_DEVICE float load_edge() const { return edge < 0 ? negative_infinity() : to_float(row.start[edge]); }
 
   template <bool kReread>
   WL_DEVICE void load(Packed (&vectors)[kVectors], int first) const {
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const int index = first + v * int(blockDim.x);
-      vectors[v] = index < slice.end ? row.template load<kReread>(index) : Row<T>::nothing();
+      vectors[v] = Row<T>::nothing();
+      if (index < slice.end) vectors[v] = row.template load<kReread>(index);
     }
   }
 
-  WL_DEVICE void write(const Packed (&vectors)[kVectors], int first, const SoftmaxStats& stats) const {
-    const float shift = stats.shift();
-    const float norm = stats.sum == 0 ? 0.0f : 1.0f / stats.sum;  // 0 for a row of -inf
+  WL_DEVICE void store(int index, const float (&x)[kWidth]) const {
+    float* pointer = probs + row.head + index * kWidth;
+    if (reinterpret_cast<uint64_t>(pointer) % 16 == 0) {  // the same for the whole row
+#pragma unroll
+      for (int i = 0; i < kWidth; i += 4) store_global(pointer + i, Vec<float, 4>{x[i], x[i + 1], x[i + 2], x[i + 3]});
+    } else {
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) pointer[i] = x[i];
+    }
+  }
+
+  WL_DEVICE void write(const Packed (&vectors)[kVectors], int first, float shift, float scale, float norm) const {
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const int index = first + v * int(blockDim.x);
       if (index >= slice.end) continue;
-      float x[Row<T>::kWidth];
+      float x[kWidth];
       unpack<T>(vectors[v], x);
 #pragma unroll
       for (float& value : x) value = exp2_approx((value - shift) * scale) * norm;
-      probs.store(row, index, x);
+      store(index, x);
     }
+  }
+
+  WL_DEVICE void write_edge(float x, float shift, float scale, float norm) const {
+    if (edge >= 0) probs[edge] = exp2_approx((x - shift) * scale) * norm;
   }
 };
 
@@ -97,37 +88,44 @@ struct SoftmaxBlock {
 template <class Config>
 __global__ void __launch_bounds__(Config::kMaxThreads, Config::kBlocksPerSm)
     softmax_kernel(const __grid_constant__ SoftmaxParams params) {
+  using T = typename Config::In;
   using Block = SoftmaxBlock<Config>;
-  __shared__ SoftmaxScratch scratch;
+  __shared__ SoftmaxExchange exchange;
   const int parts = row_parts();
   const int part = row_part();
-#if __CUDA_ARCH__ >= 900
-  if (parts > 1) cluster_arrive();  // completed in reduce_row, behind the loads
-#endif
-  const Block block(params, blockIdx.x / parts, part, parts);
+  exchange.open(parts);
+
+  const Block block(params, row_index(), part, parts);
   const int begin = block.slice.begin + int(threadIdx.x);
   const int step = int(blockDim.x) * Block::kVectors;
   Packed vectors[Block::kVectors];
+  float edge = block.load_edge();
+  float scale;
   SoftmaxStats stats = SoftmaxStats::none();
 
   if constexpr (Config::kResident) {
     block.template load<false>(vectors, begin);
-    accumulate<typename Config::In>(stats, vectors, block.scale);
+    scale = exponent_scale(block.temperature);
+    accumulate<T>(stats, vectors, edge, scale);
   } else {
+    scale = exponent_scale(block.temperature);
     for (int first = begin; first < block.slice.end; first += step) {
       block.template load<true>(vectors, first);
-      accumulate<typename Config::In>(stats, vectors, block.scale);
+      accumulate<T>(stats, vectors, first == begin ? edge : negative_infinity(), scale);
     }
   }
 
-  stats = reduce_row(stats, block.scale, scratch, part, parts);
+  stats = reduce_row(stats, scale, exchange, part, parts);
+  const float shift = stats.shift();
+  const float norm = stats.sum == 0 ? 0.0f : 1.0f / stats.sum;  // 0 for a row of -inf
 
+  block.write_edge(edge, shift, scale, norm);
   if constexpr (Config::kResident) {
-    block.write(vectors, begin, stats);
+    block.write(vectors, begin, shift, scale, norm);
   } else {
     for (int first = begin; first < block.slice.end; first += step) {
       block.template load<false>(vectors, first);
-      block.write(vectors, first, stats);
+      block.write(vectors, first, shift, scale, norm);
     }
   }
 }

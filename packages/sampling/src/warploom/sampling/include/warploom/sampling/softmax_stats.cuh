@@ -4,6 +4,7 @@
 // itself, +inf through (+inf) - (+inf). A NaN scale does too. No element needs a test of its own for this.
 #pragma once
 
+#include "warploom/cluster_async.cuh"
 #include "warploom/reduce.cuh"
 #include "warploom/sampling/row.cuh"
 
@@ -35,11 +36,12 @@ struct SoftmaxStats {
   }
 };
 
-// Adds vectors of elements T that are already in registers.
+// Adds vectors of elements T that are already in registers, and one element more.
 template <class T, int kCount>
-WL_DEVICE void accumulate(SoftmaxStats& stats, Packed (&vectors)[kCount], float scale) {
-  stats.raise_maximum(max_element<T>(vectors), scale);
+WL_DEVICE void accumulate(SoftmaxStats& stats, const Packed (&vectors)[kCount], float single, float scale) {
+  stats.raise_maximum(fmaxf(max_element<T>(vectors), single), scale);
   const float shift = stats.shift();
+  stats.sum += exp2_approx((single - shift) * scale);
 #pragma unroll
   for (const Packed& packed : vectors) {
     float x[kVecWidth<T>];
@@ -47,7 +49,6 @@ WL_DEVICE void accumulate(SoftmaxStats& stats, Packed (&vectors)[kCount], float 
 #pragma unroll
     for (float value : x) stats.sum += exp2_approx((value - shift) * scale);
   }
-  forget_unpacked(vectors);
 }
 
 // Every lane gets the stats of all lanes.
@@ -58,34 +59,47 @@ WL_DEVICE SoftmaxStats reduce_lanes(SoftmaxStats stats, float scale) {
 }
 
 // Shared memory of a reduction over all blocks of a row.
-struct SoftmaxScratch {
+struct SoftmaxExchange {
   static constexpr int kMaxParts = 16;
   SoftmaxStats warps[kWarpSize];
-  SoftmaxStats parts[kMaxParts];
+  alignas(8) SoftmaxStats parts[kMaxParts];
+  uint64_t arrived;  // mbarrier that counts the bytes of `parts`
+
+  // At the start of the kernel, by all threads: the other blocks may send once they have seen this.
+  WL_DEVICE void open(int parts_of_row) {
+#if __CUDA_ARCH__ >= 900
+    if (parts_of_row == 1) return;
+    if (threadIdx.x == 0) {
+      mbarrier_init(&arrived, 1);
+      fence_barrier_init();
+      mbarrier_expect_bytes(&arrived, parts_of_row * int(sizeof(SoftmaxStats)));
+    }
+    cluster_arrive_relaxed();
+#endif
+  }
 };
 
-WL_DEVICE SoftmaxStats reduce_block(SoftmaxStats stats, float scale, SoftmaxScratch& scratch) {
+WL_DEVICE SoftmaxStats reduce_block(SoftmaxStats stats, float scale, SoftmaxExchange& exchange) {
   stats = reduce_lanes(stats, scale);
-  if (lane_id() == 0) scratch.warps[warp_id()] = stats;
+  if (lane_id() == 0) exchange.warps[warp_id()] = stats;
   __syncthreads();
   const int warps = int(blockDim.x) / kWarpSize;
-  return reduce_lanes(lane_id() < warps ? scratch.warps[lane_id()] : SoftmaxStats::none(), scale);
+  return reduce_lanes(lane_id() < warps ? exchange.warps[lane_id()] : SoftmaxStats::none(), scale);
 }
 
-// Every thread of every block of the row gets the stats of the row. Each block writes its own to all the others, so that
-// one barrier is enough. The caller has passed cluster_arrive() at the start of the kernel: shared memory of a block may
-// be written only once the block runs.
-WL_DEVICE SoftmaxStats reduce_row(SoftmaxStats stats, float scale, SoftmaxScratch& scratch, int part, int parts) {
-  stats = reduce_block(stats, scale, scratch);
+// Every thread of every block of the row gets the stats of the row: each block sends its own to all blocks, itself
+// included. No block ends before it has heard from all others, so none sends to one that is gone.
+WL_DEVICE SoftmaxStats reduce_row(SoftmaxStats stats, float scale, SoftmaxExchange& exchange, int part, int parts) {
+  stats = reduce_block(stats, scale, exchange);
 #if __CUDA_ARCH__ >= 900
   if (parts > 1) {
     cluster_wait();
     if (int(threadIdx.x) < parts) {
-      store_cluster(map_to_rank(&scratch.parts[part].maximum, threadIdx.x), stats.maximum);
-      store_cluster(map_to_rank(&scratch.parts[part].sum, threadIdx.x), stats.sum);
+      const uint32_t slot = map_to_rank(&exchange.parts[part], threadIdx.x);
+      send_async(slot, stats.maximum, stats.sum, map_to_rank(&exchange.arrived, threadIdx.x));
     }
-    cluster_sync();
-    stats = reduce_lanes(lane_id() < parts ? scratch.parts[lane_id()] : SoftmaxStats::none(), scale);
+    mbarrier_wait(&exchange.arrived, 0);
+    stats = reduce_lanes(lane_id() < parts ? exchange.parts[lane_id()] : SoftmaxStats::none(), scale);
   }
 #endif
   return stats;
