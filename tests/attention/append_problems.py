@@ -10,7 +10,7 @@ from warploom.core.testing import indptr_of, random_normal, random_strided
 
 @dataclass
 class Append:
-    """Arguments of `append_paged_kv_cache`; `cache` is what the caller passes, `planes` its NHD views of keys and values."""
+    """Arguments of `append_paged_kv_cache`: `cache` as the caller passes it, `planes` its NHD views."""
 
     rows: tuple[torch.Tensor, torch.Tensor]
     requests: torch.Tensor
@@ -51,8 +51,8 @@ def make_append(
 ):
     """An append of `append_lens[b]` rows to each request after `before_lens[b]`, on shuffled pages.
 
-    `strided` is the padding of a cache and of rows with gaps, 0 for dense ones; `padding` adds rows of no request between
-    the others.
+    `strided` is the padding of a cache and of rows with gaps, 0 for dense ones; `padding` adds rows of no request
+    between the others.
     """
     generator = torch.Generator().manual_seed(seed)
     lengths = [a + b for a, b in zip(append_lens, before_lens, strict=True)]
@@ -85,7 +85,9 @@ def make_append(
         cache=cache,
         kv_indices=torch.randperm(total, generator=generator)[: sum(pages)].int().to(device),
         kv_indptr=indptr_of(pages, device),
-        last_page_len=torch.tensor([(n - 1) % page_size + 1 if n else 0 for n in lengths], dtype=torch.int32, device=device),
+        last_page_len=torch.tensor(
+            [(n - 1) % page_size + 1 if n else 0 for n in lengths], dtype=torch.int32, device=device
+        ),
         layout=layout,
     )
 

@@ -23,7 +23,7 @@ def make_states(rows, states, heads, dim, dtype, *, device="cpu", strided=False,
 
 def expected_merge(v, s, base=2.0):
     """Merge one row, one head at a time, from the definition; log-sum-exps are to `base`."""
-    rows, states, heads, dim = v.shape
+    rows, _, heads, dim = v.shape
     values, totals = torch.zeros(rows, heads, dim, dtype=torch.float64), torch.full((rows, heads), -INF).double()
     v, s = v.double().cpu(), s.double().cpu() * math.log(base)
     for row in range(rows):

@@ -223,4 +223,6 @@ def test_shape_of_the_launch(row_heads, states, head_vectors):
     assert groups & (groups - 1) == 0
     assert (rows_grid - 1) * heads < row_heads <= rows_grid * heads
     assert (parts - 1) * lanes < head_vectors <= parts * lanes
-    assert groups == merge_states_shape(1, states, head_vectors)[1][2], "the order of summation follows from a row alone"
+    assert groups == merge_states_shape(1, states, head_vectors)[1][2], (
+        "the order of summation follows from a row alone"
+    )

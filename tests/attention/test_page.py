@@ -129,9 +129,7 @@ def test_latents_and_rotary_keys():
     new = random_normal((5, 72), torch.bfloat16, seed=1)
     tables = torch.tensor([2, 0, 3], dtype=int32), torch.tensor([0, 2, 3], dtype=int32), torch.tensor([2, 2])
     requests, positions = get_batch_indices_positions(lens, torch.tensor([6, 2]), 5)
-    append_paged_mla_kv_cache(
-        new[:, :64], new[:, 64:], requests, positions, cache[..., :64], cache[..., 64:], *tables
-    )
+    append_paged_mla_kv_cache(new[:, :64], new[:, 64:], requests, positions, cache[..., :64], cache[..., 64:], *tables)
     before[2, 3], before[0, 0], before[0, 1], before[3, 0], before[3, 1] = new
     assert torch.equal(cache, before)
 

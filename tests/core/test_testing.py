@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 from warploom.core.testing import (
     assert_close,
     cases,
+    disassemble,
     indptr_of,
     poison_like,
     ragged_lengths,
     random_normal,
     random_strided,
     relative_error,
+    resources_of,
     tolerance_of,
+    why_no_disassembler,
 )
 
 NAN, INF = math.nan, math.inf
@@ -191,3 +194,31 @@ def test_random_strided_holds_the_normal_values_between_poison(shape, dtype, las
 def test_random_normal_fits_the_range_of_small_types():
     assert torch.isfinite(random_normal((1000,), torch.float8_e4m3fn, scale=1e4).float()).all()
     assert math.isclose(float(random_normal((4096,), seed=1).std()), 1.0, rel_tol=0.05)
+
+
+LOG = """
+ptxas info    : Compiling entry function 'f' for 'sm_90a'
+ptxas         .     16 bytes stack frame, 0 bytes spill stores, 4 bytes spill loads
+ptxas info    : Used 40 registers, used 0 barriers
+    0 bytes stack frame, 8 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 168 registers
+"""
+
+
+def test_resources_are_the_largest_of_the_log():
+    used = resources_of(LOG)
+    assert (used.registers, used.stack, used.spill_stores, used.spill_loads) == (168, 16, 8, 4)
+    with pytest.raises(ValueError, match="not a log of ptxas"):
+        resources_of("nothing")
+
+
+@pytest.mark.skipif(bool(why_no_disassembler()), reason=why_no_disassembler())
+def test_the_disassembler_refuses_what_is_no_cubin():
+    with pytest.raises(RuntimeError, match="nvdisasm: "):
+        disassemble(b"not a cubin")
+
+
+def test_a_missing_disassembler_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("warploom.core.testing.machine_code._nvdisasm", lambda: None)
+    with pytest.raises(RuntimeError, match="pip install nvidia-cuda-nvdisasm"):
+        disassemble(b"")

@@ -20,12 +20,10 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 MODULES = [module for family in FAMILIES.values() for module in family.modules]
 
 
-def programs():
-    for number, text in enumerate(re.findall(r"```python\n(.*?)```", README, re.DOTALL)):
-        yield pytest.param(text, id=f"{number}-{text.split('import ')[1].split()[-1]}")
+PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("program", programs())
+@pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
 def test_program_runs_on_cpu(program):
     assert 'device = "cuda"\n' in program
     on_cpu = program.replace('device = "cuda"\n', 'device = "cpu"\n')

@@ -9,11 +9,15 @@ from warploom.core.settings import SETTINGS
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 
 
+def shown(default):
+    if default is None or default == {}:
+        return ""
+    return f"{default:g}" if isinstance(default, float) else str(int(default) if isinstance(default, bool) else default)
+
+
 def row(setting):
-    default = {None: "", True: "1", False: "0"}.get(setting.default) if setting.default != {} else ""
-    shown = f"{setting.default:g}" if default is None and isinstance(setting.default, float) else default
-    cells = [f"`{setting.variable}`", setting.type.replace("|", "\\|"), setting.default if shown is None else shown]
-    return f"| {' | '.join(map(str, cells))} | {setting.meaning} |".replace("|  |", "| |")
+    kind = setting.type.replace("|", "\\|")
+    return f"| `{setting.variable}` | {kind} | {shown(setting.default)} | {setting.meaning} |"
 
 
 def test_page_repeats_the_table():

@@ -19,9 +19,9 @@ from warploom.core import families
 def test_table_repeats_the_family(key):
     family = families.FAMILIES[key]
     exported = sorted(importlib.import_module(f"warploom.{family.modules[0]}").__all__)
-    lines = textwrap.wrap(" ".join(exported), 110)
-    assert sorted(family.names) == exported, (
-        f"in packages/core/src/warploom/core/families.py, the names of {key!r} should be:\n" + "\n".join(lines)
+    table = "\n".join(textwrap.wrap(" ".join(exported), 118))
+    assert list(family.names) == exported, (
+        f"in packages/core/src/warploom/core/families.py, _{key.upper()}_NAMES should be:\n{table}"
     )
 
 

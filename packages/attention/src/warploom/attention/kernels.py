@@ -11,7 +11,7 @@ __all__ = ["SHIPPED"]
 
 _FP32, _FP16, _BF16 = torch.float32, torch.float16, torch.bfloat16
 _E4M3, _E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
-# Input and output of merges with their widest access. float32 to 16 bits is for the partial results of split-KV attention.
+# Input and output of merges with their widest access; float32 to 16 bits is for partial results of split-KV attention.
 _MERGES = ((_FP16, _FP16, 8), (_BF16, _BF16, 8), (_FP32, _FP32, 4), (_FP32, _FP16, 4), (_FP32, _BF16, 4))
 _UNALIGNED_MERGES = ((_FP16, _FP16, 1), (_BF16, _BF16, 1), (_FP32, _FP32, 1))
 

@@ -21,7 +21,6 @@ MAX_BLOCKS = 64  # kMaxBlocks
 _EMPTY = 0xFF  # every byte of kEmpty
 
 _OPERATIONS = {1: "all_reduce (oneshot)", 2: "all_reduce (twoshot)"}
-_PEER_IS_MISSING = 1
 
 
 class Mailboxes(ParamStruct):
@@ -85,14 +84,12 @@ class PeerWorkspace:
         """Raise if a kernel has reported a failure so far. Reads host memory; synchronises nothing."""
         if not self._fields[0]:
             return
-        state, operation, call, peer, stage = self._fields[:5].tolist()
+        _, operation, call, peer, stage, aborted_by = self._fields[:6].tolist()
         what = f"rank {self._rank}: {_OPERATIONS.get(operation, 'a kernel')}, call {call} over peer memory"
-        if state == _PEER_IS_MISSING:
-            reason = f"waited {self._timeout:g} s for data of rank {peer} (stage {stage})"
-        else:
-            reason = f"stopped because rank {peer} gave up waiting; see its error"
+        end = f"when rank {aborted_by - 1} gave up" if aborted_by else f"for {self._timeout:g} s"
         raise CommunicationError(
-            f"{what}: {reason}. Outputs from this call on are not valid: close the communicator and make a new one."
+            f"{what}: waited for data of rank {peer} (stage {stage}) {end}. Outputs from this call on are not valid: "
+            "close the communicator and make a new one."
         )
 
     def follow_stream(self) -> None:

@@ -3,7 +3,7 @@
 Families announce themselves by an entry point in the group ``warploom.families``, whose name becomes an attribute of
 ``warploom`` and whose value is the module with the public names. The table below repeats this for the project's own
 families, so that a name of a family that is not installed can say what to install, and so that the first use of a name
-imports one family and not all. A family of a third party needs no line here.
+imports one family and not all. A family of somebody else needs no line here.
 """
 
 from __future__ import annotations
@@ -46,11 +46,32 @@ class Family:
 
 
 # tests/packaging/test_public_names.py compares the names with each installed family and prints what to paste here.
+_ATTENTION_NAMES = """
+append_paged_kv_cache append_paged_mla_kv_cache apply_llama31_rope apply_llama31_rope_inplace
+apply_llama31_rope_pos_ids apply_llama31_rope_pos_ids_inplace apply_rope apply_rope_inplace apply_rope_pos_ids
+apply_rope_pos_ids_inplace apply_rope_with_cos_sin_cache apply_rope_with_cos_sin_cache_inplace
+get_batch_indices_positions get_seq_lens merge_state merge_state_in_place merge_states packbits segment_packbits
+"""
+_COMM_NAMES = """
+AllReduceFusionPattern AllReduceFusionWorkspace Communicator MoeAlltoAll SymmetricBuffer Topology all_gather
+all_reduce all_to_all allreduce_fusion create_allreduce_fusion_workspace reduce_scatter
+"""
+_GEMM_NAMES = """
+SegmentGEMMWrapper batch_gemm_fp8_nt_groupwise_masked bmm_bf16 bmm_fp8 fp8_blockscale_gemm_sm90
+gemm_fp8_nt_blockscaled gemm_fp8_nt_groupwise group_gemm_fp8_nt_groupwise grouped_mm_bf16 grouped_mm_fp8 mm_bf16
+mm_fp8 per_block_quant_fp8 per_tensor_quant_fp8 per_token_group_quant_fp8
+"""
+_SAMPLING_NAMES = """
+chain_speculative_sampling min_p_renorm_probs min_p_sampling_from_logits min_p_sampling_from_probs
+sampling_from_logits sampling_from_probs softmax top_k top_k_mask_logits top_k_renorm_probs top_k_sampling_from_logits
+top_k_sampling_from_probs top_k_top_p_sampling_from_logits top_k_top_p_sampling_from_probs top_p_renorm_probs
+top_p_sampling_from_logits top_p_sampling_from_probs
+"""
 FAMILIES: dict[str, Family] = {
-    "attention": Family("warploom-attention", ("attention",), ()),
-    "comm": Family("warploom-comm", ("comm",), ()),
-    "gemm": Family("warploom-gemm", ("gemm",), ()),
-    "sampling": Family("warploom-sampling", ("sampling", "logits_processor"), ()),
+    "attention": Family("warploom-attention", ("attention",), tuple(_ATTENTION_NAMES.split())),
+    "comm": Family("warploom-comm", ("comm",), tuple(_COMM_NAMES.split())),
+    "gemm": Family("warploom-gemm", ("gemm",), tuple(_GEMM_NAMES.split())),
+    "sampling": Family("warploom-sampling", ("sampling", "logits_processor"), tuple(_SAMPLING_NAMES.split())),
 }
 _CORE_NAMES = {
     "ArgumentError": "warploom.core.errors",
@@ -92,7 +113,7 @@ def resolve(name: str) -> Any:
         return importlib.import_module(f"warploom.{name}")
     if name in _FAMILY_OF_NAME:
         return getattr(_module_with(name, _FAMILY_OF_NAME[name]), name)
-    for point in _third_party():
+    for point in installed().values():
         module = _load(point, name)
         if name == point.name:
             return module
@@ -118,10 +139,6 @@ def _module_with(name: str, family: Family) -> ModuleType:
         if error.name != module:  # the family is there, something that it needs is not
             raise
         raise ModuleNotFoundError(_advice(f"warploom.{name}", family), name=module) from None
-
-
-def _third_party() -> list[EntryPoint]:
-    return [point for key, point in installed().items() if key not in FAMILIES]
 
 
 def _load(point: EntryPoint, name: str) -> ModuleType:

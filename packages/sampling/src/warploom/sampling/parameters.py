@@ -8,9 +8,26 @@ from typing import Any, NamedTuple
 
 import torch
 
+from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker, as_tensor
 
-__all__ = ["FLOAT_TYPES", "FilterParameters", "RowParameter", "float_parameter", "int_parameter", "source_tensor"]
+__all__ = [
+    "FILTER_SCHEMA",
+    "FLOAT_TYPES",
+    "FilterParameters",
+    "RowParameter",
+    "float_parameter",
+    "int_parameter",
+    "is_number",
+    "row_tensor",
+    "source_tensor",
+]
+
+# `FilterParameters` as a torch operator takes them.
+FILTER_SCHEMA = (
+    "Tensor? temperature, float temperature_value, Tensor? top_k, int top_k_value, "
+    "Tensor? top_p, float top_p_value, Tensor? min_p, float min_p_value"
+)
 
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 _ALL_FLOATS = (*FLOAT_TYPES, torch.float64)
@@ -38,36 +55,45 @@ class RowParameter(NamedTuple):
 def source_tensor(check: Checker, name: str, value: Any) -> torch.Tensor:
     """Check logits or probabilities ``[batch, vocab]``; any strides."""
     tensor = check.tensor(name, value, "batch vocab", dtype=FLOAT_TYPES)
-    check.require(tensor.shape[1] >= 1, name, "of a vocabulary of 1 or more", f"shape {tuple(tensor.shape)}")
+    if tensor.shape[1] < 1:
+        raise ArgumentError.of(check.op, name, "of a vocabulary of 1 or more", f"shape {tuple(tensor.shape)}")
     return tensor
 
 
 def float_parameter(check: Checker, name: str, value: FloatLike, rows: int) -> RowParameter:
     """Check a real parameter. Tensors of one element serve all rows without a host copy."""
-    if isinstance(value, float):
-        return RowParameter(None, value)
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+    if is_number(value, numbers.Real):
         return RowParameter(None, float(value))
-    return RowParameter(_row_tensor(check, name, value, rows, _ALL_FLOATS).to(torch.float32), 0.0)
+    tensor = row_tensor(check, name, value, rows, _ALL_FLOATS)
+    return RowParameter(tensor.to(torch.float32).reshape(-1).expand(rows), 0.0)
 
 
 def int_parameter(check: Checker, name: str, value: IntLike, rows: int) -> RowParameter:
     """Check an integer parameter; values beyond int32 are clamped into it."""
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+    if is_number(value, numbers.Integral):
         return RowParameter(None, min(max(int(value), -1), _INT32_MAX))
-    check.require(not isinstance(value, numbers.Real), name, "an integer or an integer tensor", repr(value))
-    tensor = _row_tensor(check, name, value, rows, _INT_TYPES)
+    tensor = row_tensor(check, name, value, rows, _INT_TYPES)
     if tensor.dtype == torch.int64:
         tensor = tensor.clamp(-1, _INT32_MAX).to(torch.int32)
-    return RowParameter(tensor, 0)
+    return RowParameter(tensor.reshape(-1).expand(rows), 0)
 
 
-def _row_tensor(check: Checker, name: str, value: Any, rows: int, dtypes: tuple[torch.dtype, ...]) -> torch.Tensor:
+def is_number(value: Any, kind: type) -> bool:
+    """Whether `value` is a number of `kind` (an abstract class of `numbers`) and neither a tensor nor a bool."""
+    # Tensors first: instance checks against abstract classes are slow, and this is in the path of every call.
+    return not isinstance(value, torch.Tensor) and isinstance(value, kind) and not isinstance(value, bool)
+
+
+def row_tensor(check: Checker, name: str, value: Any, rows: int, dtypes: tuple[torch.dtype, ...]) -> torch.Tensor:
+    """Check a tensor with one value for all rows (0-D or ``[1]``) or one a row."""
+    if isinstance(value, numbers.Number):
+        kind = "a number" if dtypes[0].is_floating_point else "an integer"
+        raise ArgumentError.of(check.op, name, f"{kind} or a tensor", repr(value))
     tensor = as_tensor(value, check.op, name)
-    fits = tensor.dim() <= 1 and tensor.numel() in (1, rows)
-    check.require(fits, name, f"a number or a tensor [{rows}]", f"a tensor of shape {tuple(tensor.shape)}")
-    check.tensor(name, tensor, "*_", dtype=dtypes)
-    return tensor.reshape(-1).expand(rows)
+    if tensor.dim() > 1 or tensor.numel() not in (1, rows):
+        expected = f"a number or a tensor [1] or [{rows}]"
+        raise ArgumentError.of(check.op, name, expected, f"a tensor of shape {tuple(tensor.shape)}")
+    return check.tensor(name, tensor, "*_", dtype=dtypes)
 
 
 @dataclass(frozen=True)
@@ -98,15 +124,11 @@ class FilterParameters:
             float_parameter(check, "min_p", 0.0 if min_p is None else min_p, rows),
         )
 
-    # As a torch operator takes them, and back; the order is that of SCHEMA.
-    SCHEMA = (
-        "Tensor? temperature, float temperature_value, Tensor? top_k, int top_k_value, "
-        "Tensor? top_p, float top_p_value, Tensor? min_p, float min_p_value"
-    )
-
     def flat(self) -> tuple[Any, ...]:
+        """The values as a torch operator takes them, in the order of `FILTER_SCHEMA`."""
         return (*self.temperature, *self.top_k, *self.top_p, *self.min_p)
 
     @classmethod
     def from_flat(cls, *values: Any) -> FilterParameters:
+        """The inverse of `flat`."""
         return cls(*(RowParameter(*values[i : i + 2]) for i in (0, 2, 4, 6)))

@@ -6,12 +6,12 @@ Every operator draws from the counter-based generator Philox 4x32-10, as a pure 
 
 * ``seed``, 64 bits: the user's, for all rows or one a row; without one it is drawn from `generator`, or from the
   device's default generator, on the device: no synchronisation, and CUDA-graph replays draw a new one.
-* ``offset``, 64 bits: the user's, 0 without one. An offset *tensor* is advanced by 1 in place by every call, on the device,
-  so that the next call, or the next replay of a CUDA graph, draws fresh numbers. An offset given as a number is not.
+* ``offset``, 64 bits: the user's, 0 without one. An offset *tensor* is advanced by 1 in place by every call, on the
+  device, so that the next call, or the next replay of a CUDA graph, draws fresh numbers; a number is not.
 * ``row``, 32 bits: the number of the output row when one seed serves all rows. **0 when each row has its own seed**,
   so that a request draws the same tokens at whatever place of whatever batch it is served.
-* ``draw``: which number of the row. Draw ``t`` is token ``t``'s; `ACCEPT_DRAW` ``+ i`` decides about draft token ``i`` in
-  speculative verification.
+* ``draw``: which number of the row. Draw ``t`` is token ``t``'s; `ACCEPT_DRAW` ``+ i`` decides about draft token ``i``
+  in speculative verification.
 
 The 128-bit counter is ``offset * 2**64 + row * 2**32 + draw // 4``, the key is the seed, and the draw's word is number
 ``draw % 4`` of the four that come out. A word ``w`` becomes
@@ -30,9 +30,13 @@ from typing import Any, NamedTuple
 import torch
 
 from warploom.core.errors import ArgumentError
-from warploom.core.tensors import Checker, as_tensor
+from warploom.core.tensors import Checker
+from warploom.sampling.parameters import is_number, row_tensor
 
-__all__ = ["ACCEPT_DRAW", "RandomState", "random_state"]
+__all__ = ["ACCEPT_DRAW", "RANDOM_SCHEMA", "RandomState", "random_state"]
+
+# The fields of a `RandomState` as a torch operator takes them.
+RANDOM_SCHEMA = "Tensor? seed, int seed_value, Tensor(z!)? offset, int offset_value"
 
 ACCEPT_DRAW = 1 << 33  # beyond every token's draw: the counter's lowest word has its top bit set
 
@@ -46,9 +50,6 @@ class RandomState(NamedTuple):
     seed_value: int
     offset: torch.Tensor | None
     offset_value: int
-
-    # As a torch operator takes them, in the order of the fields.
-    SCHEMA = "Tensor? seed, int seed_value, Tensor(z!)? offset, int offset_value"
 
     @property
     def per_row_seed(self) -> bool:
@@ -85,14 +86,10 @@ def _draw_seed(check: Checker, generator: torch.Generator | None, device: torch.
 
 
 def _words64(check: Checker, name: str, value: Any, rows: int) -> tuple[torch.Tensor | None, int]:
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+    if is_number(value, numbers.Integral):
         number = int(value)
-        in_range = -(2**63) <= number < 2**64
-        check.require(in_range, name, "an integer of 64 bits", str(number))
+        if not -(2**63) <= number < 2**64:
+            raise ArgumentError.of(check.op, name, "an integer of 64 bits", str(number))
         return None, number - 2**64 if number > _INT64_MAX else number
-    check.require(not isinstance(value, numbers.Real), name, "an integer or an int64 tensor", repr(value))
-    tensor = as_tensor(value, check.op, name)
-    fits = tensor.dim() <= 1 and tensor.numel() in (1, rows)
-    check.require(fits, name, f"an integer or a tensor [1] or [{rows}]", f"a tensor of shape {tuple(tensor.shape)}")
-    check.tensor(name, tensor, "*_", dtype=torch.int64)
+    tensor = row_tensor(check, name, value, rows, (torch.int64,))
     return tensor.view(-1) if tensor.dim() == 0 else tensor, 0

@@ -14,6 +14,7 @@ from warploom.core.torch_ops import register_op
 from warploom.sampling.backends.reference.renorm import ReferenceRenorm, ReferenceTopKMask
 from warploom.sampling.docstrings import shared_docs
 from warploom.sampling.parameters import (
+    FILTER_SCHEMA,
     FilterParameters,
     FloatLike,
     IntLike,
@@ -211,7 +212,7 @@ def describe_mask(logits: torch.Tensor) -> TopKMaskProblem:
     return TopKMaskProblem(**TopKMaskProblem.where(logits), batch=batch, vocab=vocab, dtype=logits.dtype)
 
 
-@register_op(f"renorm(Tensor(a!) out, Tensor source, {FilterParameters.SCHEMA}, str steps, str backend) -> ()")
+@register_op(f"renorm(Tensor(a!) out, Tensor source, {FILTER_SCHEMA}, str steps, str backend) -> ()")
 def _renorm(out: torch.Tensor, source: torch.Tensor, *rest: Any) -> None:
     flat, (chain, backend) = rest[:8], rest[8:]
     problem = describe(source, tuple(chain.split(",")), out.dtype)
@@ -221,9 +222,7 @@ def _renorm(out: torch.Tensor, source: torch.Tensor, *rest: Any) -> None:
             chosen.run(problem, out, source, FilterParameters.from_flat(*flat))
 
 
-@register_op(
-    "top_k_mask_logits(Tensor(a!) out, Tensor logits, Tensor? top_k, int top_k_value, str backend) -> ()"
-)
+@register_op("top_k_mask_logits(Tensor(a!) out, Tensor logits, Tensor? top_k, int top_k_value, str backend) -> ()")
 def _top_k_mask_logits(
     out: torch.Tensor, logits: torch.Tensor, top_k: torch.Tensor | None, top_k_value: int, backend: str
 ) -> None:

@@ -4,9 +4,10 @@ All of them are one operator because a fused kernel does the whole chain in one 
 filters in their order) is part of the problem, and a backend says which chains it knows.
 
 A draw is an *exponential race* (the Gumbel-max rule): token ``t`` gets its own exponential number ``E_t`` and the token
-with the smallest ``E_t / p_t`` wins. Unlike inverting the cumulative sum, the result does not depend on the order in which
-probabilities are added up, so it is the same in every backend up to the rounding of the probabilities themselves; and one
-seed gives the same token from logits, from probabilities, filtered before or during the draw, or fused in a `LogitsPipe`.
+with the smallest ``E_t / p_t`` wins. Unlike inverting the cumulative sum, the result does not depend on the order in
+which probabilities are added up, so it is the same in every backend up to the rounding of the probabilities themselves;
+and one seed gives the same token from logits, from probabilities, filtered before or during the draw, or fused in a
+`LogitsPipe`.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from warploom.core.settings import settings
 from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op
 from warploom.sampling.backends.reference.sample import ReferenceSample
-from warploom.sampling.parameters import FilterParameters, source_tensor
+from warploom.sampling.parameters import FILTER_SCHEMA, FilterParameters, source_tensor
 from warploom.sampling.problems.sample import SampleProblem
-from warploom.sampling.randomness import RandomState, random_state
+from warploom.sampling.randomness import RANDOM_SCHEMA, RandomState, random_state
 from warploom.sampling.steps import Steps, check_steps, source_name
 
 __all__ = ["DrawOptions", "Tokens", "draw", "require_no_nan"]
@@ -77,9 +78,7 @@ def draw(op: str, source: torch.Tensor, steps: Steps, filters: Mapping[str, Any]
     if options.check_nan:
         require_no_nan(op, **{source_name(steps): source})
     chain = ",".join(steps)
-    _sample(
-        tokens, valid, source, indices, *parameters.flat(), *random, chain, options.deterministic, options.backend
-    )
+    _sample(tokens, valid, source, indices, *parameters.flat(), *random, chain, options.deterministic, options.backend)
     return (tokens, valid) if options.return_valid else tokens
 
 
@@ -87,7 +86,7 @@ def require_no_nan(op: str, **tensors: torch.Tensor) -> None:
     """Raise if a tensor has a NaN; synchronises with the device."""
     for name, tensor in tensors.items():
         if bool(torch.isnan(tensor).any()):
-            raise ArgumentError.of(op, name, "free of NaN", "a tensor with NaN", "This is checked because of check_nan=True.")
+            raise ArgumentError.of(op, name, "free of NaN", "a tensor with NaN", "Asked for by check_nan=True.")
 
 
 def describe(source: torch.Tensor, rows: int, steps: Steps, deterministic: bool) -> SampleProblem:
@@ -99,7 +98,7 @@ def describe(source: torch.Tensor, rows: int, steps: Steps, deterministic: bool)
 
 @register_op(
     "sample(Tensor(a!) tokens, Tensor(b!) valid, Tensor source, Tensor? indices, "
-    f"{FilterParameters.SCHEMA}, {RandomState.SCHEMA}, str steps, bool deterministic, str backend) -> ()"
+    f"{FILTER_SCHEMA}, {RANDOM_SCHEMA}, str steps, bool deterministic, str backend) -> ()"
 )
 def _sample(
     tokens: torch.Tensor, valid: torch.Tensor, source: torch.Tensor, indices: torch.Tensor | None, *rest: Any

@@ -63,9 +63,7 @@ def sampling_from_logits(
     >>> warploom.sampling_from_logits(logits, temperature=0.0)
     tensor([1], dtype=torch.int32)
     """
-    options = DrawOptions(
-        indices, deterministic, generator, check_nan, seed, offset, return_valid, out, backend
-    )
+    options = DrawOptions(indices, deterministic, generator, check_nan, seed, offset, return_valid, out, backend)
     return draw("sampling_from_logits", logits, ("softmax",), {"temperature": temperature}, options)
 
 
@@ -109,10 +107,14 @@ def top_p_sampling_from_logits(
     >>> warploom.top_p_sampling_from_logits(logits, 0.5)
     tensor([1], dtype=torch.int32)
     """
-    options = DrawOptions(
-        indices, deterministic, generator, check_nan, seed, offset, return_valid, out, backend
+    options = DrawOptions(indices, deterministic, generator, check_nan, seed, offset, return_valid, out, backend)
+    return draw(
+        "top_p_sampling_from_logits",
+        logits,
+        ("softmax", "top_p"),
+        {"top_p": top_p, "temperature": temperature},
+        options,
     )
-    return draw("top_p_sampling_from_logits", logits, ("softmax", "top_p"), {"top_p": top_p, "temperature": temperature}, options)
 
 
 @shared_docs
@@ -155,10 +157,14 @@ def top_k_sampling_from_logits(
     >>> warploom.top_k_sampling_from_logits(logits, 1)
     tensor([1], dtype=torch.int32)
     """
-    options = DrawOptions(
-        indices, deterministic, generator, check_nan, seed, offset, return_valid, out, backend
+    options = DrawOptions(indices, deterministic, generator, check_nan, seed, offset, return_valid, out, backend)
+    return draw(
+        "top_k_sampling_from_logits",
+        logits,
+        ("top_k", "softmax"),
+        {"top_k": top_k, "temperature": temperature},
+        options,
     )
-    return draw("top_k_sampling_from_logits", logits, ("top_k", "softmax"), {"top_k": top_k, "temperature": temperature}, options)
 
 
 @shared_docs
@@ -201,10 +207,14 @@ def min_p_sampling_from_logits(
     >>> warploom.min_p_sampling_from_logits(logits, 0.5)
     tensor([1], dtype=torch.int32)
     """
-    options = DrawOptions(
-        indices, deterministic, generator, check_nan, seed, offset, return_valid, out, backend
+    options = DrawOptions(indices, deterministic, generator, check_nan, seed, offset, return_valid, out, backend)
+    return draw(
+        "min_p_sampling_from_logits",
+        logits,
+        ("softmax", "min_p"),
+        {"min_p": min_p, "temperature": temperature},
+        options,
     )
-    return draw("min_p_sampling_from_logits", logits, ("softmax", "min_p"), {"min_p": min_p, "temperature": temperature}, options)
 
 
 @shared_docs
@@ -252,7 +262,11 @@ def top_k_top_p_sampling_from_logits(
     tensor([1], dtype=torch.int32)
     """
     steps = chain_of_order("top_k_top_p_sampling_from_logits", filter_apply_order, _CHAINS)
-    options = DrawOptions(
-        indices, deterministic, generator, check_nan, seed, offset, return_valid, out, backend
+    options = DrawOptions(indices, deterministic, generator, check_nan, seed, offset, return_valid, out, backend)
+    return draw(
+        "top_k_top_p_sampling_from_logits",
+        logits,
+        steps,
+        {"top_k": top_k, "top_p": top_p, "temperature": temperature},
+        options,
     )
-    return draw("top_k_top_p_sampling_from_logits", logits, steps, {"top_k": top_k, "top_p": top_p, "temperature": temperature}, options)

@@ -61,9 +61,7 @@ def sampling_from_probs(
     >>> warploom.sampling_from_probs(probs, seed=1)
     tensor([1, 2], dtype=torch.int32)
     """
-    options = DrawOptions(
-        indices, deterministic, generator, check_nan, seed, offset, return_valid, out, backend
-    )
+    options = DrawOptions(indices, deterministic, generator, check_nan, seed, offset, return_valid, out, backend)
     return draw("sampling_from_probs", probs, (), {}, options)
 
 
@@ -109,9 +107,7 @@ def top_p_sampling_from_probs(
     >>> warploom.top_p_sampling_from_probs(probs, 0.5)
     tensor([1], dtype=torch.int32)
     """
-    options = DrawOptions(
-        indices, deterministic, generator, check_nan, seed, offset, return_valid, out, backend
-    )
+    options = DrawOptions(indices, deterministic, generator, check_nan, seed, offset, return_valid, out, backend)
     return draw("top_p_sampling_from_probs", probs, ("top_p",), {"top_p": top_p}, options)
 
 
@@ -153,9 +149,7 @@ def top_k_sampling_from_probs(
     >>> warploom.top_k_sampling_from_probs(probs, torch.tensor([1, 1]))
     tensor([1, 0], dtype=torch.int32)
     """
-    options = DrawOptions(
-        indices, deterministic, generator, check_nan, seed, offset, return_valid, out, backend
-    )
+    options = DrawOptions(indices, deterministic, generator, check_nan, seed, offset, return_valid, out, backend)
     return draw("top_k_sampling_from_probs", probs, ("top_k",), {"top_k": top_k}, options)
 
 
@@ -201,9 +195,7 @@ def min_p_sampling_from_probs(
     >>> warploom.min_p_sampling_from_probs(probs, 0.7)
     tensor([1], dtype=torch.int32)
     """
-    options = DrawOptions(
-        indices, deterministic, generator, check_nan, seed, offset, return_valid, out, backend
-    )
+    options = DrawOptions(indices, deterministic, generator, check_nan, seed, offset, return_valid, out, backend)
     return draw("min_p_sampling_from_probs", probs, ("min_p",), {"min_p": min_p}, options)
 
 
@@ -250,7 +242,5 @@ def top_k_top_p_sampling_from_probs(
     tensor([1], dtype=torch.int32)
     """
     steps = chain_of_order("top_k_top_p_sampling_from_probs", filter_apply_order, _CHAINS)
-    options = DrawOptions(
-        indices, deterministic, generator, check_nan, seed, offset, return_valid, out, backend
-    )
+    options = DrawOptions(indices, deterministic, generator, check_nan, seed, offset, return_valid, out, backend)
     return draw("top_k_top_p_sampling_from_probs", probs, steps, {"top_k": top_k, "top_p": top_p}, options)

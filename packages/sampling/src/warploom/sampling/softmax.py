@@ -46,8 +46,8 @@ def softmax(
     Returns
     -------
     torch.Tensor
-        float32 ``[rows, vocab]``. A row that is all −inf gives zeros. A row with a NaN or +inf, or a bad temperature, is
-        NaN throughout.
+        float32 ``[rows, vocab]``. A row that is all −inf gives zeros. A row with a NaN or +inf, or a bad temperature,
+        is NaN throughout.
 
     Raises
     ------
@@ -55,8 +55,8 @@ def softmax(
 
     Notes
     -----
-    The CUDA kernel reads each row once where a thread-block cluster holds it on chip, keeping the running maximum and sum
-    of M. Milakov and N. Gimelshein, "Online normalizer calculation for softmax", 2018.
+    The CUDA kernel reads each row once where a thread-block cluster holds it on chip, keeping the running maximum and
+    sum of M. Milakov and N. Gimelshein, "Online normalizer calculation for softmax", 2018.
 
     Examples
     --------
@@ -79,7 +79,9 @@ def describe(logits: torch.Tensor) -> SoftmaxProblem:
     return SoftmaxProblem(**SoftmaxProblem.where(logits), batch=batch, vocab=vocab, dtype=logits.dtype)
 
 
-@register_op("softmax(Tensor(a!) probs, Tensor logits, Tensor? temperature, float temperature_value, str backend) -> ()")
+@register_op(
+    "softmax(Tensor(a!) probs, Tensor logits, Tensor? temperature, float temperature_value, str backend) -> ()"
+)
 def _softmax(
     probs: torch.Tensor, logits: torch.Tensor, temperature: torch.Tensor | None, temperature_value: float, backend: str
 ) -> Any:

@@ -14,7 +14,7 @@ from warploom.sampling.backends.reference.speculative import ReferenceSpeculativ
 from warploom.sampling.docstrings import shared_docs
 from warploom.sampling.parameters import FLOAT_TYPES
 from warploom.sampling.problems.speculative import SpeculativeProblem
-from warploom.sampling.randomness import RandomState, random_state
+from warploom.sampling.randomness import RANDOM_SCHEMA, RandomState, random_state
 from warploom.sampling.sample import require_no_nan
 
 __all__ = ["chain_speculative_sampling"]
@@ -128,7 +128,7 @@ def describe(draft_probs: torch.Tensor, deterministic: bool) -> SpeculativeProbl
 @register_op(
     "chain_speculative_sampling(Tensor(a!) token_ids, Tensor(b!) accepted, Tensor(c!) emitted, Tensor(d!) valid, "
     "Tensor draft_probs, Tensor draft_token_ids, Tensor target_probs, "
-    f"{RandomState.SCHEMA}, bool deterministic, str backend) -> ()"
+    f"{RANDOM_SCHEMA}, bool deterministic, str backend) -> ()"
 )
 def _speculate(
     token_ids: torch.Tensor, accepted: torch.Tensor, emitted: torch.Tensor, valid: torch.Tensor,
@@ -139,6 +139,4 @@ def _speculate(
     chosen = CHAIN_SPECULATIVE.select(problem, backend).backend
     if problem.batch:
         with device_guard(draft_probs):
-            chosen.run(
-                problem, token_ids, accepted, emitted, valid, draft_probs, draft_token_ids, target_probs, random
-            )
+            chosen.run(problem, token_ids, accepted, emitted, valid, draft_probs, draft_token_ids, target_probs, random)

@@ -37,8 +37,8 @@ def source_name(steps: Steps) -> str:
 def chain_of_order(op: str, filter_apply_order: str, chains: dict[str, Steps]) -> Steps:
     """The chain of a `filter_apply_order`.
 
-    Keeping the top k of a nucleus is the same as taking both of the whole distribution: either keeps what is at or above
-    a threshold, so the stricter threshold decides. "joint" is therefore the chain with top-p first.
+    Keeping the top k of a nucleus is the same as taking both of the whole distribution: either keeps what is at or
+    above a threshold, so the stricter threshold decides. "joint" is therefore the chain with top-p first.
     """
     if filter_apply_order not in chains:
         expected = " or ".join(map(repr, chains))

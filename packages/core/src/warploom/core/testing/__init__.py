@@ -1,4 +1,5 @@
-"""Helpers that the tests of every family share: value comparison, case grids, awkward inputs.
+"""Helpers that the tests of every family share: value comparison, case grids, awkward inputs, looks into
+machine code.
 
 Importing it does not import pytest, so benchmarks and downstream projects can use it too.
 """
@@ -7,11 +8,14 @@ from warploom.core.testing.compare import Tolerance, assert_close, relative_erro
 from warploom.core.testing.grids import cases, grid, label
 from warploom.core.testing.inputs import indptr_of, poison_like, ragged_lengths, random_normal, random_strided
 from warploom.core.testing.machine import gpu_available, why_no_gpu
+from warploom.core.testing.machine_code import Resources, disassemble, resources_of, why_no_disassembler
 
 __all__ = [
+    "Resources",
     "Tolerance",
     "assert_close",
     "cases",
+    "disassemble",
     "gpu_available",
     "grid",
     "indptr_of",
@@ -21,6 +25,8 @@ __all__ = [
     "random_normal",
     "random_strided",
     "relative_error",
+    "resources_of",
     "tolerance_of",
+    "why_no_disassembler",
     "why_no_gpu",
 ]

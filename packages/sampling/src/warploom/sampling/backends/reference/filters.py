@@ -1,7 +1,7 @@
 """The filters of a chain: which tokens stay, and the distribution over those that do.
 
-Every filter keeps the tokens at or above a threshold, so equal values stay or go together and the result does not depend
-on the order of the vocabulary. This reference sorts; it decides by sums in float64.
+Every filter keeps the tokens at or above a threshold, so equal values stay or go together and the result does not
+depend on the order of the vocabulary. This reference sorts; it decides by sums in float64.
 """
 
 from __future__ import annotations

@@ -34,6 +34,6 @@ def race(weights: torch.Tensor, random: RandomState) -> tuple[torch.Tensor, torc
     wide = weights.to(torch.float64)
     mass = wide.sum(-1)
     valid = (mass > 0) & torch.isfinite(mass)
-    noise = exponential(random_words(random, *weights.shape, device=weights.device))
+    noise = exponential(random_words(random, weights.shape[0], weights.shape[1], weights.device))
     first = torch.argmin(noise / wide, dim=-1)
     return torch.where(valid, first, 0).to(torch.int32), valid

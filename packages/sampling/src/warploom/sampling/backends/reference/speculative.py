@@ -33,7 +33,7 @@ class ReferenceSpeculative(Backend):
         target_probs: torch.Tensor,
         random: RandomState,
     ) -> None:
-        """Write `token_ids` ``[batch, n + 1]`` and `valid` ``[batch]``, add to `accepted` and `emitted`, advance the offset.
+        """Write `token_ids` ``[batch, n + 1]`` and `valid` ``[batch]``, add to the two counts, advance the offset.
 
         Shapes of the inputs: ``[batch, n, vocab]``, ``[batch, n]``, ``[batch, n + 1, vocab]``.
         """

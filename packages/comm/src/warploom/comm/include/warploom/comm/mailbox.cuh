@@ -40,11 +40,12 @@ static_assert(sizeof(Header) <= kHeaderBytes, "header size");
 
 // What the host reads after a failure; `PeerWorkspace.check` names the fields.
 struct Report {
-  uint32_t state;      // 0 none, 1 a peer did not send, 2 a peer gave up
-  uint32_t operation;  // which kernel
+  uint32_t failed;      // written last
+  uint32_t operation;   // which kernel
   uint32_t call;
-  uint32_t peer;       // who did not send, or gave up
+  uint32_t peer;        // whose packet was missing
   uint32_t stage;
+  uint32_t aborted_by;  // 1 + the rank that gave up first and so ended this rank's wait; 0 if the time was over
 };
 
 // What every kernel over mailboxes is given.
@@ -107,9 +108,10 @@ WL_DEVICE void give_up(const Mailboxes& boxes, uint32_t operation, uint32_t call
   Report* report = boxes.report;
   store_relaxed_system(&report->operation, operation);
   store_relaxed_system(&report->call, call);
-  store_relaxed_system(&report->peer, aborted_by != 0 ? aborted_by - 1 : peer);
+  store_relaxed_system(&report->peer, peer);
   store_relaxed_system(&report->stage, stage);
-  store_release_system(&report->state, aborted_by != 0 ? 2u : 1u);
+  store_relaxed_system(&report->aborted_by, aborted_by);
+  store_release_system(&report->failed, 1u);
   if (aborted_by != 0) return;
 #pragma unroll
   for (int rank = 0; rank < kMaxRanks; ++rank) {

@@ -3,7 +3,7 @@
 
 #include "warploom/common.cuh"
 
-namespace warploom::comm {
+namespace warploom {
 
 WL_DEVICE uint4 load_relaxed_system(const uint4* pointer) {
   uint4 value;
@@ -20,4 +20,4 @@ WL_DEVICE void store_relaxed_system(uint4* pointer, uint4 value) {
                : "memory");
 }
 
-}  // namespace warploom::comm
+}  // namespace warploom

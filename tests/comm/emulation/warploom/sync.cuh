@@ -1,0 +1,19 @@
+// Stands before core's header of this name: the same functions on the host's memory.
+#pragma once
+
+#include "warploom/common.cuh"
+
+namespace warploom {
+
+WL_DEVICE uint32_t load_relaxed_system(const uint32_t* pointer) {
+  return std::atomic_ref(*const_cast<uint32_t*>(pointer)).load(std::memory_order_relaxed);
+}
+WL_DEVICE void store_relaxed_system(uint32_t* pointer, uint32_t value) {
+  std::atomic_ref(*pointer).store(value, std::memory_order_relaxed);
+}
+WL_DEVICE void store_release_system(uint32_t* pointer, uint32_t value) {
+  std::atomic_ref(*pointer).store(value, std::memory_order_release);
+}
+WL_DEVICE uint64_t global_nanoseconds() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
+
+}  // namespace warploom

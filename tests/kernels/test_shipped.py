@@ -1,0 +1,70 @@
+"""Every shipped kernel instance compiles for every architecture that it is shipped for: in time, without spills, and
+with the instructions that its spec expects."""
+
+from __future__ import annotations
+
+import functools
+import re
+import tempfile
+import time
+
+import pytest
+
+from warploom.core.jit import KernelSpec, compile_spec
+from warploom.core.jit.cache import CacheEntry, KernelCache
+from warploom.core.shipped import shipped_kernels
+from warploom.core.testing import disassemble, resources_of, why_no_disassembler
+
+# The goal is 1 s on an idle core. Processor time counts, so that a busy machine fails no test, and four times the goal
+# is allowed, so that a slow one fails none either. The times are printed at the end.
+BUDGET_S = 4.0
+MAX_REGISTERS = 255
+
+INSTANCES = [
+    pytest.param(spec, arch, id=f"{family}-{spec.name}-{arch}")
+    for family, specs in shipped_kernels().items()
+    for spec in specs
+    for arch in spec.archs
+]
+
+
+@functools.cache
+def _load_compiler() -> None:
+    """Loading the compiler's library is paid once a process, not by each kernel."""
+    spec = INSTANCES[0].values[0]
+    _compile(spec, spec.archs[0])
+
+
+def _compile(spec: KernelSpec, arch: str) -> CacheEntry:
+    with tempfile.TemporaryDirectory() as folder:
+        return compile_spec(spec, arch, cache=KernelCache(folder)).entry
+
+
+@functools.cache
+def compiled(spec: KernelSpec, arch: str) -> tuple[CacheEntry, float]:
+    """The entry of one instance and the processor time that it took."""
+    _load_compiler()
+    start = time.thread_time()
+    entry = _compile(spec, arch)
+    return entry, time.thread_time() - start
+
+
+@pytest.mark.parametrize(("spec", "arch"), INSTANCES)
+def test_compiles_in_time_without_spills(spec, arch, record_property):
+    entry, seconds = compiled(spec, arch)
+    record_property("kernel", f"{spec.family} {spec.name} {arch}")
+    record_property("compile_seconds", seconds)
+    used = resources_of(entry.record["log"])
+    assert (used.spill_stores, used.spill_loads) == (0, 0), f"{used} in\n{entry.record['log']}"
+    assert used.stack == 0, f"an array lies in local memory: {used}"
+    assert 0 < used.registers <= MAX_REGISTERS
+    assert seconds <= BUDGET_S
+
+
+@pytest.mark.skipif(bool(why_no_disassembler()), reason=why_no_disassembler())
+@pytest.mark.parametrize(("spec", "arch"), [instance for instance in INSTANCES if instance.values[0].expect_sass])
+def test_machine_code_holds_the_expected_instructions(spec, arch):
+    code = disassemble(compiled(spec, arch)[0].cubin)
+    missing = [name for name in spec.expect_sass if not re.search(rf"\b{re.escape(name)}\b", code)]
+    present = sorted(set(re.findall(r"\b(?:LD|ST|HGMMA|HMMA|UTMA|U?BLKCP|MUFU|RED|ATOM)[A-Z0-9_.]*", code)))
+    assert not missing, f"of memory and matrix instructions there are {', '.join(present)}"
