@@ -1,4 +1,4 @@
-"""Fixtures of the communication tests. The tests of this folder share `comm_oracle.py`, which they import by its name."""
+"""Fixtures of the communication tests, which share `comm_oracle.py` and import it by its name."""
 
 import sys
 from pathlib import Path

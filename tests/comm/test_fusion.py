@@ -29,7 +29,11 @@ def oracle(world, residual, gamma, dtype, bias=0.0, eps=1e-6):
 
 def random_inputs(world, dtype, tokens=TOKENS):
     shape = (tokens, HIDDEN)
-    return message(world.rank, shape, dtype), random_normal(shape, dtype, seed=5), random_normal((HIDDEN,), dtype, seed=6)
+    return (
+        message(world.rank, shape, dtype),
+        random_normal(shape, dtype, seed=5),
+        random_normal((HIDDEN,), dtype, seed=6),
+    )
 
 
 @pytest.mark.parametrize(*cases(dtype=FLOATS, tokens=[0, 1, TOKENS], backend=BACKENDS, bias=[0.0, 1.0]))

@@ -77,10 +77,18 @@ def test_payloads_of_any_dtype_and_shape(world):
     experts = torch.zeros(2, 1, dtype=torch.int64)
     moe = MoeAlltoAll(world, 4, 1, world.size)
     payloads = [
-        message(world.rank, (2, 16), torch.float8_e4m3fn), torch.full((2,), world.rank), torch.ones(2, 3, 2), torch.zeros(2, 0),
-    ]  # fmt: skip
+        message(world.rank, (2, 16), torch.float8_e4m3fn),
+        torch.full((2,), world.rank),
+        torch.ones(2, 3, 2),
+        torch.zeros(2, 0),
+    ]
     received = moe.dispatch(experts, payloads, 2)
-    assert [tuple(r.shape) for r in received] == [(world.size, 2, 16), (world.size, 2), (world.size, 2, 3, 2), (world.size, 2, 0)]
+    assert [tuple(r.shape) for r in received] == [
+        (world.size, 2, 16),
+        (world.size, 2),
+        (world.size, 2, 3, 2),
+        (world.size, 2, 0),
+    ]
     if world.rank == 0:
         for rank in range(world.size):
             expected = message(rank, (2, 16), torch.float8_e4m3fn)

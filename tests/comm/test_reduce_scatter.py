@@ -18,7 +18,13 @@ def part(world, x):
 
 
 @pytest.mark.parametrize(
-    *cases(in_oracle, dtype=[*FLOATS, torch.int32], op=["sum", "avg", "max", "min"], rows=[0, 1, 5], tail=[(), (3, 2), (0,)])
+    *cases(
+        in_oracle,
+        dtype=[*FLOATS, torch.int32],
+        op=["sum", "avg", "max", "min"],
+        rows=[0, 1, 5],
+        tail=[(), (3, 2), (0,)],
+    )
 )
 def test_values(world, case):
     shape = (case.rows * world.size, *case.tail)

@@ -20,7 +20,9 @@ def group(world):
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if world.rank == 0 else None
     port = world.transport.exchange_objects(store.port if store else 0)[0]
     store = store or dist.TCPStore("127.0.0.1", port, is_master=False)
-    dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size, timeout=datetime.timedelta(seconds=30))
+    dist.init_process_group(
+        "gloo", store=store, rank=world.rank, world_size=world.size, timeout=datetime.timedelta(seconds=30)
+    )
     yield dist.group.WORLD
     world.barrier()
     dist.destroy_process_group()
@@ -76,7 +78,9 @@ def test_mpi_is_refused_with_its_reason(comm):
 
 
 def test_a_part_of_the_ranks(world, group):
-    halves = [dist.new_group([rank for rank in range(world.size) if rank % 2 == side]) for side in range(min(2, world.size))]
+    halves = [
+        dist.new_group([rank for rank in range(world.size) if rank % 2 == side]) for side in range(min(2, world.size))
+    ]
     with Communicator.from_torch(halves[world.rank % 2], device="cpu", timeout=30.0) as comm:
         assert all_gather(torch.tensor([world.rank]), comm).tolist() == list(range(world.rank % 2, world.size, 2))
 

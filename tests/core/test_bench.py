@@ -6,6 +6,7 @@ import json
 import runpy
 import subprocess
 import sys
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,6 +123,19 @@ def test_the_limit_is_the_slower_of_bytes_and_operations():
     assert limit_us(CEILINGS, 4e9, 8e11, "bf16") == 1000.0
     assert limit_us(CEILINGS, 4e9, 8e12, "bf16") == 10_000.0
     assert limit_us(CEILINGS, 0.0, 8e12, "fp8") == 10_000.0  # a type whose rate was not measured takes the best known
+
+
+def test_results_keep_no_inputs_alive(operator):
+    works = []
+
+    def make(case, device):
+        work = Work(x=random_normal((case.n,)), out=torch.empty(case.n))
+        works.append(weakref.ref(work.x))
+        return work
+
+    results = run_cases([scale_benchmark(operator, make=make)], CPU, FakeTimer(TIMES), CEILINGS)
+    assert len(results) == len(works) == 2
+    assert [work() for work in works] == [None, None]
 
 
 def test_wrong_results_are_reported_and_not_timed(operator):

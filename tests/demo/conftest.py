@@ -52,6 +52,13 @@ def run_demo() -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*args: object, launcher: tuple[str, ...] = (), timeout: float = 60) -> subprocess.CompletedProcess[str]:
         command = [*launcher, sys.executable, str(DEMO), *map(str, args)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+            try:
+                out, error = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                process.terminate()  # not kill: mpirun passes this on to its ranks
+                raise
+        return subprocess.CompletedProcess(command, process.returncode, out, error)
 
     return run

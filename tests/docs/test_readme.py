@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from warploom.core.backends import OPERATORS
+from warploom.core.backends import OPERATORS, Operator
 from warploom.core.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-MODULES = [module for family in FAMILIES.values() for module in family.modules]
 
 
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -31,27 +30,32 @@ def test_program_runs_on_cpu(program):
     assert done.returncode == 0, done.stderr
 
 
-def stem_of(value):
-    return inspect.getmodule(value).__name__.split(".")[-1]
+def backends_of(module, family):
+    """Names of the backends of the operators that a module defines or imports; else of those with its stem."""
+    stem = module.__name__.split(".")[-1]
+    operators = [value for value in vars(module).values() if isinstance(value, Operator)]
+    by_stem = [
+        operator
+        for operator in OPERATORS.values()
+        if operator.family == family
+        and any(type(backend).__module__.endswith(f".{stem}") for backend in operator.backends.values())
+    ]
+    found = dict.fromkeys(name for operator in operators or by_stem for name in operator.backends)
+    return ", ".join(sorted(found, key="reference".__eq__)) or "–"
 
 
 def operator_rows():
-    """One row a stem: its public names, and the backends of the operators that live there."""
-    backends, names = {}, {}
-    for module in MODULES:
-        package = importlib.import_module(f"warploom.{module}")
+    """One row a stem: its public names, and the backends of the operators behind them."""
+    for family in FAMILIES:
+        package = importlib.import_module(f"warploom.{family}")
+        stems = {}
         for name in package.__all__:
             value = getattr(package, name)
             if inspect.isfunction(value) or inspect.isclass(value):
-                names.setdefault((module, stem_of(value)), []).append(name)
-    for operator in OPERATORS.values():
-        for backend in operator.backends.values():
-            seen = backends.setdefault((operator.family, type(backend).__module__.split(".")[-1]), [])
-            if backend.name not in seen:
-                seen.append(backend.name)
-    for (module, stem), public in names.items():
-        shown = ", ".join(f"`{name}`" for name in public)
-        yield f"| {module} | `{stem}` | {shown} | {', '.join(backends.get((module, stem), [])) or '–'} |"
+                stems.setdefault(inspect.getmodule(value), []).append(f"`{name}`")
+        for module, names in sorted(stems.items(), key=lambda item: item[0].__name__):
+            stem = module.__name__.removeprefix(f"warploom.{family}.")
+            yield f"| {family} | `{stem}` | {', '.join(names)} | {backends_of(module, family)} |"
 
 
 def test_operator_table():

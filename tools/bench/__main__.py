@@ -24,7 +24,7 @@ import torch
 from warploom.core.bench.ceilings import measure_ceilings
 from warploom.core.bench.chart import draw_chart
 from warploom.core.bench.definition import Benchmark
-from warploom.core.bench.environment import describe_environment
+from warploom.core.bench.environment import describe_environment, pick_device
 from warploom.core.bench.ranks import Ranks, current_ranks
 from warploom.core.bench.report import Report, case_table
 from warploom.core.bench.runner import CaseResult, run_cases
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.list:
         list_cases(suites, options)
         return 0
-    device = pick_device(options.device, ranks)
+    device = pick_device(options.device, ranks.rank)
     report = Report(describe_environment(device, options.commit))
     try:
         with torch.no_grad():
@@ -101,16 +101,6 @@ def load_suites(wanted: Sequence[str], ranks: Ranks) -> dict[str, ModuleType]:
             if ranks.rank == 0:
                 print(f"suite {name} left out: {error}", file=sys.stderr)
     return suites
-
-
-def pick_device(name: str, ranks: Ranks) -> torch.device:
-    if name:
-        return torch.device(name)
-    return (
-        torch.device("cuda", ranks.rank % torch.cuda.device_count())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
 
 
 def run(

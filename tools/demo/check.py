@@ -26,10 +26,10 @@ from scheduler import Request, Work
 from torch import Tensor, nn
 
 ROUNDOFF = torch.finfo(torch.bfloat16).eps / 2
-NUM_PROBES = 8
-ALLOWED = 6.0
-"""Largest error in units of the measured rounding noise: 5 standard deviations, which a normal variable exceeds once in
-two million, and one more because the noise is an estimate from `NUM_PROBES` samples."""
+NUM_PROBES = 16
+ALLOWED = 8.0
+"""Largest error in units of the measured rounding noise. Were the noise of a row one normal variable, its ratio to an
+estimate from 16 samples would follow Student's t with 16 degrees of freedom, which exceeds 8 once in two million rows."""
 
 
 @dataclass

@@ -29,7 +29,7 @@ DEFAULT_PROMPTS = (
     "import os\nimport sys\n",
     "def read_lines(filename):\n    ",
     "class TestParser(unittest.TestCase):\n    def ",
-    "for name in sorted(",
+    "async def fetch(url, timeout=None):\n",
 )
 DESCRIPTION = """\
 Generates text with a small byte-level language model (trained on the Python standard library, so prompts that look
@@ -66,7 +66,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     text.add_argument("--max-new-tokens", type=positive_int, default=200, metavar="N", help="default: %(default)s")
     text.add_argument("--stop", default="\n\n\n", help="end a text after this string; default: two empty lines")
-    text.add_argument("--temperature", type=non_negative, default=0.5, help="0 is greedy; default: %(default)s")
+    text.add_argument("--temperature", type=non_negative, default=0.7, help="0 is greedy; default: %(default)s")
     text.add_argument("--top-p", type=share, default=0.9, help="in (0, 1]; default: %(default)s")
     text.add_argument("--seed", type=int, default=0)
     engine = parser.add_argument_group("how to run")
@@ -185,6 +185,8 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
         rank, world_size, device = communicator.rank, communicator.size, communicator.device
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # matrices of this size only lose time to waking threads up
     leader = rank == 0
 
     scheduler = Scheduler(requests, args.num_pages, args.page_size, args.max_step_tokens)

@@ -106,6 +106,6 @@ def new_text(works: Sequence[Work], tokens: Sequence[int]) -> list[tuple[Request
     sampled = iter(tokens)
     text = []
     for work in works:
-        prompt = list(work.request.prompt) if work.request.num_cached == 0 else []
+        prompt = list(work.request.prompt[1:]) if work.request.num_cached == 0 else []  # without encode's newline
         text.append((work.request, prompt + ([next(sampled)] if work.samples else [])))
     return text

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from warploom.core.bench.definition import Benchmark
-from warploom.core.bench.environment import describe_environment
+from warploom.core.bench.environment import describe_environment, pick_device
 from warploom.core.bench.runner import CaseResult
 from warploom.core.bench.suites import load_suite, suite_names
 from warploom.core.bench.timing import make_timer
@@ -29,7 +29,7 @@ BENCHMARKS = ROOT / "tools" / "bench"
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
-    device = torch.device(options.device)
+    device = pick_device(options.device)
     timer = make_timer(device, budget_s=0.05 if options.quick else 0.2)
     environment = describe_environment(device, options.commit)
     gpu = environment["device"]

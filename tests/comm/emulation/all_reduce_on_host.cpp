@@ -67,7 +67,8 @@ bool run_call(Rank& rank, int call, uint32_t draw) {
   T* out = in_place ? x : reinterpret_cast<T*>(output.data()) + offset;
   const AllReduceParams params{x, out, numel};
   const unsigned blocks = 1 + (draw >> 20) % 3, threads = 1 + (draw >> 24) % 5;
-  auto* kernel = two_shot ? two_shot_all_reduce_kernel<Config<T, kRanks>> : one_shot_all_reduce_kernel<Config<T, kRanks>>;
+  using C = Config<T, kRanks>;
+  auto* kernel = two_shot ? two_shot_all_reduce_kernel<C> : one_shot_all_reduce_kernel<C>;
   launch(blocks, threads, kernel, rank.boxes, params);
   return rank.report.failed || is_right<T, kRanks>(out, call, numel);
 }
@@ -84,16 +85,19 @@ int run(int calls, uint32_t seed, bool missing) {
     std::vector<std::jthread> streams;
     for (int r = 0; r < kRanks; ++r) {
       Mailboxes& boxes = ranks[r].boxes;
-      for (int peer = 0; peer < kRanks; ++peer) boxes.buffers[peer] = reinterpret_cast<uint8_t*>(ranks[peer].buffer.data());
-      boxes.report = &ranks[r].report, boxes.timeout_ns = missing ? 200'000'000 : 60'000'000'000, boxes.half_bytes = kHalfBytes;
-      boxes.rank = r;
+      for (int peer = 0; peer < kRanks; ++peer) {
+        boxes.buffers[peer] = reinterpret_cast<uint8_t*>(ranks[peer].buffer.data());
+      }
+      boxes.report = &ranks[r].report, boxes.rank = r, boxes.half_bytes = kHalfBytes;
+      boxes.timeout_ns = missing ? 200'000'000 : 60'000'000'000;
       streams.emplace_back([&, r] {
         std::mt19937 shared(seed), own(seed * 100 + r);  // ranks agree on the calls, not on when they come
         for (int call = 0; call < calls && wrong == 0; ++call) {
           if (missing && r == kRanks - 1 && call == calls / 2) return;
           if (own() % 8 == 0) std::this_thread::sleep_for(std::chrono::microseconds(own() % 2000));
           const uint32_t draw = shared();
-          const bool right = draw & 8 ? run_call<float, kRanks>(ranks[r], call, draw) : run_call<HostBf16, kRanks>(ranks[r], call, draw);
+          const bool right = draw & 8 ? run_call<float, kRanks>(ranks[r], call, draw)
+                                      : run_call<HostBf16, kRanks>(ranks[r], call, draw);
           if (!right) ++wrong;
           if (ranks[r].report.failed) return;
         }
@@ -106,7 +110,8 @@ int run(int calls, uint32_t seed, bool missing) {
                 report.aborted_by);
   }
   for (const Rank& rank : ranks) {
-    if (!missing && reinterpret_cast<const Header*>(rank.buffer.data())->calls[kMaxBlocks - 1] != uint32_t(calls)) ++wrong;
+    const uint32_t counted = reinterpret_cast<const Header*>(rank.buffer.data())->calls[kMaxBlocks - 1];
+    if (!missing && counted != uint32_t(calls)) ++wrong;
   }
   return wrong != 0;
 }

@@ -134,11 +134,11 @@ def _rope(
 ) -> None:
     q, k = q_out if q is None else q, k_out if k is None else k
     scaling = RopeScaling(rope_scale, rope_theta, low_freq_factor, high_freq_factor, old_context_len)
-    ragged = None if indptr is None or offsets is None else (indptr, offsets)
+    places: Any = (indptr, offsets) if pos_ids is None else pos_ids
     problem = _describe(q, q.shape[-1], rotary_dim, interleave)
     chosen = ROPE.select(problem, backend).backend
     with device_guard(q_out):
-        chosen.run(problem, scaling, q_out, k_out, q, k, pos_ids, ragged)
+        chosen.run(problem, scaling, q_out, k_out, q, k, places)
 
 
 @register_op(

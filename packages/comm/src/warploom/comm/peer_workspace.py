@@ -85,7 +85,7 @@ class PeerWorkspace:
         if not self._fields[0]:
             return
         _, operation, call, peer, stage, aborted_by = self._fields[:6].tolist()
-        what = f"rank {self._rank}: {_OPERATIONS.get(operation, 'a kernel')}, call {call} over peer memory"
+        what = f"rank {self._rank}: {_OPERATIONS.get(operation, 'a kernel')}, call {call + 1} over peer memory"
         end = f"when rank {aborted_by - 1} gave up" if aborted_by else f"for {self._timeout:g} s"
         raise CommunicationError(
             f"{what}: waited for data of rank {peer} (stage {stage}) {end}. Outputs from this call on are not valid: "

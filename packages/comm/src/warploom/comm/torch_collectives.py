@@ -61,7 +61,8 @@ class TorchCollectives:
 
     def close(self) -> None:
         """End the group; for groups that this library made."""
-        self._group.shutdown()
+        name = "shutdown" if hasattr(self._group, "shutdown") else "_shutdown"  # torch 2.6 has the latter
+        getattr(self._group, name)()
 
     def _options(self, options: Any) -> Any:
         if self._timeout is not None:
@@ -100,6 +101,7 @@ def nccl_beside(transport: Transport, device: torch.device, one_host: bool) -> T
         store = dist.TCPStore(host, port, transport.size, is_master=False, timeout=limit, wait_for_workers=False)
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = limit
+    options.global_ranks_in_group = list(range(transport.size))
     with torch.cuda.device(device):
         nccl = dist.ProcessGroupNCCL(dist.PrefixStore("warploom", store), transport.rank, transport.size, options)
         group = TorchCollectives(nccl, store=store)

@@ -21,6 +21,7 @@ __all__ = [
     "is_number",
     "row_tensor",
     "source_tensor",
+    "temperature_parameter",
 ]
 
 # `FilterParameters` as a torch operator takes them.
@@ -68,6 +69,11 @@ def float_parameter(check: Checker, name: str, value: FloatLike, rows: int) -> R
     return RowParameter(tensor.to(torch.float32).reshape(-1).expand(rows), 0.0)
 
 
+def temperature_parameter(check: Checker, value: FloatLike | None, rows: int) -> RowParameter:
+    """Check a temperature; None stands for 1."""
+    return float_parameter(check, "temperature", 1.0 if value is None else value, rows)
+
+
 def int_parameter(check: Checker, name: str, value: IntLike, rows: int) -> RowParameter:
     """Check an integer parameter; values beyond int32 are clamped into it."""
     if is_number(value, numbers.Integral):
@@ -90,10 +96,11 @@ def row_tensor(check: Checker, name: str, value: Any, rows: int, dtypes: tuple[t
         kind = "a number" if dtypes[0].is_floating_point else "an integer"
         raise ArgumentError.of(check.op, name, f"{kind} or a tensor", repr(value))
     tensor = as_tensor(value, check.op, name)
-    if tensor.dim() > 1 or tensor.numel() not in (1, rows):
+    size = tensor.numel()
+    if tensor.dim() > 1 or (size != 1 and size != rows):  # noqa: PLR1714 - torch.compile can not trace `in` of symbols
         expected = f"a number or a tensor [1] or [{rows}]"
         raise ArgumentError.of(check.op, name, expected, f"a tensor of shape {tuple(tensor.shape)}")
-    return check.tensor(name, tensor, "*_", dtype=dtypes)
+    return check.tensor(name, tensor, "_" if tensor.dim() else "", dtype=dtypes)
 
 
 @dataclass(frozen=True)
@@ -112,16 +119,16 @@ class FilterParameters:
         rows: int,
         *,
         temperature: FloatLike | None = None,
-        top_k: IntLike | None = None,
-        top_p: FloatLike | None = None,
-        min_p: FloatLike | None = None,
+        top_k: IntLike = 0,
+        top_p: FloatLike = 1.0,
+        min_p: FloatLike = 0.0,
     ) -> FilterParameters:
-        """Check the given parameters; None stands for the neutral value."""
+        """Check the given parameters."""
         return cls(
-            float_parameter(check, "temperature", 1.0 if temperature is None else temperature, rows),
-            int_parameter(check, "top_k", 0 if top_k is None else top_k, rows),
-            float_parameter(check, "top_p", 1.0 if top_p is None else top_p, rows),
-            float_parameter(check, "min_p", 0.0 if min_p is None else min_p, rows),
+            temperature_parameter(check, temperature, rows),
+            int_parameter(check, "top_k", top_k, rows),
+            float_parameter(check, "top_p", top_p, rows),
+            float_parameter(check, "min_p", min_p, rows),
         )
 
     def flat(self) -> tuple[Any, ...]:

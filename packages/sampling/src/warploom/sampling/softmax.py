@@ -14,7 +14,7 @@ from warploom.sampling.backends.cuda.softmax import CudaSoftmax
 from warploom.sampling.backends.reference.softmax import ReferenceSoftmax
 from warploom.sampling.backends.torch.softmax import TorchSoftmax
 from warploom.sampling.docstrings import shared_docs
-from warploom.sampling.parameters import FloatLike, RowParameter, float_parameter, source_tensor
+from warploom.sampling.parameters import FloatLike, RowParameter, source_tensor, temperature_parameter
 from warploom.sampling.problems.softmax import SoftmaxProblem
 
 __all__ = ["softmax"]
@@ -32,7 +32,8 @@ def softmax(
 ) -> torch.Tensor:
     """Turn logits into probabilities: ``exp(logits / temperature)`` over its sum, row by row.
 
-    Sums are taken in float32 in an order that is the same on every run and does not depend on the batch.
+    Sums are taken in float32, in an order that is the same on every run and does not depend on the other rows (only on
+    the vocabulary, and on how the row lies in memory relative to a multiple of 16 bytes).
 
     Parameters
     ----------
@@ -67,7 +68,7 @@ def softmax(
     check = Checker("softmax")
     logits = source_tensor(check, "logits", logits)
     rows = check["batch"]
-    parameter = float_parameter(check, "temperature", 1.0 if temperature is None else temperature, rows)
+    parameter = temperature_parameter(check, temperature, rows)
     probs = check.output("out", out, (rows, check["vocab"]), torch.float32, contiguous="last")
     _softmax(probs, logits, *parameter, backend)
     return probs

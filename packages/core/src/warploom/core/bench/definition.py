@@ -112,6 +112,7 @@ class Benchmark:
 
     Examples
     --------
+    >>> from warploom.core.bench import grid
     >>> scale = Benchmark(
     ...     "scale", cases=grid(n=[1024]),
     ...     make=lambda case, device: Work(x=torch.randn(case.n, device=device)),

@@ -12,7 +12,7 @@ import torch
 
 from warploom.core.device import device_name
 
-__all__ = ["commit_of", "describe_environment"]
+__all__ = ["commit_of", "describe_environment", "pick_device"]
 
 # Distributions whose version can change a result; those that are not installed are left out.
 _PACKAGES = ("warploom-core", "triton", "cuda-bindings", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "nvidia-nccl-cu13",
@@ -44,6 +44,14 @@ def describe_environment(device: torch.device, commit: str = "") -> dict[str, st
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def pick_device(name: str = "", rank: int = 0) -> torch.device:
+    """Return the device of a name, by default a rank's own GPU or, without one, the CPU; a GPU has its index."""
+    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", rank % max(1, torch.cuda.device_count()))
+    return device
 
 
 def commit_of(folder: Path) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from warploom.core.backends import OPERATORS
 from warploom.core.bench.ceilings import Ceilings, limit_us
-from warploom.core.bench.definition import Benchmark
+from warploom.core.bench.definition import Benchmark, Peer
 from warploom.core.bench.ranks import Ranks
 from warploom.core.bench.timing import Timer, Timing
 from warploom.core.errors import UnsupportedError
@@ -32,12 +32,19 @@ class Contender:
     """
 
     name: str
-    call: Callable[[], Any]
-    output: Callable[[Any], Any]
-    verified: bool = True
     backend: str = ""
     timing: Timing | None = None
     problem: str = ""
+
+
+@dataclass(frozen=True)
+class _Runnable:
+    """How to run a contender; kept apart from its result, which must not keep the inputs of all cases alive."""
+
+    contender: Contender
+    call: Callable[[], Any]
+    output: Callable[[Any], Any]
+    verified: bool
 
 
 @dataclass
@@ -137,53 +144,54 @@ def run_case(
     nbytes = benchmark.bytes(work) if benchmark.bytes else 0.0
     flops = benchmark.flops(work) if benchmark.flops else 0.0
     result = CaseResult(benchmark.name, case, nbytes, flops, limit_us(ceilings, nbytes, flops, benchmark.math))
-    result.contenders = _contenders(benchmark, work, each_backend)
+    runnables = _runnables(benchmark, work, each_backend)
+    result.contenders = [one.contender for one in runnables]
     expected = benchmark.reference(work) if benchmark.reference else None
-    for contender in result.contenders:
-        _agree(contender, timer.ranks)
-        if not contender.problem:
-            contender.problem = _verify(benchmark, work, contender, expected)
-        _agree(contender, timer.ranks)
+    for runnable in runnables:
+        _agree(runnable.contender, timer.ranks)
+        if not runnable.contender.problem:
+            runnable.contender.problem = _verify(benchmark, work, runnable, expected)
+        _agree(runnable.contender, timer.ranks)
     del expected
-    ready = {one.name: one.call for one in result.contenders if not one.problem}
+    ready = {one.contender.name: one.call for one in runnables if not one.contender.problem}
     timings = timer.time(ready, calls=benchmark.calls, flush=benchmark.flush) if ready else {}
     for contender in result.contenders:
         contender.timing = timings.get(contender.name)
     return result
 
 
-def _contenders(benchmark: Benchmark, work: Any, each_backend: bool) -> list[Contender]:
-    def ours(backend: str) -> Callable[[], Any]:
-        return lambda: benchmark.ours(work, backend)
+def _runnables(benchmark: Benchmark, work: Any, each_backend: bool) -> list[_Runnable]:
+    """Ours first, then our other backends if wanted, then the peers."""
 
-    def peer_call(fn: Callable[[Any], Any]) -> Callable[[], Any]:
-        return lambda: fn(work)
+    def ours(name: str, backend: str) -> _Runnable:
+        return _Runnable(Contender(name, backend), lambda: benchmark.ours(work, backend), _same, True)
 
-    found = [Contender(OURS, ours("auto"), _same, backend="auto")]
+    def theirs(peer: Peer) -> _Runnable:
+        contender = Contender(peer.name, problem=peer.available(work))
+        return _Runnable(contender, lambda: peer.fn(work), peer.output, peer.verified)
+
+    found = [ours(OURS, "auto")]
     operator = OPERATORS.get(benchmark.operator)
     if each_backend and operator is not None:
         names = [name for name in operator.backend_names if name != "reference"]
-        found += [Contender(f"{OURS}:{name}", ours(name), _same, backend=name) for name in names]
-    for peer in benchmark.peers:
-        contender = Contender(peer.name, peer_call(peer.fn), peer.output, verified=peer.verified)
-        contender.problem = peer.available(work)
-        found.append(contender)
-    return found
+        found += [ours(f"{OURS}:{name}", name) for name in names]
+    return found + [theirs(peer) for peer in benchmark.peers]
 
 
 def _same(result: Any) -> Any:
     return result
 
 
-def _verify(benchmark: Benchmark, work: Any, contender: Contender, expected: Any) -> str:
+def _verify(benchmark: Benchmark, work: Any, runnable: _Runnable, expected: Any) -> str:
     """Return why the contender can't be timed, "" if its result is right. Notes which backend served our call."""
     operator = OPERATORS.get(benchmark.operator)
     _poison(getattr(work, "out", None))
     try:
-        actual = contender.output(contender.call())
+        actual = runnable.output(runnable.call())
+        contender = runnable.contender
         if contender.backend == "auto" and operator is not None and operator.last is not None:
             contender.backend = operator.last.name
-        if contender.verified:
+        if runnable.verified:
             benchmark.check(work, actual, expected)
     except UnsupportedError:
         return "not supported"

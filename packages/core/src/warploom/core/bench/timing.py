@@ -43,7 +43,7 @@ Call = Callable[[], Any]
 class Timing:
     """Microseconds of one call: median, 10th and 90th percentile over the samples, and host time.
 
-    `mode` is ``"graph"``, ``"eager"`` or ``"wall"`` (the CPU's clock).
+    `mode` is ``"graph"``, ``"eager"`` or ``"wall"`` (the CPU's clock). Host time is always that of a direct call.
     """
 
     us: float
@@ -187,12 +187,7 @@ class GpuTimer(Timer):
 
     def _prepare(self, call: Call, calls: int, flush: bool) -> _Contender:
         host_us = host_time_us(call, device=self._device, calls=10, batches=5)
-        graph = None
-        if self._graph:
-            try:
-                graph = self._capture(call, calls)
-            except Exception:  # whatever the call does that a graph can't hold; it is then timed without one
-                torch.cuda.synchronize(self._device)
+        graph = self._try_capture(call, calls) if self._graph else None
         if self.ranks.max(float(graph is None)) == 0.0 and graph is not None:
             return _Contender(graph, "graph", host_us, int(flush))
 
@@ -202,6 +197,19 @@ class GpuTimer(Timer):
 
         outlast = int(2 * host_us * calls / self._flush_us) + 1
         return _Contender(direct, "eager", host_us, outlast if flush else 0)
+
+    def _try_capture(self, call: Call, calls: int) -> Call | None:
+        """`_capture`, or None for a call that does what a graph can't hold."""
+        stream = torch.cuda.current_stream(self._device)
+        try:
+            return self._capture(call, calls)
+        except Exception:
+            # A capture that breaks off leaves torch on the capture's stream, and its random numbers "capturing".
+            torch.cuda.set_stream(stream)
+            torch.cuda.synchronize(self._device)
+            generator = torch.cuda.default_generators[stream.device.index]
+            generator.graphsafe_set_state(generator.clone_state())
+            return None
 
     def _capture(self, call: Call, calls: int) -> Call:
         """Return the replay of a graph that holds `calls` calls."""

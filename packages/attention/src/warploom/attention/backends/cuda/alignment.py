@@ -9,11 +9,14 @@ import torch
 MAX_BYTES = 16  # the widest load and store of a thread
 
 
-def common_alignment(tensor: torch.Tensor) -> int:
-    """Bytes, a power of two up to 16, that divide the address, the strides and the length of the last dimension."""
-    itemsize = tensor.element_size()
-    steps = (stride for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True) if size > 1)
-    return math.gcd(MAX_BYTES, tensor.data_ptr(), tensor.shape[-1] * itemsize, *(step * itemsize for step in steps))
+def common_alignment(*tensors: torch.Tensor) -> int:
+    """Bytes, a power of two up to 16, that divide every address, stride and length of a last dimension."""
+    steps = [MAX_BYTES]
+    for tensor in tensors:
+        itemsize, shape, strides = tensor.element_size(), tensor.shape, tensor.stride()
+        steps += (tensor.data_ptr(), shape[-1] * itemsize)
+        steps += [strides[i] * itemsize for i in range(len(shape) - 1) if shape[i] > 1]
+    return math.gcd(*steps)
 
 
 def vector_width(*tensors: torch.Tensor) -> int:

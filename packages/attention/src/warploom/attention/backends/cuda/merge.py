@@ -8,7 +8,7 @@ from typing import Annotated
 
 import torch
 
-from warploom.attention.backends.cuda.alignment import vector_width
+from warploom.attention.backends.cuda.alignment import MAX_BYTES, vector_width
 from warploom.attention.problems.merge import MergeProblem
 from warploom.core.backends import Backend, Support
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, f32, i32, i64, ptr, u32
@@ -60,29 +60,32 @@ class MergeStateParams(ParamStruct):
 
 
 def _spec(
-    kernel: str, params: type[ParamStruct], config: dict[str, str | bool | int], vector: int, in_bytes: int
+    kernel: str,
+    params: type[ParamStruct],
+    input_dtype: torch.dtype,
+    output_dtype: torch.dtype,
+    vector: int,
+    **limits: int,
 ) -> KernelSpec:
     return KernelSpec(
         family="attention",
         header=_HEADER,
         kernel=f"warploom::attention::{kernel}",
-        config=config,
+        config={"In": cpp_type(input_dtype), "Out": cpp_type(output_dtype), "kVec": vector, **limits},
         params=(params,),
-        expect_sass=("LDG.E.EF.128",) if vector * in_bytes == 16 else (),
+        expect_sass=("LDG.E.EF.128",) if vector * input_dtype.itemsize == MAX_BYTES else (),
     )
 
 
 @functools.cache
 def merge_states_spec(input_dtype: torch.dtype, output_dtype: torch.dtype, vector: int) -> KernelSpec:
-    config = {"In": cpp_type(input_dtype), "Out": cpp_type(output_dtype), "kVec": vector, "kUnroll": _UNROLL}
-    config |= {"kMaxThreads": _MAX_THREADS}
-    return _spec("merge_states_kernel", MergeStatesParams, config, vector, input_dtype.itemsize)
+    limits = {"kUnroll": _UNROLL, "kMaxThreads": _MAX_THREADS}
+    return _spec("merge_states_kernel", MergeStatesParams, input_dtype, output_dtype, vector, **limits)
 
 
 @functools.cache
 def merge_state_spec(input_dtype: torch.dtype, output_dtype: torch.dtype, vector: int) -> KernelSpec:
-    config = {"In": cpp_type(input_dtype), "Out": cpp_type(output_dtype), "kVec": vector, "kMaxThreads": _MAX_HEAD_DIM}
-    return _spec("merge_state_kernel", MergeStateParams, config, vector, input_dtype.itemsize)
+    return _spec("merge_state_kernel", MergeStateParams, input_dtype, output_dtype, vector, kMaxThreads=_MAX_HEAD_DIM)
 
 
 def merge_states_shape(

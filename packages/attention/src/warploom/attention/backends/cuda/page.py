@@ -8,7 +8,7 @@ from typing import Annotated
 
 import torch
 
-from warploom.attention.backends.cuda.alignment import common_alignment, vector_width
+from warploom.attention.backends.cuda.alignment import MAX_BYTES, common_alignment, vector_width
 from warploom.attention.problems.page import AppendProblem, PageTableProblem
 from warploom.core.backends import Backend, Support
 from warploom.core.device import sm_count
@@ -61,35 +61,29 @@ class SeqLensParams(ParamStruct):
     page_size: i32
 
 
-def _append_spec(row_type: str, cache_type: str, vector: int) -> KernelSpec:
-    config = {
-        "In": row_type,
-        "Out": cache_type,
-        "kVec": vector,
-        "kParts": _PARTS,
-        "kMaxThreads": _MAX_THREADS,
-    }
-    wide = row_type == "uint4" or vector * {"float": 4, "__half": 2, "__nv_bfloat16": 2}.get(row_type, 1) == 16
+def _append_spec(row_type: str, cache_type: str, vector: int, row_bytes: int) -> KernelSpec:
+    config: dict[str, str | bool | int] = {"In": row_type, "Out": cache_type, "kVec": vector}
+    config |= {"kParts": _PARTS, "kMaxThreads": _MAX_THREADS}
     return KernelSpec(
         family="attention",
         header=_HEADER,
         kernel="warploom::attention::append_paged_kv_cache_kernel",
         config=config,
         params=(AppendParams,),
-        expect_sass=("LDG.E.EF.128",) if wide else (),
+        expect_sass=("LDG.E.EF.128",) if row_bytes == MAX_BYTES else (),
     )
 
 
 @functools.cache
 def copy_spec(nbytes: int) -> KernelSpec:
     """Rows of the cache's own dtype, whatever it is, moved `nbytes` at a time."""
-    return _append_spec(_BITS[nbytes], _BITS[nbytes], 1)
+    return _append_spec(_BITS[nbytes], _BITS[nbytes], 1, nbytes)
 
 
 @functools.cache
 def convert_spec(input_dtype: torch.dtype, cache_dtype: torch.dtype, vector: int) -> KernelSpec:
     """Rows rounded to another dtype, `vector` elements at a time."""
-    return _append_spec(cpp_type(input_dtype), cpp_type(cache_dtype), vector)
+    return _append_spec(cpp_type(input_dtype), cpp_type(cache_dtype), vector, vector * input_dtype.itemsize)
 
 
 def _table_spec(kernel: str, params: type[ParamStruct]) -> KernelSpec:
@@ -151,6 +145,8 @@ class CudaAppend(Backend):
             return
         rows, caches = (key, value), (k_cache, v_cache)
         spec, vector, element = _access(problem, rows, caches)
+        row_strides = [[stride // element for stride in r.stride()] for r in rows]
+        cache_strides = [[stride // element for stride in c.stride()] for c in caches]
         head_vectors = [r.shape[2] // vector for r in rows]
         row_vectors = [r.shape[1] * count for r, count in zip(rows, head_vectors, strict=True)]
         params = AppendParams(
@@ -160,11 +156,11 @@ class CudaAppend(Backend):
             positions=positions,
             kv_indices=kv_indices,
             kv_indptr=kv_indptr,
-            row_stride=[r.stride(0) // element for r in rows],
-            row_head_stride=[r.stride(1) // element for r in rows],
-            page_stride=[c.stride(0) // element for c in caches],
-            entry_stride=[c.stride(1) // element for c in caches],
-            cache_head_stride=[c.stride(2) // element for c in caches],
+            row_stride=[strides[0] for strides in row_strides],
+            row_head_stride=[strides[1] for strides in row_strides],
+            page_stride=[strides[0] for strides in cache_strides],
+            entry_stride=[strides[1] for strides in cache_strides],
+            cache_head_stride=[strides[2] for strides in cache_strides],
             row_vectors=row_vectors,
             head_vectors=head_vectors,
             head_magic=list(map(_magic, rows, caches, head_vectors)),
@@ -182,7 +178,7 @@ def _access(
     if problem.converts:
         vector = vector_width(*rows, *caches)
         return convert_spec(problem.input_dtype, problem.cache_dtype, vector), vector, 1
-    nbytes = min(map(common_alignment, (*rows, *caches)))
+    nbytes = common_alignment(*rows, *caches)
     element = nbytes // rows[0].element_size()
     return copy_spec(nbytes), element, element
 

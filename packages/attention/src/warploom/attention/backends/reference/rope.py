@@ -24,11 +24,10 @@ class ReferenceRope(Backend):
         k_out: torch.Tensor,
         q: torch.Tensor,
         k: torch.Tensor,
-        pos_ids: torch.Tensor | None,  # [nnz]
-        ragged: tuple[torch.Tensor, torch.Tensor] | None,  # or else indptr and offsets
+        places: torch.Tensor | tuple[torch.Tensor, torch.Tensor],  # positions [nnz], or requests' indptr and offsets
     ) -> None:
         device = q.device
-        positions = pos_ids if ragged is None else ragged_positions(*ragged, q.shape[0])
+        positions = places if isinstance(places, torch.Tensor) else ragged_positions(*places, q.shape[0])
         if scaling.old_context_len:
             freqs = llama31_frequencies(
                 problem.rotary_dim,

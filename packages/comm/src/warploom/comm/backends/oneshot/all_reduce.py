@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from warploom.comm.backends.peer_all_reduce import PeerAllReduce
+from warploom.comm.backends.peer_all_reduce import PACKET_BYTES, PeerAllReduce
 from warploom.comm.problems.all_reduce import AllReduceProblem
 
 __all__ = ["OneShotAllReduce"]
@@ -15,7 +15,7 @@ class OneShotAllReduce(PeerAllReduce):
     kernel = "warploom::comm::one_shot_all_reduce_kernel"
 
     def largest_message(self, problem: AllReduceProblem) -> int:
-        return problem.half_bytes // problem.size
+        return problem.half_bytes // (problem.size * PACKET_BYTES) * PACKET_BYTES
 
     def packets_of_rank(self, problem: AllReduceProblem) -> int:
         return self.packets(problem.nbytes)

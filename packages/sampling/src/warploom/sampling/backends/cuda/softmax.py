@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import torch
 
 from warploom.core.backends import Backend, Support
-from warploom.core.device import sm_count
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, f32, i32, i64, ptr
 from warploom.sampling.parameters import RowParameter
 from warploom.sampling.problems.softmax import SoftmaxProblem
@@ -20,7 +20,6 @@ _BLOCKS_PER_SM = 2  # while one waits for its cluster, the other keeps the memor
 _VECTORS = 8  # 16-byte loads of a thread in flight, and what it keeps of the row: 32 registers
 _BLOCK_VECTORS = _MAX_THREADS * _VECTORS
 _VECTORS_PER_THREAD = 4  # that a short row is divided into; fewer make reductions longer than loads
-_SMALLEST_SHARE = 256  # vectors of a block, below which spreading a row further costs more than it saves
 _PORTABLE_CLUSTER = 8
 _LARGEST_CLUSTER = {90: 16, 100: 16, 103: 16}  # data-centre parts have the SMs for it; others keep to the portable 8
 
@@ -64,30 +63,29 @@ class LaunchShape(NamedTuple):
     resident: bool
 
 
-@functools.lru_cache(maxsize=1024)
-def launch_shape(batch: int, vocab: int, itemsize: int, arch: int, num_sms: int) -> LaunchShape:
-    """The fewest blocks that hold a row on chip; more while SMs are idle and each block has enough to do.
+@functools.cache
+def launch_shape(vocab: int, itemsize: int, arch: int) -> LaunchShape:
+    """The fewest blocks that hold a row on chip.
+
+    The batch has no say: it would change the order of summation, and a row's result is not to depend on other rows.
 
     Examples
     --------
-    >>> launch_shape(512, 128256, 4, arch=90, num_sms=132)
+    >>> launch_shape(128256, 4, arch=90)
     LaunchShape(blocks=8, threads=512, resident=True)
-    >>> launch_shape(1, 128256, 4, arch=90, num_sms=132)
-    LaunchShape(blocks=16, threads=512, resident=True)
-    >>> launch_shape(1, 128256, 4, arch=80, num_sms=108)
+    >>> launch_shape(1000, 4, arch=90)
+    LaunchShape(blocks=1, threads=64, resident=True)
+    >>> launch_shape(128256, 4, arch=80)
     LaunchShape(blocks=1, threads=512, resident=False)
     """
-    width = 16 // itemsize
-    vectors = -(-(vocab + width - 1) // width)  # of a row that starts anywhere
+    vectors = math.ceil(vocab * itemsize / 16)
     largest = _LARGEST_CLUSTER.get(arch, _PORTABLE_CLUSTER) if arch >= 90 else 1
     blocks = 1
-    while blocks < largest and -(-vectors // blocks) > _BLOCK_VECTORS:
+    while blocks < largest and math.ceil(vectors / blocks) > _BLOCK_VECTORS:
         blocks *= 2
-    while blocks < largest and batch * blocks * 2 <= num_sms and vectors >= blocks * 2 * _SMALLEST_SHARE:
-        blocks *= 2
-    share = -(-vectors // blocks)
-    warps = -(-share // (_VECTORS_PER_THREAD * 32))
-    return LaunchShape(blocks, min(max(warps, 1) * 32, _MAX_THREADS), share <= _BLOCK_VECTORS)
+    share = math.ceil(vectors / blocks)
+    warps = math.ceil(share / (_VECTORS_PER_THREAD * 32))
+    return LaunchShape(blocks, min(warps * 32, _MAX_THREADS), share <= _BLOCK_VECTORS)
 
 
 class CudaSoftmax(Backend):
@@ -117,8 +115,7 @@ class CudaSoftmax(Backend):
             temperature_value=temperature.value,
             vocab=problem.vocab,
         )
-        num_sms = sm_count(logits.device)
-        shape = launch_shape(problem.batch, problem.vocab, logits.element_size(), problem.arch, num_sms)
+        shape = launch_shape(problem.vocab, logits.element_size(), problem.arch)
         cluster = shape.blocks if shape.blocks > 1 else None
         kernel = softmax_spec(problem.dtype, shape.resident).load(logits.device)
         kernel.launch(problem.batch * shape.blocks, shape.threads, params, cluster=cluster)

@@ -1,5 +1,6 @@
-// All-reduce over peer memory: one-shot (every rank sends its whole message to every peer) and two-shot (reduce-scatter,
-// then all-gather, in one launch). Sums are taken in float32 in rank order, so every rank gets the same bits.
+// All-reduce over peer memory: one-shot (every rank sends its whole message to every peer) and two-shot
+// (reduce-scatter, then all-gather, in one launch). Sums are taken in float32 in rank order, so every rank gets the
+// same bits.
 #pragma once
 
 #include "warploom/comm/mailbox.cuh"

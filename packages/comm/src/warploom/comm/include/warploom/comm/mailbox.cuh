@@ -1,16 +1,16 @@
 // Mailboxes in peer memory: 16-byte packets whose payload is its own flag.
 //
 // Every rank owns a symmetric buffer that all GPUs of the host map: a header, then two halves of packets. An empty word
-// holds a bit pattern that no payload may hold (`kEmpty`, a NaN; `seal` turns it into another NaN). A sender writes words
-// that are not empty, the owner spins on its own memory until no word of a packet is empty, takes the payload and empties
-// the words again. No flag is sent and no barrier closes a call.
+// holds a bit pattern that no payload may hold: `kEmpty`, a NaN, which senders turn into another NaN. A sender writes
+// packets without empty words, the owner spins on its own memory until no word of a packet is empty, takes the payload
+// and empties the words again. No flag is sent and no barrier closes a call.
 //
 // Why this is right under the PTX memory model:
-// * Arrival. Words are written and polled with relaxed operations of system scope, 32 bits each (a vector access is four
-//   scalar ones in any order). Each word carries its own arrival, so no order between words is needed.
+// * Arrival. Words are written and polled with relaxed operations of system scope, 32 bits each (a vector access is
+//   four scalar ones in any order). Each word carries its own arrival, so no order between words is needed.
 // * Reuse. Call s uses half s % 2. A rank writes there again in call s + 2, which starts after its call s + 1 has ended
-//   (stream order), thus after it took packets of call s + 1 from every peer. A peer sends those after its own call s has
-//   ended, which is after it emptied what it had taken. So the new packet never meets the old one, provided that
+//   (stream order), thus after it took packets of call s + 1 from every peer. A peer sends those after its own call s
+//   has ended, which is after it emptied what it had taken. So the new packet never meets the old one, provided that
 //   every call of a rank takes at least one packet from every peer and that calls of one communicator are ordered by
 //   their stream.
 // * Counting. The call number lives on the device and every call advances it, so a replayed graph goes on counting.
@@ -23,7 +23,7 @@
 namespace warploom::comm {
 
 constexpr int kMaxRanks = 8;
-constexpr int kMaxBlocks = 64;  // of one launch; more blocks than SMs could wait for peers' blocks that are not resident
+constexpr int kMaxBlocks = 64;  // of one launch: all must be resident, beside those of another communicator
 constexpr int kHeaderBytes = 1024;
 
 constexpr uint32_t kEmpty = 0xffffffffu;   // NaN as fp32, and two NaNs as fp16 or bf16 pair
@@ -119,11 +119,12 @@ WL_DEVICE void give_up(const Mailboxes& boxes, uint32_t operation, uint32_t call
   }
 }
 
-// Take one packet of each peer: slots lie `stride` packets apart in rank order, and this rank's own place in `packets` is
-// left alone. Returns false after giving up.
+// Take one packet of each peer: slots lie `stride` packets apart in rank order, and this rank's own place in `packets`
+// is left alone. Returns false after giving up.
 template <int kRanks>
 WL_DEVICE bool take_packets(uint4 (&packets)[kRanks], uint4* slots, int64_t stride, const Mailboxes& boxes,
                             uint32_t operation, uint32_t call, uint32_t stage) {
+  const uint4 empty = make_uint4(kEmpty, kEmpty, kEmpty, kEmpty);
   Patience patience;
   uint32_t missing;
   do {
@@ -143,7 +144,7 @@ WL_DEVICE bool take_packets(uint4 (&packets)[kRanks], uint4* slots, int64_t stri
   } while (missing != 0);
 #pragma unroll
   for (int peer = 0; peer < kRanks; ++peer) {
-    if (peer != boxes.rank) store_relaxed_system(slots + peer * stride, make_uint4(kEmpty, kEmpty, kEmpty, kEmpty));
+    if (peer != boxes.rank) store_relaxed_system(slots + peer * stride, empty);
   }
   return true;
 }

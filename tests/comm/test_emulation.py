@@ -1,0 +1,47 @@
+"""The all-reduce kernels' source run on host threads: mailboxes, chunks, tails, call counters, failures."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from warploom import comm, core
+
+HERE = Path(__file__).parent / "emulation"
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("needs a host C++ compiler")
+    binary = tmp_path_factory.mktemp("emulation") / "all_reduce_on_host"
+    folders = [HERE, Path(comm.__file__).parent / "include", Path(core.__file__).parent / "include"]
+    command = [compiler, "-std=c++20", "-O1", "-pthread", *(f"-I{folder}" for folder in folders)]
+    built = subprocess.run([*command, HERE / "all_reduce_on_host.cpp", "-o", binary], capture_output=True, text=True)
+    if "fatal error" in built.stderr or "std=c++20" in built.stderr:
+        pytest.skip("the host C++ compiler has no C++20 library")
+    assert built.returncode == 0, built.stderr
+    return binary
+
+
+def run(program, *arguments):
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_thousands_of_mixed_calls_with_skewed_ranks(program, ranks):
+    run(program, ranks, 2000, ranks)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_missing_rank_is_reported_by_all_others(program, ranks):
+    output = run(program, ranks, 10, 1, "missing")
+    reports = [tuple(map(int, re.findall(r"\d+", line))) for line in output.splitlines()]
+    for rank, failed, call, peer, _ in reports[:-1]:
+        assert (failed, call, peer) == (1, 5, ranks - 1), f"rank {rank}: {output}"
+    assert any(aborted_by == 0 for *_, aborted_by in reports[:-1]), "nobody gave up by itself"

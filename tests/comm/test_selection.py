@@ -1,0 +1,128 @@
+"""Who serves what on GPUs, decided from described problems: no GPU needed."""
+
+import math
+
+import pytest
+import torch
+
+from warploom.comm.all_gather import ALL_GATHER
+from warploom.comm.all_reduce import ALL_REDUCE
+from warploom.comm.backends.peer_all_reduce import launch_shape
+from warploom.comm.fusion import ALLREDUCE_FUSION
+from warploom.comm.peer_workspace import HEADER_BYTES, MAX_BLOCKS, PeerWorkspace
+from warploom.comm.problems.all_gather import AllGatherProblem
+from warploom.comm.problems.all_reduce import AllReduceProblem
+from warploom.comm.problems.fusion import AllReduceFusionPattern, FusionProblem
+from warploom.comm.topology import Topology
+from warploom.core.errors import UnsupportedError
+
+HALF = 16 << 20
+ON_GPU = {
+    "device_type": "cuda", "arch": 90, "device_name": "a GPU without a table", "size": 8, "transport": "mpi",
+    "half_bytes": HALF, "capturing": False, "no_peer_kernels": "", "no_nccl": "",
+}  # fmt: skip
+
+
+def reduction(**change):
+    return AllReduceProblem(**{**ON_GPU, "nbytes": 1 << 20, "dtype": torch.bfloat16, "op": "sum", **change})
+
+
+def chosen(**change):
+    return ALL_REDUCE.select(reduction(**change)).name
+
+
+def reasons(backend, **change):
+    return ALL_REDUCE.backends[backend].check(reduction(**change)).reasons
+
+
+def test_auto_takes_peer_memory_then_nccl():
+    assert chosen() == "oneshot"
+    assert chosen(nbytes=HALF // 8 + 16) == "twoshot"
+    assert chosen(nbytes=HALF) == "nccl"
+    assert chosen(op="max") == "nccl"
+    assert chosen(dtype=torch.int32) == "nccl"
+    assert chosen(no_peer_kernels="two hosts") == "nccl"
+    assert chosen(size=1, nbytes=1 << 40, no_nccl="none") == "oneshot"
+
+
+def test_the_reference_on_a_gpu_is_announced():
+    with pytest.warns(UserWarning, match="all_reduce is served by its plain torch reference"):
+        assert chosen(no_peer_kernels="two hosts", no_nccl="none") == "reference"
+
+
+def test_inside_a_capture_nothing_goes_through_the_host():
+    assert chosen(capturing=True) == "oneshot"
+    with pytest.raises(UnsupportedError, match="reference  no: goes through the host"):
+        chosen(capturing=True, no_peer_kernels="two hosts", no_nccl="not made yet")
+
+
+def test_refusals_say_why():
+    assert reasons("oneshot", op="max", dtype=torch.float64) == (
+        "computes op='sum', not 'max'",
+        "takes float32, float16, bfloat16, not float64",
+    )
+    (reason,) = reasons("oneshot", nbytes=HALF // 8 + 1)
+    assert reason.startswith(f"takes up to {HALF // 8} bytes with this workspace, got {HALF // 8 + 1}")
+    assert reasons("twoshot", no_peer_kernels="two hosts") == ("two hosts",)
+    assert reasons("oneshot", arch=75) == ("needs sm_80 or later, this is sm_75",)
+    assert reasons("nccl", op="avg", dtype=torch.int32) == ("averages floating-point numbers, not int32",)
+    assert reasons("mpi") == ("takes CPU tensors",)
+    assert reasons("mpi", device_type="cpu", arch=0, transport="gloo") == ("the communicator's transport is gloo",)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 8])
+def test_the_largest_messages_fit_their_half(size):
+    for half in (256, 4096, 1 << 20):
+        one_shot = ALL_REDUCE.backends["oneshot"].largest_message(reduction(size=size, half_bytes=half))
+        two_shot = ALL_REDUCE.backends["twoshot"].largest_message(reduction(size=size, half_bytes=half))
+        assert size * math.ceil(one_shot / 16) * 16 <= half
+        chunk = math.ceil(math.ceil(two_shot / 16) / size)
+        assert 2 * size * chunk * 16 <= half
+
+
+def test_halves_of_a_buffer():
+    assert PeerWorkspace.half_of(HEADER_BYTES + 1000) == 256
+    assert PeerWorkspace.half_of(10) == 0
+
+
+@pytest.mark.parametrize("packets", [1, 31, 128, 129, 8192, 8193, 32_768, 1_000_000])
+def test_launch_shapes(packets):
+    blocks, threads = launch_shape(packets)
+    assert 1 <= blocks <= MAX_BLOCKS
+    assert threads % 32 == 0
+    assert 128 <= threads <= 512
+    assert blocks * threads >= min(packets, MAX_BLOCKS * 512)
+
+
+def test_a_fusion_is_served_by_its_all_reduce():
+    problem = FusionProblem(
+        **ON_GPU, nbytes=1 << 20, dtype=torch.bfloat16, op="sum", tokens=64, hidden=8192, group_size=0,
+        pattern=AllReduceFusionPattern.kARResidualRMSNorm,
+    )  # fmt: skip
+    assert ALLREDUCE_FUSION.select(problem).name == "oneshot"
+    assert ALLREDUCE_FUSION.backends["mpi"].check(problem).reasons == ("takes CPU tensors",)
+
+
+def test_ranks_choose_alike_whatever_their_tensors_addresses():
+    """Nothing that may differ between ranks decides."""
+    fields = set(AllReduceProblem.__dataclass_fields__) | set(AllGatherProblem.__dataclass_fields__)
+    assert not fields & {"rank", "aligned", "rows", "contiguous", "address"}
+    assert ALL_GATHER.select(AllGatherProblem(**ON_GPU, nbytes=8)).name == "nccl"
+
+
+def test_tuning_tables_see_what_decides_speed():
+    assert reduction().tuning_features() == {
+        "device_type": "cuda", "arch": 90, "device_name": "a GPU without a table",
+        "size": 8, "nbytes": 1 << 20, "dtype": "bfloat16", "op": "sum",
+    }  # fmt: skip
+
+
+def test_topologies_explain_missing_peer_memory():
+    yes = ((True, True), (True, True))
+    assert Topology(("a", "a"), ("0", "1"), yes).why_no_peer_memory == ""
+    assert Topology(("a", "b"), ("0", "0"), yes).why_no_peer_memory == "peer memory needs one host, the ranks are on 2"
+    lame = Topology(("a", "a"), ("0", "1"), ((True, True), (False, True)))
+    assert lame.why_no_peer_memory == "rank 1 (GPU 1) can't reach rank 0 (GPU 0)"
+    assert "rank 1: 1, reaches the memory of rank -" in str(lame)
+    assert Topology(("a", "a"), ("0", "0"), yes).shares_gpus
+    assert not Topology(("a", "a"), ("cpu", "cpu"), yes).shares_gpus

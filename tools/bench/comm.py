@@ -1,0 +1,304 @@
+"""Collectives against NCCL and torch symmetric memory: ``mpirun -n 8 python tools/bench comm``, one GPU a rank.
+
+Calls go out of place, 20 to a CUDA graph, and a time is that of the slowest rank divided by 20. Torch's operators get
+their inputs in registered (symmetric) memory; ours and NCCL's are ordinary tensors.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from warploom.comm import (
+    AllReduceFusionPattern,
+    Communicator,
+    MoeAlltoAll,
+    all_gather,
+    all_reduce,
+    allreduce_fusion,
+    create_allreduce_fusion_workspace,
+    reduce_scatter,
+)
+from warploom.core.bench import Benchmark, Peer, Work, grid
+from warploom.core.testing import assert_close, random_normal
+
+KIB, MIB = 1 << 10, 1 << 20
+CALLS = 20
+# Mailboxes for 64 MiB in two shots, and for 16 MiB in one shot on 8 ranks.
+WORKSPACE_BYTES = 256 * MIB + 4096
+
+
+@functools.cache
+def ranks_on(device: torch.device) -> SimpleNamespace:
+    """The communicator of this run and, on GPUs, a torch group for the peers."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    comm = Communicator.from_mpi(device=device, timeout=30.0, workspace_bytes=WORKSPACE_BYTES)
+    problem = "needs several GPUs" if device.type == "cpu" or comm.size == 1 else ""
+    problem = problem or ("NCCL refuses ranks that share a GPU" if comm.topology.shares_gpus else "")
+    if not problem:
+        _start_torch_group(comm)
+    atexit.register(_stop, comm)
+    return SimpleNamespace(comm=comm, no_group=problem)
+
+
+def _start_torch_group(comm: Communicator) -> None:
+    limit = timedelta(seconds=60)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if comm.rank == 0 else None
+    port = comm.transport.exchange_objects(store.port if store else 0)[0]
+    store = store or dist.TCPStore("127.0.0.1", port, is_master=False)
+    dist.init_process_group(
+        "nccl", store=store, rank=comm.rank, world_size=comm.size, timeout=limit, device_id=comm.device
+    )
+
+
+def _stop(comm: Communicator) -> None:
+    comm.close()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def no_nccl(work: Any) -> str:
+    return work.ranks.no_group
+
+
+def draw(comm: Communicator, shape: tuple[int, ...], seed: int) -> list[torch.Tensor]:
+    """The bf16 messages of all ranks, drawn alike on each."""
+    generator = torch.Generator(comm.device).manual_seed(seed)
+    return [torch.randn(shape, generator=generator, device=comm.device, dtype=torch.bfloat16) for _ in range(comm.size)]
+
+
+def total(messages: list[torch.Tensor]) -> torch.Tensor:
+    """The sum in float32 and rank order, without a float32 copy of all messages at once."""
+    result = messages[0].float()
+    for message in messages[1:]:
+        result += message
+    return result
+
+
+def check_sum(work: Any, actual: Any, expected: Any) -> None:
+    """NCCL rounds to bf16 at every hop; ours is checked bit for bit in the tests."""
+    rounding = 0.01 * work.ranks.comm.size
+    assert_close(actual, expected, rtol=rounding, atol=rounding)
+
+
+# All-reduce
+
+
+def make_all_reduce(case: SimpleNamespace, device: torch.device) -> Work:
+    ranks = ranks_on(device)
+    messages = draw(ranks.comm, (case.nbytes // 2,), seed=1)
+    x = messages[ranks.comm.rank]
+    work = Work(ranks=ranks, x=x, out=torch.empty_like(x), expected=total(messages))
+    if not ranks.no_group:
+        work.for_nccl = x.clone()
+        work.symmetric = _symmetric(x)
+    return work
+
+
+def _symmetric(x: torch.Tensor) -> torch.Tensor | None:
+    """A copy in torch's symmetric memory, None where torch has none."""
+    try:
+        import torch.distributed._symmetric_memory as symmetric_memory
+
+        copy = symmetric_memory.empty(x.numel(), dtype=x.dtype, device=x.device)
+        symmetric_memory.rendezvous(copy, dist.group.WORLD.group_name)
+        copy.copy_(x)
+        return copy
+    except (ImportError, AttributeError, RuntimeError, TypeError):
+        return None
+
+
+def no_symmetric_memory(work: Any) -> str:
+    if work.ranks.no_group:
+        return work.ranks.no_group
+    return "torch symmetric memory does not work here" if work.symmetric is None else ""
+
+
+def nccl_all_reduce(work: Any) -> torch.Tensor:
+    dist.all_reduce(work.for_nccl)  # in place, as NCCL is called in practice
+    return work.for_nccl
+
+
+def torch_one_shot(work: Any) -> torch.Tensor:
+    return torch.ops.symm_mem.one_shot_all_reduce(work.symmetric, "sum", dist.group.WORLD.group_name)
+
+
+def torch_two_shot(work: Any) -> torch.Tensor:
+    return torch.ops.symm_mem.two_shot_all_reduce_(work.symmetric, "sum", dist.group.WORLD.group_name)
+
+
+ALL_REDUCE = Benchmark(
+    "all_reduce",
+    cases=grid(nbytes=[8 * KIB, 16 * KIB, 128 * KIB, 512 * KIB, MIB, 4 * MIB, 16 * MIB, 64 * MIB]),
+    quick=grid(nbytes=[16 * KIB, MIB]),
+    make=make_all_reduce,
+    ours=lambda work, backend: all_reduce(work.x, work.ranks.comm, out=work.out, backend=backend),
+    reference=lambda work: work.expected,
+    # One-shot before two-shot: the latter changes its input in place, and both have the same.
+    peers=[
+        Peer("nccl", nccl_all_reduce, no_nccl),
+        Peer("torch one-shot", torch_one_shot, no_symmetric_memory),
+        Peer("torch two-shot", torch_two_shot, no_symmetric_memory),
+    ],
+    check=check_sum,
+    calls=CALLS,
+    flush=False,
+)
+
+# All-gather and reduce-scatter
+
+
+def make_moving(case: SimpleNamespace, device: torch.device) -> Work:
+    ranks = ranks_on(device)
+    size = ranks.comm.size
+    messages = draw(ranks.comm, (size * (case.nbytes // 2 // size),), seed=2)
+    return Work(ranks=ranks, x=messages[ranks.comm.rank], messages=messages)
+
+
+def my_part(work: Any, x: torch.Tensor) -> torch.Tensor:
+    return x.chunk(work.ranks.comm.size)[work.ranks.comm.rank]
+
+
+def nccl_all_gather(work: Any) -> torch.Tensor:
+    gathered = torch.empty(work.ranks.comm.size * work.x.numel(), dtype=work.x.dtype, device=work.x.device)
+    dist.all_gather_into_tensor(gathered, work.x)
+    return gathered
+
+
+def nccl_reduce_scatter(work: Any) -> torch.Tensor:
+    part = torch.empty_like(my_part(work, work.x))
+    dist.reduce_scatter_tensor(part, work.x)
+    return part
+
+
+ALL_GATHER = Benchmark(
+    "all_gather",
+    cases=grid(nbytes=[16 * KIB, MIB, 16 * MIB]),
+    make=make_moving,
+    ours=lambda work, backend: all_gather(work.x, work.ranks.comm, backend=backend),
+    reference=lambda work: torch.cat(work.messages),
+    peers=[Peer("nccl", nccl_all_gather, no_nccl)],
+    calls=CALLS,
+    flush=False,
+)
+REDUCE_SCATTER = Benchmark(
+    "reduce_scatter",
+    cases=grid(nbytes=[16 * KIB, MIB, 16 * MIB]),
+    make=make_moving,
+    ours=lambda work, backend: reduce_scatter(work.x, work.ranks.comm, backend=backend),
+    reference=lambda work: my_part(work, total(work.messages)),
+    peers=[Peer("nccl", nccl_reduce_scatter, no_nccl)],
+    check=check_sum,
+    calls=CALLS,
+    flush=False,
+)
+
+# All-reduce + residual + RMSNorm
+
+
+def make_fusion(case: SimpleNamespace, device: torch.device) -> Work:
+    ranks = ranks_on(device)
+    shape = (case.tokens, case.hidden)
+    messages = draw(ranks.comm, shape, seed=3)
+    residual = random_normal(shape, torch.bfloat16, seed=4, device=device)
+    gamma = random_normal((case.hidden,), torch.bfloat16, seed=5, device=device)
+    workspace = create_allreduce_fusion_workspace(
+        ranks.comm, max_token_num=case.tokens, hidden_dim=case.hidden, dtype=torch.bfloat16
+    )
+    x = messages[ranks.comm.rank]
+    added = total(messages).to(torch.bfloat16) + residual
+    return Work(
+        ranks=ranks, x=x, residual=residual, gamma=gamma, workspace=workspace, out=torch.empty_like(x),
+        residual_out=torch.empty_like(x), for_nccl=x.clone(),
+        expected=torch.nn.functional.rms_norm(added.float(), (case.hidden,), gamma.float(), 1e-6),
+    )  # fmt: skip
+
+
+def our_fusion(work: Any, backend: str) -> torch.Tensor:
+    return allreduce_fusion(
+        work.x, work.workspace, AllReduceFusionPattern.kARResidualRMSNorm, residual_in=work.residual,
+        residual_out=work.residual_out, norm_out=work.out, rms_gamma=work.gamma, backend=backend,
+    )  # fmt: skip
+
+
+def nccl_fusion(work: Any) -> torch.Tensor:
+    dist.all_reduce(work.for_nccl)
+    torch.add(work.for_nccl, work.residual, out=work.residual_out)
+    return torch.nn.functional.rms_norm(work.residual_out, work.gamma.shape, work.gamma, 1e-6)
+
+
+FUSION = Benchmark(
+    "all_reduce + residual + rms_norm",
+    operator="allreduce_fusion",
+    cases=grid(tokens=[1, 16, 128, 1024], hidden=[8192]),
+    make=make_fusion,
+    ours=our_fusion,
+    reference=lambda work: work.expected,
+    peers=[Peer("nccl + torch", nccl_fusion, no_nccl)],
+    check=check_sum,
+    calls=CALLS,
+    flush=False,
+)
+
+# Expert-parallel dispatch and combine
+
+HIDDEN, TOP_K, EXPERTS = 7168, 8, 256
+
+
+def make_moe(case: SimpleNamespace, device: torch.device) -> Work:
+    """fp8 hidden states with a float32 scale for 128 columns go out, bf16 results come back."""
+    ranks = ranks_on(device)
+    comm = ranks.comm
+    generator = torch.Generator().manual_seed(comm.rank)
+    experts = torch.rand(case.tokens, EXPERTS, generator=generator).argsort(1)[:, :TOP_K].to(torch.int32).to(device)
+    hidden = random_normal((case.tokens, HIDDEN), torch.float8_e4m3fn, seed=comm.rank, device=device)
+    scales = torch.rand(case.tokens, HIDDEN // 128, device=device)
+    results = random_normal((comm.size, case.tokens, HIDDEN), torch.bfloat16, seed=6, device=device)
+    work = Work(ranks=ranks, experts=experts, payloads=[hidden, scales, experts], results=results)
+    work.moe = functools.cache(lambda backend: MoeAlltoAll(comm, case.tokens, TOP_K, EXPERTS, backend=backend))
+    work.dense = torch.empty_like(results)
+    return work
+
+
+def our_round_trip(work: Any, backend: str) -> torch.Tensor:
+    moe = work.moe(backend)
+    moe.dispatch(work.experts, work.payloads, work.experts.shape[0])
+    return moe.combine(work.results, work.experts.shape[0])
+
+
+def round_trip_result(work: Any) -> torch.Tensor:
+    """Every rank returns the same made-up results, so a token's sum is known from its ranks and its place on each."""
+    comm = work.ranks.comm
+    owner = work.experts.long() // (EXPERTS // comm.size)
+    chosen = torch.zeros(owner.shape[0], comm.size, dtype=torch.bool, device=owner.device).scatter(1, owner, True)
+    place = chosen.cumsum(0) - 1
+    rows = work.results[comm.rank].float()  # what each rank holds for this one
+    return sum(torch.where(chosen[:, r, None], rows[place[:, r].clamp_min(0)], 0.0) for r in range(comm.size))
+
+
+def dense_all_to_all(work: Any) -> torch.Tensor:
+    dist.all_to_all_single(work.dense, work.results)
+    return work.dense
+
+
+MOE = Benchmark(
+    "moe dispatch + combine",
+    operator="moe_dispatch",
+    cases=grid(tokens=[128, 4096]),
+    make=make_moe,
+    ours=our_round_trip,
+    reference=round_trip_result,
+    peers=[Peer("nccl, dense bf16 one way", dense_all_to_all, no_nccl, verified=False)],
+    check=check_sum,
+    calls=CALLS,
+    flush=False,
+)
+
+BENCHMARKS = [ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, FUSION, MOE]
