@@ -80,6 +80,18 @@ def test_a_dropped_communicator_is_not_kept_alive():
         handles.find(number, "test")
 
 
+def test_dropping_it_unclosed_keeps_memory_that_peers_may_use(world):
+    from warploom.comm import symmetric
+
+    comm = make()
+    comm.symmetric_buffer(64)
+    before = len(symmetric._ABANDONED)
+    del comm
+    gc.collect()
+    assert len(symmetric._ABANDONED) == before + 1
+    ones(world)
+
+
 def test_several_communicators_at_once(world):
     with make() as other:
         for i in range(5):

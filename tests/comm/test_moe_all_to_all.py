@@ -131,6 +131,8 @@ def test_wrong_arguments(world):
         ((experts, [hidden[:1]], 2), r"input_payloads\[0\]"),
         ((experts, [hidden], 1), "runtime_max_tokens_per_rank"),
         ((experts, [hidden], 5), "max_num_tokens = 4"),
+        ((experts, [hidden], 2, -1), "`expert_id_payload_index` must be the index of one of the 1 payloads"),
+        ((experts, [hidden], 2, -1, 0), "`expert_id_payload_index` must be that of int32 or int64 ids"),
     ):
         with pytest.raises(ArgumentError, match=text):
             moe.dispatch(*arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,12 @@ sys.path.insert(0, str(DEMO))
 from checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from model import ModelConfig, Transformer  # noqa: E402
 
+# Open MPI refuses to run as root, and more ranks than cores, unless told otherwise.
+OPEN_MPI_SETTINGS = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+}
 TINY = ModelConfig(
     hidden_size=64,
     num_layers=2,
@@ -47,11 +54,14 @@ def tiny(tiny_path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
 
 @pytest.fixture
 def run_demo() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the program as a user does; `launcher` is what stands before python."""
+    """Runs the program (or `program`) as a user does, over `ranks` processes of mpirun if that is given."""
 
-    def run(*args: object, launcher: tuple[str, ...] = (), timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        command = [*launcher, sys.executable, str(DEMO), *map(str, args)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    def run(
+        *args: object, ranks: int | None = None, program: Path = DEMO, timeout: float = 100
+    ) -> subprocess.CompletedProcess[str]:
+        launcher = [] if ranks is None else [find_mpirun(), "-n", str(ranks)]
+        command = [*launcher, sys.executable, str(program), *map(str, args)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **OPEN_MPI_SETTINGS}
         pipe = subprocess.PIPE
         with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
             try:
@@ -62,3 +72,11 @@ def run_demo() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.CompletedProcess(command, process.returncode, out, error)
 
     return run
+
+
+def find_mpirun() -> str:
+    """The one beside this Python, as pip installs it, else the system's."""
+    found = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
+    if found is None:
+        pytest.skip("needs mpirun")
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from cli import DEFAULT_PROMPTS, parse_arguments, read_prompts, split_prompts
 
 Runner = Callable[..., subprocess.CompletedProcess[str]]
 FEW = ("--max-new-tokens", 6, "--arrival-every", 2)
-MPIRUN = str(Path(sys.executable).with_name("mpirun"))
 
 
 def test_the_shipped_weights_serve_all_prompts_and_pass_the_check(run_demo: Runner) -> None:
@@ -40,8 +38,7 @@ def test_same_seed_same_text(run_demo: Runner, tiny_path: Path) -> None:
 
 
 def test_tensor_parallel(run_demo: Runner, tiny_path: Path) -> None:
-    launcher = (MPIRUN, "-n", "2")
-    done = run_demo("--tensor-parallel", "--check", "--device", "cpu", "--weights", tiny_path, *FEW, launcher=launcher)
+    done = run_demo("--tensor-parallel", "--check", "--device", "cpu", "--weights", tiny_path, *FEW, ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "on 2 x CPU" in done.stdout
     assert "all_reduce" in done.stdout
@@ -49,7 +46,7 @@ def test_tensor_parallel(run_demo: Runner, tiny_path: Path) -> None:
 
 
 def test_several_processes_without_tensor_parallel_are_refused(run_demo: Runner, tiny_path: Path) -> None:
-    done = run_demo("--weights", tiny_path, *FEW, launcher=(MPIRUN, "-n", "2"))
+    done = run_demo("--weights", tiny_path, *FEW, ranks=2)
     assert done.returncode != 0
     assert "add --tensor-parallel" in done.stderr
 
@@ -63,7 +60,9 @@ def test_several_processes_without_tensor_parallel_are_refused(run_demo: Runner,
         (["--temperature", "-1"], "not 0 or more"),
         (["--top-p", "0"], "not in (0, 1]"),
         (["--max-new-tokens", "0"], "not a positive number"),
-        (["--backend", "mm_bf16=nonsense"], "'auto' or one of"),
+        (["--backend", "nonsense"], "no backend 'nonsense'; there are auto,"),
+        (["--backend", "nonsense=reference"], "no operator 'nonsense'; there are all_reduce,"),
+        (["--backend", "mm_bf16=oneshot"], "'auto' or one of"),
         (["--device", "abacus"], "--device abacus"),
         (["--device", "cuda:99"], "torch sees"),
         (["x" * 5000], "the model's context is"),
@@ -95,10 +94,10 @@ def test_prompts_from_lines_blocks_and_the_command_line(tmp_path: Path) -> None:
     assert read_prompts(parse_arguments([])) == list(DEFAULT_PROMPTS)
 
 
-def test_training_runs_from_nothing_to_a_file(tmp_path: Path) -> None:
+def test_training_runs_from_nothing_to_a_file(run_demo: Runner, tmp_path: Path) -> None:
     path = tmp_path / "weights.npz"
-    command = [sys.executable, str(DEFAULT_PATH.with_name("train.py")), "--smoke", "--steps", "2", "--device", "cpu", "--out", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    script = DEFAULT_PATH.with_name("train.py")
+    done = run_demo("--smoke", "--steps", 2, "--device", "cpu", "--out", path, program=script)
     assert done.returncode == 0, done.stderr
     assert "held-out loss" in done.stdout
     load_checkpoint(path)

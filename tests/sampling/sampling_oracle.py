@@ -6,6 +6,26 @@ from fractions import Fraction
 import numpy as np
 import torch
 
+INF, NAN = math.inf, math.nan
+
+# Logits, temperature, and what the softmax is stated to be.
+ODD_ROWS = [
+    ([-INF, 0.0, 0.0], 1.0, [0.0, 0.5, 0.5]),
+    ([-INF, -INF, -INF], 1.0, [0.0, 0.0, 0.0]),
+    ([-INF, -INF, -INF], 0.0, [0.0, 0.0, 0.0]),
+    ([NAN, 0.0, 1.0], 1.0, [NAN] * 3),
+    ([NAN, -INF, -INF], 1.0, [NAN] * 3),
+    ([INF, 0.0, 1.0], 1.0, [NAN] * 3),
+    ([1.0, 3.0, 3.0], 0.0, [0.0, 0.5, 0.5]),
+    ([1.0, 3.0, 3.0], -0.0, [0.0, 0.5, 0.5]),
+    ([1.0, 3.0, -INF], INF, [0.5, 0.5, 0.0]),
+    ([1.0, 2.0, 3.0], -1.0, [NAN] * 3),
+    ([1.0, 2.0, 3.0], NAN, [NAN] * 3),
+    ([-INF, -INF, -INF], NAN, [NAN] * 3),
+    ([1e38, 3e38, -3e38], 1e-10, [0.0, 1.0, 0.0]),
+    ([88.0, 88.0, -88.0], 1e-30, [0.5, 0.5, 0.0]),
+]
+
 
 def softmax(logits, temperature=1.0):
     """Float64 softmax of finite rows by numpy; temperature is a number or one a row."""

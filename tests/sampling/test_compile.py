@@ -15,10 +15,6 @@ def filters(rows):
     return torch.arange(3, rows + 3), torch.linspace(0.3, 1.0, rows)
 
 
-def speculate(probs, ids, target):
-    return sampling.chain_speculative_sampling(probs, ids, target, seed=1)
-
-
 PROGRAMS = {
     "softmax": lambda x: sampling.softmax(x, 0.5),
     "softmax per row": lambda x: sampling.softmax(x, x.sum(-1).abs()),
@@ -27,7 +23,7 @@ PROGRAMS = {
     "top p": lambda x: sampling.top_p_sampling_from_probs(x.abs(), filters(x.shape[0])[1], seed=1),
     "min p": lambda x: sampling.min_p_sampling_from_logits(x, 0.2, temperature=2.0, seed=1),
     "both": lambda x: sampling.top_k_top_p_sampling_from_logits(x, *filters(x.shape[0]), seed=1),
-    "seeds": lambda x: sampling.sampling_from_logits(x, seed=torch.arange(x.shape[0]), indices=torch.arange(2)),
+    "seeds": lambda x: sampling.sampling_from_logits(x, seed=torch.arange(2), indices=torch.arange(2)),
     "renorm": lambda x: sampling.top_p_renorm_probs(x.abs(), 0.5),
     "mask": lambda x: sampling.top_k_mask_logits(x, 5),
     "top k": lambda x: sampling.top_k(x, 5, sorted=True, deterministic=True),

@@ -3,12 +3,12 @@
 A finished request's tokens go through `model.Transformer` at once: causal attention makes row `t` of that pass the
 logits after token `t`, so a single pass covers every step of the request.
 
-Two top-k routings of nearly equal logits are both right, but what follows differs by far more than rounding. So the pass
-takes over the engine's choice of experts, and the choice is judged by itself: the chosen experts' router logits may lie
+Two top-k routings of nearly equal logits are both right, but what follows differs by far more than rounding. So the
+pass takes over the engine's choice of experts, and that is judged by itself: the chosen experts' router logits may lie
 below the best ones only as far as rounding explains.
 
-How far rounding reaches depends on the text: some rows are a hundred times as sensitive as others. It is measured rather
-than guessed: the plain pass runs again with the noise of bfloat16 in its activations, several times, and the root mean
+How far rounding reaches depends on the text: some rows are ten times as sensitive as others. It is measured rather than
+guessed: the plain pass runs again with the noise of bfloat16 in its activations, several times, and the root mean
 square of what this does to a row is the unit in which the engine's error is judged.
 """
 
@@ -29,7 +29,7 @@ ROUNDOFF = torch.finfo(torch.bfloat16).eps / 2
 NUM_PROBES = 16
 ALLOWED = 8.0
 """Largest error in units of the measured rounding noise. Were the noise of a row one normal variable, its ratio to an
-estimate from 16 samples would follow Student's t with 16 degrees of freedom, which exceeds 8 once in two million rows."""
+estimate from 16 samples would follow Student's t with 16 degrees of freedom, beyond 8 once in two million rows."""
 
 
 @dataclass
@@ -100,7 +100,7 @@ class LogitsCheck:
 
     @contextmanager
     def _rounding_noise(self) -> Iterator[None]:
-        """Perturb what the engine rounds: the results of norms, projections and mixtures, by up to the unit roundoff."""
+        """Perturb what the engine rounds, results of norms, projections and mixtures, by the unit roundoff at most."""
 
         def perturb(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
             noise = torch.empty_like(output).uniform_(-ROUNDOFF, ROUNDOFF, generator=self._generator)

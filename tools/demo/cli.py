@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from display import make_display
 from engine import Engine
 from model import ModelConfig, encode
 from scheduler import OutOfPagesError, Request, Scheduler
-from serve import Sampler, serve
+from serve import Sampler, serve, warm_up
 
 from warploom.comm import Communicator
+from warploom.core.backends import OPERATORS
 from warploom.core.errors import WarploomError
 from warploom.core.settings import settings
 
@@ -65,7 +66,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help=f"file of prompts, one a line, or blocks of lines between lines of {BLOCK_SEPARATOR!r}",
     )
     text.add_argument("--max-new-tokens", type=positive_int, default=200, metavar="N", help="default: %(default)s")
-    text.add_argument("--stop", default="\n\n\n", help="end a text after this string; default: two empty lines")
+    text.add_argument(
+        "--stop", default="\n\n\n", help="end a text after this string; default: two empty lines, '' for none"
+    )
     text.add_argument("--temperature", type=non_negative, default=0.7, help="0 is greedy; default: %(default)s")
     text.add_argument("--top-p", type=share, default=0.9, help="in (0, 1]; default: %(default)s")
     text.add_argument("--seed", type=int, default=0)
@@ -73,7 +76,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     engine.add_argument("--weights", type=Path, default=DEFAULT_PATH, help="file that tools/demo/train.py wrote")
     engine.add_argument("--device", default=None, help="cpu, cuda or cuda:N; default: a GPU if there is one")
     engine.add_argument("--backend", default=None, help="backend of all operators, or a list: mm_bf16=reference,...")
-    engine.add_argument("--arrival-every", type=non_negative_int, default=8, metavar="STEPS", help="steps between two arrivals")
+    engine.add_argument("--arrival-every", type=non_negative_int, default=8, metavar="N", help="steps between arrivals")
     engine.add_argument("--page-size", type=positive_int, default=16, help="tokens in a cache page")
     engine.add_argument("--num-pages", type=positive_int, default=256, help="pages of the cache")
     engine.add_argument("--max-step-tokens", type=positive_int, default=256, help="most tokens of a step, all requests")
@@ -171,12 +174,23 @@ def parse_device(text: str | None) -> torch.device | None:
     return device
 
 
+def check_backends(wanted: Mapping[str, str]) -> None:
+    """Refuse operators and backends that nobody has; what an operator itself refuses, it says when it is called."""
+    known = {name for operator in OPERATORS.values() for name in operator.backend_names}
+    for operator, backend in wanted.items():
+        if operator != "*" and operator not in OPERATORS:
+            raise UsageError(f"--backend: no operator {operator!r}; there are {', '.join(sorted(OPERATORS))}")
+        if backend not in known | {"auto"}:
+            raise UsageError(f"--backend: no backend {backend!r}; there are auto, {', '.join(sorted(known))}")
+
+
 def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
     """Serve the prompts and print the results; returns the exit status."""
     config, state = load_checkpoint(args.weights)
     requests = make_requests(read_prompts(args), args, config)
     if args.backend:
         cleanup.enter_context(settings.override(backend=args.backend))
+        check_backends(settings.backend)
     device = parse_device(args.device)
     communicator = open_communicator(args, device)
     rank, world_size = 0, 1
@@ -193,11 +207,13 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
     engine = Engine(config, state, args.num_pages, args.page_size, device, communicator)
     sampler = Sampler(args.temperature, args.top_p, args.seed, engine.timer)
     check = LogitsCheck(config, state, device) if args.check and leader else None
+    warm_up_seconds = warm_up(engine, sampler)
     totals = serve(engine, scheduler, sampler, make_display(sys.stdout) if leader else None, check)
     if not leader:
         return 0
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    print(f"\n{totals.summary()} on {world_size} x {name}\n\n{engine.timer.table(totals.seconds)}")
+    print(f"\n{totals.summary()} on {world_size} x {name}, after a warm-up of {warm_up_seconds:.2f} s")
+    print(f"\n{engine.timer.table(totals.seconds)}")
     if check is None:
         return 0
     print(f"\n{check.summary()}")
@@ -214,3 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, CheckpointError, OutOfPagesError, WarploomError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit complains once more
+        return 0
+    except KeyboardInterrupt:
+        return 130

@@ -63,6 +63,7 @@ class Engine:
         shard = Shard(communicator.rank, communicator.size) if communicator else Shard()
         self.config = config
         self.device = device
+        self.num_pages = num_pages
         self.page_size = page_size
         self.communicator = communicator
         self.timer = OperatorTimer(device)

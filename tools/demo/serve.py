@@ -12,6 +12,7 @@ from batch import StepBatch
 from check import LogitsCheck
 from display import LineDisplay
 from engine import Engine
+from model import encode
 from scheduler import Request, Scheduler, Work
 from timing import OperatorTimer
 from torch import Tensor
@@ -99,6 +100,15 @@ def serve(
         if display is not None:
             display.update(fresh, finished)
     raise AssertionError("unreachable")
+
+
+def warm_up(engine: Engine, sampler: Sampler) -> float:
+    """Compile kernels and load libraries by serving a short request, off the record; returns the seconds it took."""
+    begun = time.perf_counter()
+    request = Request(0, encode("x"), max_new_tokens=2)
+    serve(engine, Scheduler([request], engine.num_pages, engine.page_size, max_step_tokens=16), sampler)
+    engine.timer.reset()
+    return time.perf_counter() - begun
 
 
 def new_text(works: Sequence[Work], tokens: Sequence[int]) -> list[tuple[Request, list[int]]]:

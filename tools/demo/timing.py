@@ -62,6 +62,11 @@ class OperatorTimer:
             row.seconds += begun.elapsed_time(ended) / 1e3
         self._pending.clear()
 
+    def reset(self) -> None:
+        """Forget all calls so far."""
+        self.rows.clear()
+        self._pending.clear()
+
     def table(self, total_seconds: float) -> str:
         """One line per label, longest first, with its share of `total_seconds`."""
         self.collect()

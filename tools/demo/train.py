@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=4.0, help="wall-clock budget of the whole run")
     parser.add_argument("--steps", type=int, default=None, help="stop after so many steps at the latest")
     parser.add_argument("--out", default=str(DEFAULT_PATH), help="where the weights go (default: %(default)s)")
-    parser.add_argument("--stdlib", type=Path, default=None, help="standard library to read (default: the running Python's)")
+    parser.add_argument("--stdlib", type=Path, default=None, help="folder to read (default: the running Python's)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=96, help="sequences per step")
@@ -194,7 +194,7 @@ def main() -> None:
     config = ModelConfig()
     max_windows = 2000
     if args.smoke:
-        config, args.batch, max_windows = replace(config, context=128), 4, 64
+        config, args.batch, max_windows = replace(config, context=128), 4, 16
         args.log_every = min(args.log_every, 5)
     stream, held_out = (tokens.to(args.device) for tokens in load_corpus(args.seed, args.stdlib))
     model = Transformer(config)

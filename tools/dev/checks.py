@@ -54,6 +54,7 @@ def _checks(environment: Environment, quick: bool) -> Iterator[Check]:
     pytest = [python, "-m", "pytest", "-q", "-ra", *colour]
     fast = " and not slow" if quick else ""
     yield Check("lint", "ruff", [tool("ruff"), "check", "."])
+    yield Check("lint", "ruff format", [tool("ruff"), "format", "--check", "."])
     yield Check("types", "mypy", [tool("mypy")])
     yield Check("unit", "unit tests", [*pytest, "--ignore=tests/packaging", "-m", f"not mpi{fast}"])
     for ranks in _RANKS[1:2] if quick else _RANKS:

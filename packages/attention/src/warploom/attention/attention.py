@@ -53,13 +53,15 @@ def make_plan(
 ) -> AttentionPlan:
     """Describe, select and schedule attention over requests whose arguments are checked.
 
-    `options` are resolved and `tables` lie on the device of the queries. Raises `UnsupportedError` with the backend table,
-    `ArgumentError` for an unknown backend, a workspace that is too small, or (on the CPU, or with `settings.debug_checks`)
-    for lengths and tables that contradict each other.
+    `options` are resolved and `tables` lie on the device of the queries. Raises `UnsupportedError` with the backend
+    table, `ArgumentError` for an unknown backend, a workspace that is too small, or (on the CPU, or with
+    `settings.debug_checks`) for lengths and tables that contradict each other.
     """
     if settings.debug_checks or tables.device.type == "cpu":
         tables.validate(op)
-    problem = options.problem(phase, kv_source, tables.device, mask=tables.mask_kind, sinks=sinks, cuda_graph=cuda_graph)
+    problem = options.problem(
+        phase, kv_source, tables.device, mask=tables.mask_kind, sinks=sinks, cuda_graph=cuda_graph
+    )
     selection = ATTENTION.select(problem, backend)
     if problem.pos_encoding == "ALIBI" and alibi_slopes is None:
         alibi_slopes = torch.tensor(default_slopes(problem.num_qo_heads), dtype=torch.float32, device=tables.device)

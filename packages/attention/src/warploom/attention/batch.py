@@ -62,7 +62,13 @@ class BatchAttention(PlannedAttention):
         )
 
     def workspace_size(
-        self, num_qo_heads: int, num_kv_heads: int, head_dim: int, page_size: int, dtype_q: Any = "bfloat16", **choices: Any
+        self,
+        num_qo_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        page_size: int,
+        dtype_q: Any = "bfloat16",
+        **choices: Any,
     ) -> int:
         """Bytes of workspace that any plan with these sizes needs, whatever the batch and lengths."""
         options = AttentionOptions(
@@ -73,8 +79,8 @@ class BatchAttention(PlannedAttention):
 
     @overload
     def plan(
-        self, qo_offsets: Any, kv_lens: Any, kv_block_table: Any, num_qo_heads: int, num_kv_heads: int, head_dim_qk: int,
-        head_dim_vo: int | None = None, *, dtype_q: Any = torch.bfloat16, dtype_kv: Any = None, dtype_o: Any = None,
+        self, qo_offsets: Any, kv_lens: Any, kv_block_table: Any, num_qo_heads: int, num_kv_heads: int, head_dim_qk:
+        int, head_dim_vo: int | None = None, *, dtype_q: Any = torch.bfloat16, dtype_kv: Any = None, dtype_o: Any = None,
         page_size: int, **variant_kwargs: Any,
     ) -> None: ...  # fmt: skip
     @overload
@@ -105,8 +111,8 @@ class BatchAttention(PlannedAttention):
         dtype_q (q_data_type), dtype_kv (kv_data_type), dtype_o : torch.dtype or str
             Dtypes, bfloat16 by default; the cache's and the output's default to that of the queries.
         **variant_kwargs
-            causal, sm_scale, window_left, logits_soft_cap, custom_mask, packed_custom_mask, pos_encoding_mode, rope_scale,
-            rope_theta, alibi_slopes, sinks, lse_base, deterministic, and `variant` for your own: as in
+            causal, sm_scale, window_left, logits_soft_cap, custom_mask, packed_custom_mask, pos_encoding_mode,
+            rope_scale, rope_theta, alibi_slopes, sinks, lse_base, deterministic, and `variant` for your own: as in
             `BatchPrefillWithPagedKVCacheWrapper.plan`.
 
         Raises
@@ -114,7 +120,9 @@ class BatchAttention(PlannedAttention):
         ArgumentError, UnsupportedError, PlanError
             What does not fit, the table of backends, or more than the captured maximum.
         """
-        by_indices = "kv_len_arr" in kwargs or "kv_indices" in kwargs or (len(args) > 3 and not isinstance(args[3], int))
+        by_indices = (
+            "kv_len_arr" in kwargs or "kv_indices" in kwargs or (len(args) > 3 and not isinstance(args[3], int))
+        )
         (self._plan_indices if by_indices else self._plan_table)(*args, **kwargs)
 
     def _plan_table(
@@ -137,7 +145,9 @@ class BatchAttention(PlannedAttention):
         if not isinstance(page_size, int) or page_size < 1:
             raise ArgumentError.of(check.op, "page_size", "a positive integer", page_size)
         table = as_tensor(kv_block_table, check.op, "kv_block_table")
-        check.require(table.dim() in (1, 2), "kv_block_table", "[batch, max_pages] or [total_pages]", f"{table.dim()}-D")
+        check.require(
+            table.dim() in (1, 2), "kv_block_table", "[batch, max_pages] or [total_pages]", f"{table.dim()}-D"
+        )
         packed = {"indices": table} if table.dim() == 1 else {"block_table": table}
         tables = page_table(check, qo_offsets, page_size, kv_lens=kv_lens, **packed)
         self._plan_step(
@@ -217,8 +227,8 @@ class BatchAttention(PlannedAttention):
         q : tensor ``[qo_offsets[-1], num_qo_heads, head_dim_qk]``
             New tokens, request after request.
         kv_cache : tensor or pair of tensors
-            ``[pages, 2, page_size, kv_heads, dim]`` or ``[pages, 2, kv_heads, page_size, dim]`` by `kv_layout`, or ``(k, v)``
-            of 4-D ones. Holds the new tokens already.
+            ``[pages, 2, page_size, kv_heads, dim]`` or ``[pages, 2, kv_heads, page_size, dim]`` by `kv_layout`, or
+            ``(k, v)`` of 4-D ones. Holds the new tokens already.
         out, lse : tensor, optional
             Buffers for the results.
         q_scale, k_scale, v_scale : float or tensor, optional

@@ -114,7 +114,9 @@ class MultiLevelCascadeAttentionWrapper:
         for name, array in arrays.items():
             if len(array) != len(self._levels):
                 op = f"{type(self).__name__}.plan"
-                raise ArgumentError.of(op, name, f"a list of {len(self._levels)} tensors, one for each level", len(array))
+                raise ArgumentError.of(
+                    op, name, f"a list of {len(self._levels)} tensors, one for each level", len(array)
+                )
         for number, tables in enumerate(zip(*arrays.values(), strict=True)):
             last = number == len(self._levels) - 1
             self._levels[number].plan(
@@ -158,9 +160,7 @@ class _SharedPrefix:
     def __init__(self, unique: Any) -> None:
         self._unique = unique
 
-    def _forward(
-        self, q: Any, k_shared: Any, v_shared: Any, unique_kv_cache: Any, **call: Any
-    ) -> torch.Tensor:
+    def _forward(self, q: Any, k_shared: Any, v_shared: Any, unique_kv_cache: Any, **call: Any) -> torch.Tensor:
         try:
             options = self._unique.planned().options
         except PlanError as error:
@@ -267,8 +267,8 @@ class BatchPrefillWithSharedPrefixPagedKVCacheWrapper(_SharedPrefix):
     >>> import torch
     >>> from warploom.attention import BatchPrefillWithSharedPrefixPagedKVCacheWrapper
     >>> prefill = BatchPrefillWithSharedPrefixPagedKVCacheWrapper()
-    >>> prefill.begin_forward(torch.tensor([0, 2, 5]), torch.tensor([0, 1, 2]), torch.tensor([3, 0]), torch.tensor([7, 3]),
-    ...                       4, 2, 64, 16, causal=True, q_data_type="float32")
+    >>> prefill.begin_forward(torch.tensor([0, 2, 5]), torch.tensor([0, 1, 2]), torch.tensor([3, 0]), torch.tensor([7,
+    3]), ...                       4, 2, 64, 16, causal=True, q_data_type="float32")
     >>> k, v, own = torch.randn(100, 2, 64), torch.randn(100, 2, 64), torch.randn(4, 2, 16, 2, 64)
     >>> prefill.forward(torch.randn(5, 4, 64), k, v, own).shape
     torch.Size([5, 4, 64])

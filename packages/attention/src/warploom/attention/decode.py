@@ -34,8 +34,8 @@ class BatchDecodeWithPagedKVCacheWrapper(PlannedAttention):
     use_tensor_cores : bool
         Accepted for compatibility; backends decide.
     paged_kv_indptr_buffer, paged_kv_indices_buffer, paged_kv_last_page_len_buffer : int32 tensors, optional
-        With `use_cuda_graph`: the caller's buffers ``[max_batch + 1]``, ``[max_pages]`` and ``[max_batch]``, which fix the
-        largest batch and number of pages. Those not given take the sizes of the first plan.
+        With `use_cuda_graph`: the caller's buffers ``[max_batch + 1]``, ``[max_pages]`` and ``[max_batch]``, which fix
+        the largest batch and number of pages. Those not given take the sizes of the first plan.
     backend : str
         "auto", "sdpa", "cutlass" or "reference".
     jit_args : AttentionVariant, optional
@@ -80,7 +80,13 @@ class BatchDecodeWithPagedKVCacheWrapper(PlannedAttention):
         )
 
     def workspace_size(
-        self, num_qo_heads: int, num_kv_heads: int, head_dim: int, page_size: int, q_data_type: Any = "float16", **choices: Any
+        self,
+        num_qo_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        page_size: int,
+        q_data_type: Any = "float16",
+        **choices: Any,
     ) -> int:
         """Bytes of workspace that any plan with these sizes needs, whatever the batch and lengths."""
         options = AttentionOptions(
@@ -127,14 +133,15 @@ class BatchDecodeWithPagedKVCacheWrapper(PlannedAttention):
         Parameters
         ----------
         indptr, indices, last_page_len : int32 or int64 tensors
-            ``[batch + 1]`` offsets into `indices`, ``[num_pages]`` page numbers, ``[batch]`` entries of each last page (1 to
-            `page_size`); a request without pages is empty. On the CPU or the GPU.
+            ``[batch + 1]`` offsets into `indices`, ``[num_pages]`` page numbers, ``[batch]`` entries of each last page
+            (1 to `page_size`); a request without pages is empty. On the CPU or the GPU.
         num_qo_heads, num_kv_heads, head_dim, page_size : int
             Sizes; `head_dim_vo` if values have another one.
         pos_encoding_mode, window_left, logits_soft_cap, sm_scale, rope_scale, rope_theta, alibi_slopes, lse_base
             As `single_decode_with_kv_cache`.
         q_data_type, kv_data_type, o_data_type : torch.dtype or str
-            Dtypes; the cache's and the output's default to that of the queries. `data_type` sets all that are not given.
+            Dtypes; the cache's and the output's default to that of the queries. `data_type` sets all that are not
+            given.
         non_blocking : bool
             Accepted for compatibility; copies never block.
         block_tables, seq_lens : int tensors, optional
@@ -173,14 +180,12 @@ class BatchDecodeWithPagedKVCacheWrapper(PlannedAttention):
         where = seq_lens if padded else indptr
         device = where.device if isinstance(where, torch.Tensor) else None
         qo_indptr = torch.arange(0, (batch + 1) * q_len_per_req, q_len_per_req, dtype=torch.int32, device=device)
-        table = (
-            page_table(check, qo_indptr, page_size, block_table=block_tables, kv_lens=seq_lens, max_qo_len=q_len_per_req)
+        requests: dict[str, Any] = (
+            {"block_table": block_tables, "kv_lens": seq_lens}
             if padded
-            else page_table(
-                check, qo_indptr, page_size, indptr=indptr, indices=indices, last_page_len=last_page_len,
-                max_qo_len=q_len_per_req,
-            )  # fmt: skip
+            else {"indptr": indptr, "indices": indices, "last_page_len": last_page_len}
         )
+        table = page_table(check, qo_indptr, page_size, max_qo_len=q_len_per_req, **requests)
         slopes = check.tensor("alibi_slopes", alibi_slopes, "_", dtype=torch.float32, device="any", optional=True)
         self._set_plan(options, table, phase="decode", kv_source="paged", alibi_slopes=slopes)
 
@@ -209,8 +214,8 @@ class BatchDecodeWithPagedKVCacheWrapper(PlannedAttention):
         q : tensor ``[batch * q_len_per_req, num_qo_heads, head_dim]``
             New tokens, request after request.
         paged_kv_cache : tensor or pair of tensors
-            ``[pages, 2, page_size, kv_heads, dim]`` or ``[pages, 2, kv_heads, page_size, dim]`` by `kv_layout`, or ``(k, v)``
-            of 4-D ones. Holds the new tokens already.
+            ``[pages, 2, page_size, kv_heads, dim]`` or ``[pages, 2, kv_heads, page_size, dim]`` by `kv_layout`, or
+            ``(k, v)`` of 4-D ones. Holds the new tokens already.
         *args
             Tensors and scalars of the variant.
         q_scale, k_scale, v_scale, out, lse, return_lse, sinks
@@ -236,7 +241,9 @@ class BatchDecodeWithPagedKVCacheWrapper(PlannedAttention):
 
     forward = run
 
-    def run_return_lse(self, q: Any, paged_kv_cache: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def run_return_lse(
+        self, q: Any, paged_kv_cache: Any, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """`run` with ``return_lse=True``."""
         return self.run(q, paged_kv_cache, *args, **kwargs, return_lse=True)
 
@@ -295,7 +302,7 @@ def fast_decode_plan(wrapper: BatchDecodeWithPagedKVCacheWrapper, *args: Any, **
     --------
     >>> import torch
     >>> from warploom.attention import BatchDecodeWithPagedKVCacheWrapper, fast_decode_plan
-    >>> fast_decode_plan(BatchDecodeWithPagedKVCacheWrapper(), torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([3]),
-    ...                  4, 4, 64, 16)
+    >>> fast_decode_plan(BatchDecodeWithPagedKVCacheWrapper(), torch.tensor([0, 1]), torch.tensor([0]),
+    torch.tensor([3]), ...                  4, 4, 64, 16)
     """
     wrapper.plan(*args, **kwargs)

@@ -72,7 +72,9 @@ class GraphTables:
                 raise ArgumentError.of(self._op, f"{name} buffer", f"on {device}", buffer.device)
         sizes = {name: given[name].shape[0] - 1 for name in ("kv_indptr", "qo_indptr") if name in given}
         if len(set(sizes.values())) > 1:
-            raise ArgumentError.of(self._op, "qo_indptr buffer", f"of {sizes['kv_indptr'] + 1} elements", sizes["qo_indptr"] + 1)
+            raise ArgumentError.of(
+                self._op, "qo_indptr buffer", f"of {sizes['kv_indptr'] + 1} elements", sizes["qo_indptr"] + 1
+            )
         batch = next(iter(sizes.values()), tables.batch)
 
         def buffer_for(name: str, like: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:

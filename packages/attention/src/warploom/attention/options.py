@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from warploom.attention.problems.attention import MAX_HEAD_DIM, AttentionProblem
@@ -25,8 +26,9 @@ LSE_UNITS = {"log2": math.log2(math.e), "e": 1.0}
 class AttentionOptions:
     """Sizes, dtypes and variants of attention as the caller gives them; `resolve` fills the defaults in and checks.
 
-    `None` for `sm_scale`, `logits_soft_cap`, `rope_scale`, `rope_theta`, `head_dim_vo`, `dtype_kv` and `dtype_o` means the
-    default: `head_dim_qk ** -0.5`, no cap, 1, 1e4, `head_dim_qk`, `dtype_q`, and `dtype_q` (bfloat16 for fp8 queries).
+    `None` for `sm_scale`, `logits_soft_cap`, `rope_scale`, `rope_theta`, `head_dim_vo`, `dtype_kv` and `dtype_o` means
+    the default: `head_dim_qk ** -0.5`, no cap, 1, 1e4, `head_dim_qk`, `dtype_q`, and `dtype_q` (bfloat16 for fp8
+    queries).
     """
 
     num_qo_heads: int
@@ -85,7 +87,14 @@ class AttentionOptions:
         return replace(self, **given).resolve(op) if given else self
 
     def problem(
-        self, phase: str, kv_source: str, at: torch.device, *, mask: str = "none", sinks: bool = False, cuda_graph: bool = False
+        self,
+        phase: str,
+        kv_source: str,
+        at: torch.device,
+        *,
+        mask: str = "none",
+        sinks: bool = False,
+        cuda_graph: bool = False,
     ) -> AttentionProblem:
         """Describe the request for backend selection."""
         return AttentionProblem(
@@ -129,30 +138,39 @@ class AttentionOptions:
             require(size % 8 == 0 and size <= MAX_HEAD_DIM, name, f"a multiple of 8 up to {MAX_HEAD_DIM}", size)
         require(self.page_size >= 0, "page_size", "1 or more", self.page_size)
         for name, dtype in (("q_data_type", self.dtype_q), ("kv_data_type", self.dtype_kv)):
-            require(dtype in WIDE_DTYPES + FP8_DTYPES, name, "float16, bfloat16, float32, float64 or an fp8 type", dtype)
+            require(
+                dtype in WIDE_DTYPES + FP8_DTYPES, name, "float16, bfloat16, float32, float64 or an fp8 type", dtype
+            )
         require(self.dtype_o in WIDE_DTYPES, "o_data_type", "float16, bfloat16, float32 or float64", self.dtype_o)
 
     def _check_choices(self, op: str) -> None:
-        for name, choices in (("kv_layout", ("NHD", "HND")), ("pos_encoding_mode", POS_ENCODINGS), ("lse_base", tuple(LSE_UNITS))):
+        for name, choices in (
+            ("kv_layout", ("NHD", "HND")),
+            ("pos_encoding_mode", POS_ENCODINGS),
+            ("lse_base", tuple(LSE_UNITS)),
+        ):
             if getattr(self, name) not in choices:
                 raise ArgumentError.of(op, name, " or ".join(map(repr, choices)), repr(getattr(self, name)))
         if self.variant is not None and not isinstance(self.variant, AttentionVariant):
             raise ArgumentError.of(op, "variant", "an AttentionVariant", type(self.variant).__name__)
-        if not math.isfinite(self.sm_scale):
+        if not _finite(self.sm_scale):
             raise ArgumentError.of(op, "sm_scale", "finite", self.sm_scale)
-        if not (math.isfinite(self.logits_soft_cap) and self.logits_soft_cap >= 0):
+        if not (_finite(self.logits_soft_cap) and self.logits_soft_cap >= 0):
             raise ArgumentError.of(op, "logits_soft_cap", "positive, or 0 or None for none", self.logits_soft_cap)
         for name in ("rope_scale", "rope_theta"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+            if not (_finite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ArgumentError.of(op, name, "positive", getattr(self, name))
+
+
+def _finite(value: float) -> bool:
+    """`math.isfinite` for numbers that torch.compile may be tracing; false for NaN."""
+    return -math.inf < value < math.inf
 
 
 def _count(op: str, name: str, value: Any) -> int:
     """A positive integer; a bool or a float is a misplaced argument."""
-    try:
-        count = value.__index__()
-    except (AttributeError, TypeError):
-        raise ArgumentError.of(op, name, "an integer", f"{type(value).__name__} {value!r}") from None
-    if isinstance(value, bool) or count < 1:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ArgumentError.of(op, name, "an integer", f"{type(value).__name__} {value!r}")
+    if value < 1:
         raise ArgumentError.of(op, name, "1 or more", value)
-    return count
+    return int(value)

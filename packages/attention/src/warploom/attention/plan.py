@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from warploom.attention.options import AttentionOptions
-from warploom.attention.problems.attention import AttentionProblem
 from warploom.attention.plan_explanation import PlanExplanation
+from warploom.attention.problems.attention import AttentionProblem
 from warploom.attention.tables import RequestTables
 from warploom.core.backends import OPERATORS, Backend, Selection
 from warploom.core.workspace import WorkspaceLayout

@@ -44,8 +44,8 @@ class BatchPrefillWithPagedKVCacheWrapper(PlannedAttention):
     >>> from warploom.attention import BatchPrefillWithPagedKVCacheWrapper
     >>> cache = torch.randn(8, 2, 16, 4, 64)
     >>> prefill = BatchPrefillWithPagedKVCacheWrapper()
-    >>> prefill.plan(torch.tensor([0, 5, 7]), torch.tensor([0, 3, 4]), torch.tensor([5, 0, 2, 7]), torch.tensor([4, 16]),
-    ...              8, 4, 64, 16, causal=True, q_data_type="float32")
+    >>> prefill.plan(torch.tensor([0, 5, 7]), torch.tensor([0, 3, 4]), torch.tensor([5, 0, 2, 7]), torch.tensor([4,
+    16]), ...              8, 4, 64, 16, causal=True, q_data_type="float32")
     >>> prefill.run(torch.randn(7, 8, 64), cache).shape
     torch.Size([7, 8, 64])
     """
@@ -67,7 +67,9 @@ class BatchPrefillWithPagedKVCacheWrapper(PlannedAttention):
         *,
         device: torch.device | str | None = None,
     ) -> None:
-        Checker(type(self).__name__).require(not jit_kwargs, "jit_kwargs", "empty: a variant holds its options", jit_kwargs)
+        Checker(type(self).__name__).require(
+            not jit_kwargs, "jit_kwargs", "empty: a variant holds its options", jit_kwargs
+        )
         buffers = {
             "qo_indptr": qo_indptr_buf,
             "kv_indptr": paged_kv_indptr_buf,
@@ -84,7 +86,13 @@ class BatchPrefillWithPagedKVCacheWrapper(PlannedAttention):
         )
 
     def workspace_size(
-        self, num_qo_heads: int, num_kv_heads: int, head_dim_qk: int, page_size: int, q_data_type: Any = "float16", **choices: Any
+        self,
+        num_qo_heads: int,
+        num_kv_heads: int,
+        head_dim_qk: int,
+        page_size: int,
+        q_data_type: Any = "float16",
+        **choices: Any,
     ) -> int:
         """Bytes of workspace that any plan with these sizes needs, whatever the batch and lengths."""
         options = AttentionOptions(
@@ -135,8 +143,8 @@ class BatchPrefillWithPagedKVCacheWrapper(PlannedAttention):
         qo_indptr : int32 or int64 tensor ``[batch + 1]``
             Where each request's new tokens start in the queries.
         paged_kv_indptr, paged_kv_indices, paged_kv_last_page_len : int32 or int64 tensors
-            ``[batch + 1]`` offsets, ``[num_pages]`` page numbers, ``[batch]`` entries of each last page. The cache holds the
-            new tokens already: they are the last of each request.
+            ``[batch + 1]`` offsets, ``[num_pages]`` page numbers, ``[batch]`` entries of each last page. The cache
+            holds the new tokens already: they are the last of each request.
         num_qo_heads, num_kv_heads, head_dim_qk, page_size, head_dim_vo : int
             Sizes.
         custom_mask : bool tensor, optional
@@ -225,7 +233,9 @@ class BatchPrefillWithPagedKVCacheWrapper(PlannedAttention):
 
     forward = run
 
-    def run_return_lse(self, q: Any, paged_kv_cache: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def run_return_lse(
+        self, q: Any, paged_kv_cache: Any, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """`run` with ``return_lse=True``."""
         return self.run(q, paged_kv_cache, *args, **kwargs, return_lse=True)
 
@@ -274,7 +284,9 @@ class BatchPrefillWithRaggedKVCacheWrapper(PlannedAttention):
         *,
         device: torch.device | str | None = None,
     ) -> None:
-        Checker(type(self).__name__).require(not jit_kwargs, "jit_kwargs", "empty: a variant holds its options", jit_kwargs)
+        Checker(type(self).__name__).require(
+            not jit_kwargs, "jit_kwargs", "empty: a variant holds its options", jit_kwargs
+        )
         buffers = {"qo_indptr": qo_indptr_buf, "kv_indptr": kv_indptr_buf, "mask": custom_mask_buf}
         super().__init__(
             float_workspace_buffer,

@@ -1,12 +1,13 @@
 """Where each request's queries, keys and mask lie, in the one form that every backend reads.
 
-All of FlashInfer's and vLLM's spellings (CSR indices with last-page lengths or with lengths, padded block tables, ragged
-offsets) become a start and a length per request. That takes a few elementwise operations on the device where the caller's
-tensors are; nothing is copied to the host unless a backend asks (`RequestTables.on_host`).
+All of FlashInfer's and vLLM's spellings (CSR indices with last-page lengths or with lengths, padded block tables,
+ragged offsets) become a start and a length per request. That takes a few elementwise operations on the device where the
+caller's tensors are; nothing is copied to the host unless a backend asks (`RequestTables.on_host`).
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -65,7 +66,9 @@ class RequestTables:
     mask: torch.Tensor | None = None
     mask_indptr: torch.Tensor | None = None
     max_qo_len: int | None = None
-    origin: RequestTables | None = field(default=None, repr=False, compare=False)  # the same on the CPU, if it came from there
+    origin: RequestTables | None = field(
+        default=None, repr=False, compare=False
+    )  # the same on the CPU, if it came from there
     _host: list[HostTables] = field(default_factory=list, repr=False, compare=False)
     _page_range: list[tuple[int, int]] = field(default_factory=list, repr=False, compare=False)
 
@@ -128,7 +131,7 @@ class RequestTables:
             self._host.append(
                 HostTables(
                     qo_starts=qo[:-1],
-                    qo_lens=[stop - start for start, stop in zip(qo, qo[1:], strict=False)],
+                    qo_lens=[stop - start for start, stop in itertools.pairwise(qo)],
                     kv_starts=near.kv_starts.tolist(),
                     kv_lens=near.kv_lens.tolist(),
                     kv_stops=[] if near.kv_stops is None else near.kv_stops.tolist(),
@@ -160,7 +163,9 @@ class RequestTables:
         """Check the values against each other; free on CPU tensors, a synchronisation on a GPU."""
         host = self.on_host()
         if any(length < 0 for length in host.qo_lens) or host.qo_starts[:1] not in ([], [0]):
-            raise ArgumentError.of(op, "qo_indptr", "offsets that start at 0 and do not decrease", self.qo_indptr.tolist())
+            raise ArgumentError.of(
+                op, "qo_indptr", "offsets that start at 0 and do not decrease", self.qo_indptr.tolist()
+            )
         for request, (start, length) in enumerate(zip(host.kv_starts, host.kv_lens, strict=True)):
             if length < 0 or start < 0:
                 raise ArgumentError.of(op, "kv_lens", "0 or more", f"{length} for request {request}")

@@ -185,4 +185,3 @@ class PlannedAttention:
             window_left, logits_soft_cap, extra_tensors, extra_scalars,
         )  # fmt: skip
         return (out, lse) if return_lse else out
-

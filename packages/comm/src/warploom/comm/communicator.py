@@ -18,7 +18,7 @@ from warploom.core.settings import settings
 
 __all__ = ["DEFAULT_WORKSPACE_BYTES", "Communicator"]
 
-DEFAULT_WORKSPACE_BYTES = 32 << 20  # one-shot up to 2 MiB and two-shot up to 8 MiB on 8 ranks
+DEFAULT_WORKSPACE_BYTES = HEADER_BYTES + (32 << 20)  # one-shot up to 2 MiB and two-shot up to 8 MiB on 8 ranks
 
 
 class Communicator:
@@ -57,8 +57,8 @@ class Communicator:
         self.timeout = transport.timeout
         self.device = device
         self.calls = 0
-        self._closed = False
         self._buffers: list[SymmetricBuffer] = []
+        self._closed = False
         self._nccl: TorchCollectives | None = None
         self._owns_nccl = False
         self.topology = Topology.discover(transport, device)
@@ -234,6 +234,11 @@ class Communicator:
         except CommunicationError:
             healthy = False
         self._release(healthy)
+
+    def __del__(self) -> None:
+        # Dropped without close: the memory stays allocated, since peers may still be writing to it.
+        if not getattr(self, "_closed", True):
+            self._release(wait=False)
 
     def __enter__(self) -> Communicator:
         return self

@@ -53,9 +53,12 @@ def allreduce_fusion(
 ) -> torch.Tensor:
     """All-reduce a tensor and apply what follows it in a transformer block.
 
-    The steps are ``sum = all_reduce(input)``, ``residual_out = sum + residual_in``, ``norm_out = residual_out *
-    rsqrt(mean( residual_out²) + rms_eps) * (rms_gamma + weight_bias)`` and ``quant_out = norm_out / scale`` in
-    float8_e4m3fn, as far as `pattern` goes. Each step computes in float32 and rounds to the dtype of `input`.
+    As far as `pattern` goes, each step in float32 and rounded to the dtype of `input` (the last one to float8_e4m3fn)::
+
+        output = all_reduce(input)
+        residual_out = output + residual_in
+        norm_out = residual_out * rsqrt(mean(residual_out ** 2) + rms_eps) * (rms_gamma + weight_bias)
+        quant_out = norm_out / scale
 
     Parameters
     ----------

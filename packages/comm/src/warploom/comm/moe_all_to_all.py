@@ -122,14 +122,16 @@ class MoeAlltoAll:
         payloads = [check.tensor(f"input_payloads[{i}]", p, "*") for i, p in enumerate(input_payloads)]
         check_comm(check, self.comm)
         self._check_dispatch(check, experts, payloads, runtime_max_tokens_per_rank)
+        if invalid_token_expert_id is not None:
+            self._check_ids(check, payloads, expert_id_payload_index)
         size, rows = self.comm.size, runtime_max_tokens_per_rank
         received = [payload.new_empty(size, rows, *payload.shape[1:]) for payload in payloads]
         counts = experts.new_empty(size, dtype=torch.int32)
         slots = experts.new_empty(experts.shape[0], size, dtype=torch.int32)
         _dispatch(received, counts, slots, experts, payloads, self.num_experts, rows, self.comm.handle, self.backend)
         self.recv_counts, self._slots = counts, slots
-        if invalid_token_expert_id is not None:
-            self._sanitise(check, received, counts, invalid_token_expert_id, expert_id_payload_index)
+        if invalid_token_expert_id is not None and expert_id_payload_index is not None:
+            self._sanitise(received[expert_id_payload_index], counts, invalid_token_expert_id)
         return received
 
     def combine(
@@ -190,19 +192,16 @@ class MoeAlltoAll:
             f"from {tokens} tokens to max_num_tokens = {self.max_num_tokens}", rows,
         )  # fmt: skip
 
-    def _sanitise(
-        self, check: Checker, received: list[torch.Tensor], counts: torch.Tensor, invalid: int, index: int | None
-    ) -> None:
-        """Replace expert ids that are not this rank's business, in place."""
-        found = index is not None and 0 <= index < len(received)
-        check.require(found, "expert_id_payload_index", f"the index of one of the {len(received)} payloads", index)
-        ids = received[index or 0]
-        check.require(
-            ids.dim() == 3 and ids.dtype in _EXPERT_DTYPES,
-            "expert_id_payload_index",
-            "that of int32 or int64 ids",
-            ids.dtype,
-        )
+    def _check_ids(self, check: Checker, payloads: list[torch.Tensor], index: int | None) -> None:
+        name = "expert_id_payload_index"
+        found = index is not None and 0 <= index < len(payloads)
+        check.require(found, name, f"the index of one of the {len(payloads)} payloads", index)
+        ids = payloads[index or 0]
+        fits = ids.dim() == 2 and ids.dtype in _EXPERT_DTYPES
+        check.require(fits, name, "that of int32 or int64 ids [tokens, top_k]", f"{ids.dtype} {tuple(ids.shape)}")
+
+    def _sanitise(self, ids: torch.Tensor, counts: torch.Tensor, invalid: int) -> None:
+        """Replace, in ``ids [size, rows, top_k]``, those that are not this rank's business."""
         local = self.num_experts // self.comm.size
         first = self.comm.rank * local
         empty = torch.arange(ids.shape[1], device=ids.device) >= counts.unsqueeze(1)  # [size, rows]

@@ -148,8 +148,9 @@ class LogitsPipe:
     def _check_names(self, parameters: dict[str, Any]) -> None:
         for name in self._needed:
             if name not in parameters:
-                owner = next(stage.processor.name for stage in self.plan if name in stage.processor.parameters)
-                raise ArgumentError.of("LogitsPipe", name, "given by keyword", "nothing", f"{owner} needs it.")
+                owners = [processor.name for processor in self.processors if name in processor.parameters]
+                hint = f"{' and '.join(owners)} need{'s' if len(owners) == 1 else ''} it."
+                raise ArgumentError.of("LogitsPipe", name, "given by keyword", "nothing", hint)
         for name in parameters:
             if name not in self._known:
                 near = difflib.get_close_matches(name, self._known, n=1)

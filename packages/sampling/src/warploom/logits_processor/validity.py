@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +16,7 @@ from warploom.logits_processor.types import TensorType
 __all__ = ["PipeOrderError", "ValidityCheck", "Violation", "nearest_valid_order", "resolve"]
 
 _MOST_ORDERS = 20000  # tried in search of a valid one
-_MOST_EDITS = 3
+_MOVE, _ADD, _LEAVE_OUT = 2, 3, 5  # prices of edits: what the user wrote is kept as long as it can be
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def resolve(
     if not valid:
         worst = violations[candidates[0]]
         assert worst is not None
-        nearest = nearest_valid_order(processors, candidates, checks)
+        wanted = [input_type] if input_type else [TensorType.LOGITS, TensorType.PROBS]
+        nearest = nearest_valid_order(processors, wanted, checks)
         raise PipeOrderError(worst, [processor.name for processor in nearest])
     stages, kind = [], valid[0]
     for processor in processors:
@@ -133,36 +136,36 @@ def _no_repetition(processors: Sequence[LogitsProcessor]) -> Violation | None:
 def nearest_valid_order(
     processors: Sequence[LogitsProcessor], input_types: Sequence[TensorType], checks: Sequence[ValidityCheck]
 ) -> tuple[LogitsProcessor, ...]:
-    """The valid order that takes the fewest edits: moving a processor, adding a softmax, leaving a processor out."""
-    frontier: list[tuple[LogitsProcessor, ...]] = [tuple(processors)]
-    seen = {tuple(map(id, processors))}
+    """The valid order that takes the cheapest edits: moving processors, adding a softmax, leaving processors out."""
     softmax = Softmax()
-    for _ in range(_MOST_EDITS):
-        edited: list[tuple[LogitsProcessor, ...]] = []
-        for order in frontier:
-            for candidate in _edits(order, softmax):
-                key = tuple(map(id, candidate))
-                if key in seen or not candidate:
-                    continue
-                seen.add(key)
-                if any(_violation(candidate, kind, checks) is None for kind in input_types):
-                    return candidate
-                edited.append(candidate)
-                if len(seen) > _MOST_ORDERS:
-                    return ()
-        frontier = edited
+    queue: list[tuple[int, int, tuple[LogitsProcessor, ...]]] = [(0, 0, tuple(processors))]
+    found = 1  # orders are taken as they were found among those of equal cost
+    seen: set[tuple[int, ...]] = set()
+    while queue and len(seen) < _MOST_ORDERS:
+        cost, _, order = heapq.heappop(queue)
+        key = tuple(map(id, order))
+        if key in seen:
+            continue
+        seen.add(key)
+        if any(_violation(order, kind, checks) is None for kind in input_types):
+            return order
+        for price, edited in _edits(order, softmax):
+            heapq.heappush(queue, (cost + price, found, edited))
+            found += 1
     return ()
 
 
-def _edits(order: tuple[LogitsProcessor, ...], softmax: Softmax) -> Iterator[tuple[LogitsProcessor, ...]]:
-    """Orders one edit away, those that keep every processor first."""
+def _edits(order: tuple[LogitsProcessor, ...], softmax: Softmax) -> Iterator[tuple[int, tuple[LogitsProcessor, ...]]]:
+    """Orders one edit away, with its price."""
     places = range(len(order))
     # Neighbours change places first: of several valid orders the one nearest to what was written is named.
-    moves = sorted(((source, to) for source in places for to in places if source != to), key=lambda m: abs(m[0] - m[1]))
+    moves = sorted(itertools.permutations(places, 2), key=lambda move: abs(move[0] - move[1]))
     for source, to in moves:
         rest = order[:source] + order[source + 1 :]
-        yield (*rest[:to], order[source], *rest[to:])
-    for place in range(len(order) + 1):
-        yield (*order[:place], softmax, *order[place:])
+        yield _MOVE, (*rest[:to], order[source], *rest[to:])
+    if not any(isinstance(processor, Softmax) for processor in order):
+        for place in range(len(order) + 1):
+            yield _ADD, (*order[:place], softmax, *order[place:])
     for place in places:
-        yield order[:place] + order[place + 1 :]
+        if len(order) > 1:
+            yield _LEAVE_OUT, order[:place] + order[place + 1 :]

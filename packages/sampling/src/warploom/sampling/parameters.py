@@ -96,8 +96,8 @@ def row_tensor(check: Checker, name: str, value: Any, rows: int, dtypes: tuple[t
         kind = "a number" if dtypes[0].is_floating_point else "an integer"
         raise ArgumentError.of(check.op, name, f"{kind} or a tensor", repr(value))
     tensor = as_tensor(value, check.op, name)
-    size = tensor.numel()
-    if tensor.dim() > 1 or (size != 1 and size != rows):  # noqa: PLR1714 - torch.compile can not trace `in` of symbols
+    size = tensor.numel()  # compared one by one: torch.compile does not trace `in` of symbolic sizes
+    if tensor.dim() > 1 or (size != 1 and size != rows):
         expected = f"a number or a tensor [1] or [{rows}]"
         raise ArgumentError.of(check.op, name, expected, f"a tensor of shape {tuple(tensor.shape)}")
     return check.tensor(name, tensor, "_" if tensor.dim() else "", dtype=dtypes)

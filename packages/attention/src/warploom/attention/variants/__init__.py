@@ -11,8 +11,8 @@ from warploom.attention.variants.soft_cap import SOFT_CAP
 
 __all__ = ["BUILTIN_VARIANTS", "AttentionVariant", "BuiltinVariant", "LogitsContext", "variant_of"]
 
-# In the order in which they apply: inputs, logits (a bias is capped with the rest), masks, outputs. A user's own variant
-# comes after the built-in logits and masks.
+# In the order in which they apply: inputs, logits (a bias is capped with the rest), masks, outputs. A user's own
+# variant comes after the built-in logits and masks.
 BUILTIN_VARIANTS: tuple[BuiltinVariant, ...] = (
     ROPE,
     ALIBI,

@@ -43,12 +43,19 @@ _ALIVE: HandleTable[AttentionVariant] = HandleTable("variant")
 class LogitsContext:
     """The names of the expressions as torch values that broadcast against logits `[num_qo_heads, rows, kv_len]`.
 
-    `qo_idx` and `qo_pos` are `[rows, 1]`, `kv_idx` is `[1, kv_len]`, the heads are `[num_qo_heads, 1, 1]`, all int64 tensors;
-    `batch_idx`, `qo_len` and `kv_len` are integers. The variant's tensors and scalars are attributes too.
+    `qo_idx` and `qo_pos` are `[rows, 1]`, `kv_idx` is `[1, kv_len]`, the heads are `[num_qo_heads, 1, 1]`, all int64
+    tensors; `batch_idx`, `qo_len` and `kv_len` are integers. The variant's tensors and scalars are attributes too.
     """
 
     def __init__(
-        self, batch_idx: int, rows: range, qo_len: int, kv_len: int, num_qo_heads: int, group_size: int, device: torch.device
+        self,
+        batch_idx: int,
+        rows: range,
+        qo_len: int,
+        kv_len: int,
+        num_qo_heads: int,
+        group_size: int,
+        device: torch.device,
     ) -> None:
         self.batch_idx, self.qo_len, self.kv_len = batch_idx, qo_len, kv_len
         self.qo_idx = torch.arange(rows.start, rows.stop, device=device).unsqueeze(1)
@@ -84,7 +91,8 @@ class AttentionVariant:
     scalars : mapping of str to type
         Extra scalars, `float` or `int`, which follow the tensors.
     reference_logits : callable, optional
-        `f(logits, at)`: the torch form of `logits`, on float32 `[num_qo_heads, rows, kv_len]`; `at` is a `LogitsContext`.
+        `f(logits, at)`: the torch form of `logits`, on float32 `[num_qo_heads, rows, kv_len]`; `at` is a
+        `LogitsContext`.
     reference_mask : callable, optional
         `f(at)`: the torch form of `mask`, a boolean tensor that broadcasts to the same shape.
 
@@ -103,8 +111,8 @@ class AttentionVariant:
     ...     name="clipped_bias",
     ...     logits="logits + bias[qo_head_idx * 8 + min(abs(qo_pos - kv_idx), 7)]",
     ...     tensors={"bias": torch.float32},
-    ...     reference_logits=lambda logits, at: logits + at.bias[at.qo_head_idx, (at.qo_pos - at.kv_idx).abs().clamp(max=7)],
-    ... )
+    ...     reference_logits=lambda logits, at: logits + at.bias[at.qo_head_idx, (at.qo_pos -
+    at.kv_idx).abs().clamp(max=7)], ... )
     >>> q, k, v = torch.randn(4, 2, 64), torch.randn(9, 2, 64), torch.randn(9, 2, 64)
     >>> single_prefill_with_kv_cache(q, k, v, causal=True, variant=clipped, variant_args=(torch.randn(2, 8),)).shape
     torch.Size([4, 2, 64])
@@ -123,7 +131,9 @@ class AttentionVariant:
         for given in (self.name, *self.tensors, *self.scalars):
             if not given.isidentifier() or given in RESERVED_NAMES:
                 hint = f"Reserved are {', '.join(RESERVED_NAMES)}."
-                raise ArgumentError.of("AttentionVariant", "name", "a C identifier that is not reserved", repr(given), hint)
+                raise ArgumentError.of(
+                    "AttentionVariant", "name", "a C identifier that is not reserved", repr(given), hint
+                )
         for name, dtype in self.scalars.items():
             if dtype not in (float, int):
                 raise ArgumentError.of("AttentionVariant", f"scalars[{name!r}]", "float or int", repr(dtype))
@@ -140,7 +150,9 @@ class AttentionVariant:
         expected = [*self.tensors, *self.scalars]
         if len(args) != len(expected):
             names = ", ".join(expected) or "no extra arguments"
-            raise ArgumentError.of(op, "args", f"the arguments of variant {self.name!r}: {names}", f"{len(args)} of them")
+            raise ArgumentError.of(
+                op, "args", f"the arguments of variant {self.name!r}: {names}", f"{len(args)} of them"
+            )
         tensors = list(args[: len(self.tensors)])
         for (name, dtype), tensor in zip(self.tensors.items(), tensors, strict=True):
             if not isinstance(tensor, torch.Tensor) or tensor.dtype != dtype:
@@ -174,7 +186,8 @@ class BuiltinVariant(AttentionVariant):
     reference_output : callable, optional
         `f(out, lse, at)`: changes the result, `[rows, num_qo_heads, head_dim]` and natural `[rows, num_qo_heads]`.
     example : callable
-        `f(num_qo_heads, qo_lens, kv_lens)`: arguments of `BatchAttention.plan` that turn it on, for tests and benchmarks.
+        `f(num_qo_heads, qo_lens, kv_lens)`: arguments of `BatchAttention.plan` that turn it on, for tests and
+        benchmarks.
     """
 
     active: Callable[[Any], bool]

@@ -12,7 +12,9 @@ from warploom.attention.variants.base import BuiltinVariant
 
 def _rotate_inputs(q: torch.Tensor, k: torch.Tensor, at: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotate queries by their position among the keys and keys by theirs; pairs are (i, i + head_dim / 2)."""
-    freqs = frequencies(q.shape[-1], at.rope_scale, at.rope_theta, q.device).to(torch.promote_types(q.dtype, torch.float32))
+    freqs = frequencies(q.shape[-1], at.rope_scale, at.rope_theta, q.device).to(
+        torch.promote_types(q.dtype, torch.float32)
+    )
 
     def rotated(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         cos, sin = cos_sin(positions.reshape(-1), freqs)
@@ -27,5 +29,9 @@ ROPE = BuiltinVariant(
     reference_inputs=_rotate_inputs,
     active=lambda problem: problem.pos_encoding == "ROPE_LLAMA",
     values=lambda plan, call, batch_idx: {"rope_scale": plan.options.rope_scale, "rope_theta": plan.options.rope_theta},
-    example=lambda num_qo_heads, qo_lens, kv_lens: {"pos_encoding_mode": "ROPE_LLAMA", "rope_scale": 2.0, "rope_theta": 5e3},
+    example=lambda num_qo_heads, qo_lens, kv_lens: {
+        "pos_encoding_mode": "ROPE_LLAMA",
+        "rope_scale": 2.0,
+        "rope_theta": 5e3,
+    },
 )

@@ -12,8 +12,8 @@ from warploom.attention.variants.base import BuiltinVariant
 def add_sinks(out: torch.Tensor, lse: torch.Tensor, sinks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Add the sinks to the softmax's denominator after the fact; a row that sees no key keeps 0 and -inf.
 
-    `out` is `[rows, num_qo_heads, head_dim]`, `lse` natural `[rows, num_qo_heads]`, `sinks` `[num_qo_heads]` in the units of
-    the logits.
+    `out` is `[rows, num_qo_heads, head_dim]`, `lse` natural `[rows, num_qo_heads]`, `sinks` `[num_qo_heads]` in the
+    units of the logits.
     """
     sinks = sinks.to(lse.dtype)
     share_of_keys = torch.sigmoid(lse - sinks)

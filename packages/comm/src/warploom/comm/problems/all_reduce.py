@@ -18,7 +18,7 @@ class AllReduceProblem(CommProblem):
 
     nbytes: int
     dtype: torch.dtype
-    op: str
+    op: str = "sum"
 
     @classmethod
     def describe(cls, comm: Communicator, x: torch.Tensor, op: str = "sum") -> AllReduceProblem:

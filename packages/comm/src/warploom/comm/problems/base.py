@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from warploom.comm.communicator import Communicator
+from warploom.comm.communicator import DEFAULT_WORKSPACE_BYTES, Communicator
+from warploom.comm.peer_workspace import PeerWorkspace
 from warploom.core.problem import Problem
 
 __all__ = ["CommProblem"]
@@ -32,11 +33,11 @@ class CommProblem(Problem):
     """
 
     size: int
-    transport: str
-    half_bytes: int
-    capturing: bool
-    no_peer_kernels: str
-    no_nccl: str
+    transport: str = "mpi"
+    half_bytes: int = PeerWorkspace.half_of(DEFAULT_WORKSPACE_BYTES)
+    capturing: bool = False
+    no_peer_kernels: str = ""
+    no_nccl: str = ""
 
     def tuning_features(self) -> dict[str, Any]:
         """What decides speed. What decides support is left out: a backend that refuses is skipped anyway."""

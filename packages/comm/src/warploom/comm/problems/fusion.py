@@ -62,8 +62,8 @@ class FusionProblem(AllReduceProblem):
 
     tokens: int
     hidden: int
-    pattern: AllReduceFusionPattern
-    group_size: int
+    pattern: AllReduceFusionPattern = AllReduceFusionPattern.kARResidualRMSNorm
+    group_size: int = 0
 
     @classmethod
     def of(cls, comm: Communicator, x: torch.Tensor, pattern: AllReduceFusionPattern, group_size: int) -> FusionProblem:

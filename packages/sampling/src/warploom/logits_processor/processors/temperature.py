@@ -10,6 +10,7 @@ from warploom.core.backends import Explanation
 from warploom.core.tensors import Checker
 from warploom.logits_processor.chain import Chain, ChainLink
 from warploom.logits_processor.types import TensorType
+from warploom.sampling.backends.reference.softmax import shifted_logits
 from warploom.sampling.parameters import source_tensor, temperature_parameter
 
 __all__ = ["Temperature"]
@@ -18,8 +19,8 @@ __all__ = ["Temperature"]
 class Temperature(ChainLink):
     """Divide logits by the parameter `temperature`, a number or one a row. Logits to logits (float32).
 
-    A temperature of 0 leaves 0 for the largest logits and −inf for the others; infinity leaves 0 for all that are not
-    −inf; a negative or NaN one gives NaN.
+    A negative or NaN temperature gives NaN. Where the quotients overflow, and at 0, a row comes out less a constant,
+    which makes its largest logit 0 and leaves its softmax as it is. Infinity gives (almost) 0 for all that are not −inf.
 
     Examples
     --------
@@ -39,11 +40,12 @@ class Temperature(ChainLink):
         check = Checker(self.name)
         logits = source_tensor(check, "logits", tensor).to(torch.float32)
         row_temperature = temperature_parameter(check, parameters["temperature"], check["batch"])
-        divisor = row_temperature.column(logits, torch.float32).clamp(max=torch.finfo(torch.float32).max)
-        divisor = torch.where(divisor >= 0, divisor, torch.nan)
-        top = logits.amax(-1, keepdim=True)
-        limit = torch.where((logits < top) | (top == -torch.inf), -torch.inf, logits - top)
-        return torch.where(divisor == 0, limit, logits / divisor)
+        divisor = row_temperature.column(logits, torch.float32)
+        scaled = logits / torch.where(divisor >= 0, divisor, torch.nan).clamp(max=torch.finfo(torch.float32).max)
+        # Where quotients overflow, those of the differences to the largest logit stand for the same distribution.
+        shifted, _ = shifted_logits(logits, row_temperature)
+        overflows = (torch.isinf(scaled) & torch.isfinite(logits)).any(-1, keepdim=True)
+        return torch.where(overflows | (divisor == 0), shifted, scaled)
 
     def explain(self, tensor: torch.Tensor, input_type: TensorType, backend: str = "auto") -> Explanation | None:
         return None  # arithmetic of torch

@@ -91,7 +91,9 @@ def _dot(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     return torch.matmul(grouped, k.permute(1, 2, 0).unsqueeze(1)).flatten(0, 1)
 
 
-def _masked_logits(logits: torch.Tensor, variants: list[Any], at: LogitsContext) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _masked_logits(
+    logits: torch.Tensor, variants: list[Any], at: LogitsContext
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Apply every variant's logits, then hide what any mask hides."""
     visible = None
     for variant, names in variants:

@@ -62,7 +62,9 @@ def _kernel(
     bias = None if visible is None else _bias(visible, q)
     if q.is_cuda:
         bias = None if bias is None else bias.expand(1, q.shape[1], -1, -1)
-        out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, 0.0, False, scale=scale)[:2]
+        out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, 0.0, False, scale=scale)[
+            :2
+        ]
         lse = lse[..., : q.shape[2]]
     else:
         cpu_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

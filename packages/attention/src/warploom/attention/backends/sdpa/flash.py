@@ -120,7 +120,18 @@ def _kernel(
     # One query takes the kernels' path for single queries, which assumes that every request has exactly one.
     longest = longest if one_each else max(longest, 2)
     out, lse = forward(
-        q, k, v, tables.qo_indptr, kv_indptr, longest, k.shape[0], 0.0, causal, False, seqused_k=tables.kv_lens, **extras
+        q,
+        k,
+        v,
+        tables.qo_indptr,
+        kv_indptr,
+        longest,
+        k.shape[0],
+        0.0,
+        causal,
+        False,
+        seqused_k=tables.kv_lens,
+        **extras,
     )[:2]
     return out, lse
 
