@@ -95,7 +95,7 @@ class PagedBatch:
             for i in range(len(self.kv_lens))
         ]
         if not parts:
-            return self.q.double(), self.q[..., 0].double()
+            return self.q.new_zeros(0, self.q.shape[1], self.v_cache.shape[3]), self.q.new_zeros(0, self.q.shape[1])
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 

@@ -33,8 +33,9 @@ def check(got, expected):
 def plan_table(attention, b, **options):
     options = {"causal": True, "dtype_q": b.q.dtype, "dtype_kv": b.k_cache.dtype} | options
     heads, dim = b.q.shape[1:]
+    kv_lens = torch.tensor(b.kv_lens, dtype=torch.int32)
     attention.plan(
-        b.qo_indptr, torch.tensor(b.kv_lens, dtype=torch.int32), options.pop("table", b.block_table), heads, b.k_cache.shape[2], dim,
+        b.qo_indptr, kv_lens, options.pop("table", b.block_table), heads, b.k_cache.shape[2], dim,
         b.v_cache.shape[3], page_size=b.page_size, **options,
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from warploom.core.backends import OPERATORS, Operator
+from warploom.core.backends import Operator
 from warploom.core.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,23 +31,25 @@ def test_program_runs_on_cpu(program):
     assert done.returncode == 0, done.stderr
 
 
-def operators_in(module):
-    return [value for value in vars(module).values() if isinstance(value, Operator)]
+def operators_behind(module, family):
+    """The operators of a module, else of the family's modules whose functions and classes it uses, and so on."""
+    level, seen = [module], set()
+    while level:
+        operators = [value for used in level for value in vars(used).values() if isinstance(value, Operator)]
+        if operators:
+            return operators
+        seen.update(level)
+        values = [value for used in level for value in vars(used).values()]
+        users = {inspect.getmodule(value) for value in values if inspect.isfunction(value) or inspect.isclass(value)}
+        level = sorted(
+            (used for used in users - seen if used and used.__name__.startswith(f"warploom.{family}.")),
+            key=lambda used: used.__name__,
+        )
+    return []
 
 
 def backends_of(module, family):
-    """Names of the backends behind a module: of its operators, of those whose functions it calls, or of its stem."""
-    called = {inspect.getmodule(value) for value in vars(module).values() if inspect.isfunction(value)}
-    callees = [other for other in called if other.__name__.startswith(f"warploom.{family}.")]
-    stem = module.__name__.split(".")[-1]
-    by_stem = [
-        operator
-        for operator in OPERATORS.values()
-        if operator.family == family
-        and any(type(backend).__module__.endswith(f".{stem}") for backend in operator.backends.values())
-    ]
-    operators = operators_in(module) or [found for other in callees for found in operators_in(other)] or by_stem
-    names = dict.fromkeys(name for operator in operators for name in operator.backends)
+    names = dict.fromkeys(name for operator in operators_behind(module, family) for name in operator.backends)
     return ", ".join(sorted(names, key="reference".__eq__)) or "–"
 
 

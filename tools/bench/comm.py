@@ -98,27 +98,24 @@ def make_all_reduce(case: SimpleNamespace, device: torch.device) -> Work:
     work = Work(ranks=ranks, x=x, out=torch.empty_like(x), expected=total(messages))
     if not ranks.no_group:
         work.for_nccl = x.clone()
-        work.symmetric = _symmetric(x)
+        work.symmetric, work.no_symmetric = _symmetric(x)
     return work
 
 
-def _symmetric(x: torch.Tensor) -> torch.Tensor | None:
-    """A copy in torch's symmetric memory, None where torch has none."""
+def _symmetric(x: torch.Tensor) -> tuple[torch.Tensor | None, str]:
+    """A copy in torch's symmetric memory, or why there is none."""
     try:
         import torch.distributed._symmetric_memory as symmetric_memory
 
         copy = symmetric_memory.empty(x.numel(), dtype=x.dtype, device=x.device)
         symmetric_memory.rendezvous(copy, dist.group.WORLD.group_name)
-        copy.copy_(x)
-        return copy
-    except (ImportError, AttributeError, RuntimeError, TypeError):
-        return None
+    except (ImportError, AttributeError, RuntimeError, TypeError) as error:
+        return None, f"torch symmetric memory: {error}"
+    return copy.copy_(x), ""
 
 
 def no_symmetric_memory(work: Any) -> str:
-    if work.ranks.no_group:
-        return work.ranks.no_group
-    return "torch symmetric memory does not work here" if work.symmetric is None else ""
+    return work.ranks.no_group or work.no_symmetric
 
 
 def nccl_all_reduce(work: Any) -> torch.Tensor:

@@ -66,7 +66,7 @@ def float_parameter(check: Checker, name: str, value: FloatLike, rows: int) -> R
     if is_number(value, numbers.Real):
         return RowParameter(None, float(value))
     tensor = row_tensor(check, name, value, rows, _ALL_FLOATS)
-    return RowParameter(tensor.to(torch.float32).reshape(-1).expand(rows), 0.0)
+    return RowParameter(_one_a_row(tensor.to(torch.float32), rows), 0.0)
 
 
 def temperature_parameter(check: Checker, value: FloatLike | None, rows: int) -> RowParameter:
@@ -81,7 +81,11 @@ def int_parameter(check: Checker, name: str, value: IntLike, rows: int) -> RowPa
     tensor = row_tensor(check, name, value, rows, _INT_TYPES)
     if tensor.dtype == torch.int64:
         tensor = tensor.clamp(-1, _INT32_MAX).to(torch.int32)
-    return RowParameter(tensor.reshape(-1).expand(rows), 0)
+    return RowParameter(_one_a_row(tensor, rows), 0)
+
+
+def _one_a_row(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    return tensor if tensor.shape == (rows,) else tensor.reshape(-1).expand(rows)
 
 
 def is_number(value: Any, kind: type) -> bool:
