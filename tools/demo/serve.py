@@ -79,7 +79,7 @@ def serve(
     totals = Totals(prompt_tokens=sum(len(request.prompt) for request in scheduler.waiting))
     for step in itertools.count():
         if scheduler.done:
-            return totals
+            break
         works = scheduler.schedule(step)
         if not works:
             continue  # nobody is here yet
@@ -99,13 +99,13 @@ def serve(
                 check.compare(request)
         if display is not None:
             display.update(fresh, finished)
-    raise AssertionError("unreachable")
+    return totals
 
 
 def warm_up(engine: Engine, sampler: Sampler) -> float:
     """Compile kernels and load libraries by serving a short request, off the record; returns the seconds it took."""
     begun = time.perf_counter()
-    request = Request(0, encode("x"), max_new_tokens=2)
+    request = Request(0, encode(""), max_new_tokens=2)
     serve(engine, Scheduler([request], engine.num_pages, engine.page_size, max_step_tokens=16), sampler)
     engine.timer.reset()
     return time.perf_counter() - begun

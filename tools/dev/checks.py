@@ -51,7 +51,7 @@ def run(environment: Environment, *, only: Sequence[str], quick: bool) -> int:
 def _checks(environment: Environment, quick: bool) -> Iterator[Check]:
     tool, python = environment.tool, environment.executable
     colour = ["--color=yes"] if sys.stdout.isatty() else []
-    pytest = [python, "-m", "pytest", "-q", "-ra", *colour]
+    pytest = [python, "-m", "pytest", "-q", "-rfE", *colour]
     fast = " and not slow" if quick else ""
     yield Check("lint", "ruff", [tool("ruff"), "check", "."])
     yield Check("lint", "ruff format", [tool("ruff"), "format", "--check", "."])

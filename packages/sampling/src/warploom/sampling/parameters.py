@@ -89,9 +89,11 @@ def _one_a_row(tensor: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def is_number(value: Any, kind: type) -> bool:
-    """Whether `value` is a number of `kind` (an abstract class of `numbers`) and neither a tensor nor a bool."""
-    # Tensors first: instance checks against abstract classes are slow, and this is in the path of every call.
-    return not isinstance(value, torch.Tensor) and isinstance(value, kind) and not isinstance(value, bool)
+    """Whether `value` is a number of `kind` (of the abstract classes in `numbers`) and neither a tensor nor a bool."""
+    if isinstance(value, (torch.Tensor, bool)):
+        return False
+    # Instance checks against abstract classes are slow, and this is in the path of every call.
+    return isinstance(value, int) or (isinstance(value, float) and kind is numbers.Real) or isinstance(value, kind)
 
 
 def row_tensor(check: Checker, name: str, value: Any, rows: int, dtypes: tuple[torch.dtype, ...]) -> torch.Tensor:
