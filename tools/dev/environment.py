@@ -64,7 +64,7 @@ def prepare(path: Path, *, recreate: bool = False, any_torch: bool = False) -> E
 def install_offline(python: Path) -> None:
     """Install the five packages, editable, into an existing Python that has their dependencies already."""
     needed = {"torch": "torch", "numpy": "numpy", "yaml": "pyyaml", "setuptools": "setuptools", "wheel": "wheel",
-              "cuda.bindings": "cuda-bindings", "cuda.core": "cuda-core"}  # fmt: skip
+              "cuda.bindings": "cuda-bindings", "cuda.pathfinder": "cuda-pathfinder"}  # fmt: skip
     missing = [distribution for module, distribution in needed.items() if not _importable(module)]
     if missing:
         raise StepFailed(f"{python} lacks {', '.join(missing)}, and --offline downloads nothing: install them first.")

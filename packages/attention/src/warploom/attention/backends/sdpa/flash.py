@@ -50,9 +50,9 @@ def schedule(plan: AttentionPlan) -> FlashSchedule:
     if tables.page_indices is None:
         return FlashSchedule(longest, _with_end(tables.kv_starts, sum(host.kv_lens)), None)
     # Leave out what a padded table or a longer index tensor holds besides the pages in use.
-    counts = torch.tensor([-(-length // tables.page_size) for length in host.kv_lens])
+    counts = torch.tensor([-(-length // tables.page_size) for length in host.kv_lens], dtype=torch.int64)
     offsets = F.pad(counts.cumsum(0), (1, 0))
-    starts = torch.tensor(host.kv_starts) - offsets[:-1]
+    starts = torch.tensor(host.kv_starts, dtype=torch.int64) - offsets[:-1]
     entries = torch.arange(int(offsets[-1])) + starts.repeat_interleave(counts)
     kv_indptr = (offsets * tables.page_size).to(torch.int32).to(tables.device, non_blocking=True)
     return FlashSchedule(longest, kv_indptr, tables.page_indices[entries.to(tables.device, non_blocking=True)])

@@ -27,10 +27,11 @@ WL_DEVICE uint4 philox_words(uint64_t seed, uint64_t offset, uint32_t row, uint3
 // In [0, 1), a multiple of 2**-24: exact.
 WL_DEVICE float uniform_from(uint32_t word) { return float(word >> 8) * 0x1p-24f; }
 
-// -log1p(-(word + 0.5) * 2**-32): exponentially distributed. Small values, which win races, keep their resolution.
+// -log(1 - (word + 0.5) * 2**-32): exponentially distributed. Each half takes the form that keeps its resolution: small
+// values win races, large ones would lose theirs to the rounding of a share near 1.
 WL_DEVICE float exponential_from(uint32_t word) {
-  const float share = fmaf(float(word), 0x1p-32f, 0x1p-33f);
-  return -log1pf(-fminf(share, 1.0f - 0x1p-24f));
+  if (word < 0x80000000u) return -log1pf(-fmaf(float(word), 0x1p-32f, 0x1p-33f));
+  return -logf(fmaf(float(~word), 0x1p-32f, 0x1p-33f));
 }
 
 }  // namespace warploom
