@@ -100,6 +100,16 @@ def test_back_to_back_calls_of_skewed_ranks():
     sets = [(inputs(size, numel, dtype), dtype) for numel in (5, 3000, 40_000) for dtype in FLOATS]
     expected = [in_rank_order(torch.stack(xs)) for xs, _ in sets]
     wrong = [torch.zeros((), dtype=torch.int64, device="cuda") for _ in range(size)]
+    for kernel in KERNELS:
+        # CUDA loads a kernel at its first use and may wait for the device to idle, which a rank that waits for its
+        # peers never lets happen: use each of ours and of torch's once before.
+        for (xs, _), want in zip(sets, expected, strict=True):
+            outs = [torch.full_like(x, float("nan")) for x in xs]
+            torch.cuda.synchronize()
+            ranks.all_reduce(kernel, outs, xs)
+            ranks.check()
+            wrong[0] += (outs[0] != want).sum()
+    torch.cuda._sleep(1)
     torch.cuda.synchronize()
     for call in range(calls):
         chosen = draw.randrange(len(sets))
