@@ -18,7 +18,9 @@ def modules():
     for top in ("core", *FAMILIES):
         package = importlib.import_module(f"warploom.{top}")
         names.append(package.__name__)
-        names += [m.name for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.") if ".include" not in m.name]
+        names += [
+            m.name for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.") if ".include" not in m.name
+        ]
     return names
 
 

@@ -8,7 +8,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = ("attention", "comm", "gemm", "sampling")
-PYTHON = sorted(path for top in ("packages", "tools", "tests") for path in (ROOT / top).rglob("*.py") if "build" not in path.parts)
+PYTHON = sorted(
+    path for top in ("packages", "tools", "tests") for path in (ROOT / top).rglob("*.py") if "build" not in path.parts
+)
 KERNELS = sorted((ROOT / "packages").rglob("*.cuh"))
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 60
@@ -27,7 +29,9 @@ def body_lines(function):
     """Lines of a function's code, its docstring left out."""
     first = function.body[0]
     start = function.lineno
-    documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    documented = (
+        isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    )
     docstring = first.end_lineno - first.lineno + 1 if documented else 0
     return function.end_lineno - start + 1 - docstring
 
@@ -50,7 +54,7 @@ def imported_modules(path):
             yield node.module
 
 
-@pytest.mark.parametrize("family", ("core", *FAMILIES))
+@pytest.mark.parametrize("family", ["core", *FAMILIES])
 def test_families_import_core_alone(family):
     own = {"core": ("core",), "sampling": ("core", "sampling", "logits_processor")}.get(family, ("core", family))
     for path in (ROOT / "packages" / family).rglob("*.py"):

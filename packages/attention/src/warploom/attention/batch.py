@@ -148,7 +148,7 @@ class BatchAttention(PlannedAttention):
         check.require(
             table.dim() in (1, 2), "kv_block_table", "[batch, max_pages] or [total_pages]", f"{table.dim()}-D"
         )
-        packed = {"indices": table} if table.dim() == 1 else {"block_table": table}
+        packed: dict[str, Any] = {"indices": table} if table.dim() == 1 else {"block_table": table}
         tables = page_table(check, qo_offsets, page_size, kv_lens=kv_lens, **packed)
         self._plan_step(
             check, tables, num_qo_heads=num_qo_heads, num_kv_heads=num_kv_heads, head_dim_qk=head_dim_qk,

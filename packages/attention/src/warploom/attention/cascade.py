@@ -117,15 +117,15 @@ class MultiLevelCascadeAttentionWrapper:
                 raise ArgumentError.of(
                     op, name, f"a list of {len(self._levels)} tensors, one for each level", len(array)
                 )
-        for number, tables in enumerate(zip(*arrays.values(), strict=True)):
-            last = number == len(self._levels) - 1
+        for number, (qo_indptr, indptr, indices, last_page_len) in enumerate(zip(*arrays.values(), strict=True)):
+            options["causal"] = causal and number == len(self._levels) - 1
             self._levels[number].plan(
-                *tables, num_qo_heads, num_kv_heads, head_dim, page_size, causal=causal and last, **options
+                qo_indptr, indptr, indices, last_page_len, num_qo_heads, num_kv_heads, head_dim, page_size, **options
             )
 
     begin_forward = plan
 
-    def run(self, q: Any, paged_kv_cache: Any, **call: Any) -> torch.Tensor:
+    def run(self, q: Any, paged_kv_cache: Any, **call: Any) -> Any:
         """Attention of one layer over all levels.
 
         Parameters
@@ -267,8 +267,8 @@ class BatchPrefillWithSharedPrefixPagedKVCacheWrapper(_SharedPrefix):
     >>> import torch
     >>> from warploom.attention import BatchPrefillWithSharedPrefixPagedKVCacheWrapper
     >>> prefill = BatchPrefillWithSharedPrefixPagedKVCacheWrapper()
-    >>> prefill.begin_forward(torch.tensor([0, 2, 5]), torch.tensor([0, 1, 2]), torch.tensor([3, 0]), torch.tensor([7,
-    3]), ...                       4, 2, 64, 16, causal=True, q_data_type="float32")
+    >>> prefill.begin_forward(torch.tensor([0, 2, 5]), torch.tensor([0, 1, 2]), torch.tensor([3, 0]),
+    ...                       torch.tensor([7, 3]), 4, 2, 64, 16, causal=True, q_data_type="float32")
     >>> k, v, own = torch.randn(100, 2, 64), torch.randn(100, 2, 64), torch.randn(4, 2, 16, 2, 64)
     >>> prefill.forward(torch.randn(5, 4, 64), k, v, own).shape
     torch.Size([5, 4, 64])

@@ -303,6 +303,6 @@ def fast_decode_plan(wrapper: BatchDecodeWithPagedKVCacheWrapper, *args: Any, **
     >>> import torch
     >>> from warploom.attention import BatchDecodeWithPagedKVCacheWrapper, fast_decode_plan
     >>> fast_decode_plan(BatchDecodeWithPagedKVCacheWrapper(), torch.tensor([0, 1]), torch.tensor([0]),
-    torch.tensor([3]), ...                  4, 4, 64, 16)
+    ...                  torch.tensor([3]), 4, 4, 64, 16)
     """
     wrapper.plan(*args, **kwargs)

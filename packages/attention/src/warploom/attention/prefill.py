@@ -44,8 +44,8 @@ class BatchPrefillWithPagedKVCacheWrapper(PlannedAttention):
     >>> from warploom.attention import BatchPrefillWithPagedKVCacheWrapper
     >>> cache = torch.randn(8, 2, 16, 4, 64)
     >>> prefill = BatchPrefillWithPagedKVCacheWrapper()
-    >>> prefill.plan(torch.tensor([0, 5, 7]), torch.tensor([0, 3, 4]), torch.tensor([5, 0, 2, 7]), torch.tensor([4,
-    16]), ...              8, 4, 64, 16, causal=True, q_data_type="float32")
+    >>> prefill.plan(torch.tensor([0, 5, 7]), torch.tensor([0, 3, 4]), torch.tensor([5, 0, 2, 7]),
+    ...              torch.tensor([4, 16]), 8, 4, 64, 16, causal=True, q_data_type="float32")
     >>> prefill.run(torch.randn(7, 8, 64), cache).shape
     torch.Size([7, 8, 64])
     """

@@ -239,7 +239,8 @@ def single_prefill_with_kv_cache_return_lse(*args: Any, **kwargs: Any) -> tuple[
     >>> [x.shape for x in single_prefill_with_kv_cache_return_lse(q, k, v)]
     [torch.Size([2, 4, 64]), torch.Size([2, 4])]
     """
-    return single_prefill_with_kv_cache(*args, **kwargs, return_lse=True)
+    kwargs["return_lse"] = True
+    return single_prefill_with_kv_cache(*args, **kwargs)
 
 
 def _single(

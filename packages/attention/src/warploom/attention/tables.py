@@ -94,7 +94,6 @@ class RequestTables:
             return None if tensor is None else tensor.to(device, non_blocking=True)
 
         small_on_cpu = not (self.qo_indptr.is_cuda or self.kv_lens.is_cuda or self.kv_starts.is_cuda)
-        moved = {name: move(getattr(self, name)) for name in ("page_indices", "mask", "mask_indptr")}
         return replace(
             self,
             qo_indptr=self.qo_indptr.to(device, non_blocking=True),
@@ -102,8 +101,10 @@ class RequestTables:
             kv_starts=self.kv_starts.to(device, non_blocking=True),
             kv_stops=None,  # checked before the move
             origin=self if small_on_cpu else None,
+            page_indices=move(self.page_indices),
+            mask=move(self.mask),
+            mask_indptr=move(self.mask_indptr),
             _host=self._host,
-            **moved,
         )
 
     def with_mask(self, check: Checker, custom_mask: Any, packed_custom_mask: Any) -> RequestTables:

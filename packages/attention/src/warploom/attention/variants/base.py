@@ -111,8 +111,10 @@ class AttentionVariant:
     ...     name="clipped_bias",
     ...     logits="logits + bias[qo_head_idx * 8 + min(abs(qo_pos - kv_idx), 7)]",
     ...     tensors={"bias": torch.float32},
-    ...     reference_logits=lambda logits, at: logits + at.bias[at.qo_head_idx, (at.qo_pos -
-    at.kv_idx).abs().clamp(max=7)], ... )
+    ...     reference_logits=lambda logits, at: (
+    ...         logits + at.bias[at.qo_head_idx, (at.qo_pos - at.kv_idx).abs().clamp(max=7)]
+    ...     ),
+    ... )
     >>> q, k, v = torch.randn(4, 2, 64), torch.randn(9, 2, 64), torch.randn(9, 2, 64)
     >>> single_prefill_with_kv_cache(q, k, v, causal=True, variant=clipped, variant_args=(torch.randn(2, 8),)).shape
     torch.Size([4, 2, 64])

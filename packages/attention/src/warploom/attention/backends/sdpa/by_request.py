@@ -39,8 +39,10 @@ def attend(
             if variant.reference_mask is not None and not _sees_all(variant.name, rows):
                 mask = variant.reference_mask(named)
                 visible = mask if visible is None else visible & mask
-        heads = [_heads_first(q, 1, width), *(_heads_first(x, problem.group_size, width) for x in (k, v))]
-        out, lse = _kernel(*heads, visible, plan.options.sm_scale * call.logits_scale)
+        q, k, v = (
+            _heads_first(x, copies, width) for x, copies in ((q, 1), (k, problem.group_size), (v, problem.group_size))
+        )
+        out, lse = _kernel(q, k, v, visible, plan.options.sm_scale * call.logits_scale)
         yield mine, out[0, ..., : problem.head_dim_vo].transpose(0, 1), lse[0].transpose(0, 1)
 
 
