@@ -353,3 +353,97 @@ def test_the_first_program_of_the_interface():
     q = torch.randn(8, 4, 32).half()
     got = warploom.single_prefill_with_kv_cache(q, k, v, causal=True, pos_encoding_mode="ROPE_LLAMA")
     assert_close(got, attend(q, k, v, causal=True, rope=(1.0, 1e4))[0], dtype=torch.float16)
+
+
+def test_prefill_in_graph_mode():
+    prefill = BatchPrefillWithPagedKVCacheWrapper(use_cuda_graph=True)
+
+    def plan(qo_lens, kv_lens):
+        b = paged_batch(qo_lens, kv_lens)
+        tables = b.qo_indptr, b.kv_indptr, b.kv_indices, b.last_page_len
+        prefill.plan(*tables, 4, 2, 16, 4, causal=True, q_data_type="float32")
+        return b
+
+    b = plan([3, 4], [9, 20])
+    check(prefill.run_return_lse(b.q, b.cache), b.expected(causal=True))
+    b = plan([1, 2], [5, 7])
+    padded = torch.cat([b.q, torch.full((4, 4, 16), torch.nan)])
+    out, lse = prefill.run_return_lse(padded, b.cache)
+    check((out[:3], lse[:3]), b.expected(causal=True))
+    assert (out[3:] == 0).all()
+    with pytest.raises(PlanError, match="9 rows of queries exceed the captured maximum of 7"):
+        plan([5, 4], [5, 7])
+    with pytest.raises(PlanError, match="3 requests exceed"):
+        plan([1, 1, 1], [1, 1, 1])
+
+
+def test_graph_mode_needs_queries_for_the_largest_batch():
+    buffers = [torch.zeros(n, dtype=torch.int32) for n in (5, 16, 4)]
+    decode = CUDAGraphBatchDecodeWithPagedKVCacheWrapper(None, *buffers)
+    b = paged_batch([1, 1], [3, 9])
+    decode.plan(b.kv_indptr, b.kv_indices, b.last_page_len, 4, 2, 16, 4, data_type="float32")
+    with pytest.raises(PlanError, match="4 requests of 1, got 2 rows"):
+        decode.run(b.q, b.cache)
+
+
+@pytest.mark.parametrize(
+    ("buffers", "message"),
+    [
+        ({"qo_indptr_buf": 3, "paged_kv_indptr_buf": 4}, "qo_indptr buffer"),
+        ({"paged_kv_indices_buf": torch.zeros(9)}, "dtype torch.int32"),
+    ],
+)
+def test_bad_graph_buffers(buffers, message):
+    buffers = {k: torch.zeros(v, dtype=torch.int32) if isinstance(v, int) else v for k, v in buffers.items()}
+    prefill = BatchPrefillWithPagedKVCacheWrapper(use_cuda_graph=True, **buffers)
+    b = paged_batch([1, 1], [3, 9])
+    with pytest.raises(ArgumentError, match=message):
+        prefill.plan(b.qo_indptr, b.kv_indptr, b.kv_indices, b.last_page_len, 4, 2, 16, 4)
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+def test_strided_queries_and_caches(backend):
+    """A slice of a fused projection, and caches inside a larger allocation with gaps of NaN."""
+    b = paged_batch(*MIXED)
+    fused = torch.full((len(b.q), 4, 48), torch.nan)
+    fused[..., 16:32] = b.q
+    storage = torch.full((2 * len(b.k_cache), 4, 5, 24), torch.nan)
+    storage[::2, :, 1:3, 8:] = b.k_cache
+    attention = BatchAttention(backend=backend)
+    plan_table(attention, b)
+    check(attention.run(fused[..., 16:32], (storage[::2, :, 1:3, 8:], b.v_cache)), b.expected(causal=True))
+
+
+def test_numpy_tables_queries_and_sizes():
+    b = paged_batch(*MIXED)
+    attention = BatchAttention()
+    tables = [x.numpy() for x in (b.qo_indptr, b.kv_indptr, b.kv_indices)]
+    kv_lens = torch.tensor(b.kv_lens).numpy()
+    heads, dim = b.qo_indptr.numpy()[1:2].astype("int64")[0] + 1, 16  # a NumPy integer: 4
+    attention.plan(*tables, kv_lens, heads, 2, dim, dim, 4, causal=True, q_data_type="float32")
+    check(attention.run(b.q.numpy(), tuple(x.numpy() for x in b.cache)), b.expected(causal=True))
+    attention.plan(
+        tables[0], kv_lens, b.block_table.numpy(), heads, 2, dim, dtype_q="float32", page_size=4, causal=True
+    )
+    check(attention.run(b.q.numpy(), tuple(x.numpy() for x in b.cache)), b.expected(causal=True))
+
+
+def test_results_do_not_depend_on_the_batch_around():
+    b = paged_batch([1, 3, 2], [300, 70, 11], page_size=16)
+    whole = BatchAttention()
+    plan_table(whole, b, deterministic=True)
+    out = whole.run(b.q, b.cache)[0]
+    alone = BatchAttention()
+    alone.plan(
+        torch.tensor([0, 3]), torch.tensor([70]), b.block_table[1:2], 4, 2, 16, dtype_q="float32", page_size=16,
+        causal=True, deterministic=True,
+    )  # fmt: skip
+    assert torch.equal(alone.run(b.q[1:4], b.cache)[0], out[1:4])
+
+
+def test_cutlass_says_who_computes_on_the_cpu():
+    attention = BatchAttention(backend="cutlass")
+    plan_table(attention, paged_batch(*MIXED))
+    text = str(attention.explain())
+    assert "taken: cutlass" in text
+    assert "on CPU tensors the reference computes" in text

@@ -9,7 +9,7 @@ from warploom.attention import (
     BatchPrefillWithSharedPrefixPagedKVCacheWrapper,
     MultiLevelCascadeAttentionWrapper,
 )
-from warploom.core.errors import ArgumentError, PlanError
+from warploom.core.errors import ArgumentError, PlanError, UnsupportedError
 from warploom.core.testing import assert_close
 
 PAGE, HEADS, KV_HEADS, DIM = 4, 4, 2, 16
@@ -105,3 +105,87 @@ def test_forward_before_begin_forward():
     wrapper = BatchDecodeWithSharedPrefixPagedKVCacheWrapper()
     with pytest.raises(PlanError, match="begin_forward"):
         wrapper.forward(*[torch.zeros(1, 4, 16)] * 3, torch.zeros(1, 2, 4, 2, 16))
+
+
+def three_levels():
+    """Four requests of one token: all share 8 keys, pairs share 4 more, each has its own 1 to 4."""
+    cache = torch.randn(12, 2, PAGE, KV_HEADS, DIM, generator=torch.Generator().manual_seed(0))
+    tables = (
+        [ints(0, 4), ints(0, 2, 4), ints(0, 1, 2, 3, 4)],
+        [ints(0, 2), ints(0, 1, 2), ints(0, 1, 2, 3, 4)],
+        [ints(0, 1), ints(2, 3), ints(4, 5, 6, 7)],
+        [ints(4), ints(4, 4), ints(1, 2, 3, 4)],
+    )
+    pages = [[0, 1, 2, 4], [0, 1, 2, 5], [0, 1, 3, 6], [0, 1, 3, 7]]
+    keys = [[cache[page, plane].flatten(0, 1)[: 12 + i + 1] for plane in (0, 1)] for i, page in enumerate(pages)]
+    return cache, tables, keys
+
+
+def test_three_levels_into_the_callers_buffers():
+    cache, tables, keys = three_levels()
+    q = rows(4, HEADS, 3)
+    cascade = MultiLevelCascadeAttentionWrapper(3)
+    cascade.plan(*tables, HEADS, KV_HEADS, DIM, PAGE, q_data_type="float32", lse_base="e", logits_soft_cap=2.0)
+    out, lse = torch.full((4, HEADS, DIM), torch.nan), torch.full((4, HEADS), torch.nan)
+    assert cascade.run(q, cache, out=out, lse=lse) is out
+    for i, (k, v) in enumerate(keys):
+        expected = attend(q[i : i + 1], k, v, logits_soft_cap=2.0)
+        assert_close(out[i : i + 1], expected[0])
+        assert_close(lse[i : i + 1] / torch.log(torch.tensor(2.0)), expected[1])
+
+
+def test_custom_masks_are_of_the_last_level():
+    cache, tables, keys = three_levels()
+    q = rows(4, HEADS, 3)
+    own = torch.tensor([True, False, True, False, False, True, False, True, True, True])  # 1 + 2 + 3 + 4 keys
+    cascade = MultiLevelCascadeAttentionWrapper(3)
+    cascade.plan(*tables, HEADS, KV_HEADS, DIM, PAGE, q_data_type="float32", custom_mask=own)
+    out = cascade.run(q, cache)
+    for i, (k, v) in enumerate(keys):
+        mask = torch.cat([torch.ones(12, dtype=torch.bool), own[i * (i + 1) // 2 :][: i + 1]])
+        assert_close(out[i : i + 1], attend(q[i : i + 1], k, v, mask=mask[None])[0])
+
+
+def test_compiles_in_one_graph():
+    cache, tables, keys = three_levels()
+    cascade = MultiLevelCascadeAttentionWrapper(3)
+    cascade.plan(*tables, HEADS, KV_HEADS, DIM, PAGE, q_data_type="float32")
+    q = rows(4, HEADS, 3)
+    compiled = torch.compile(lambda q: cascade.run(q * 1.0, cache) + 0.0, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(q)[:1], attend(q[:1], *keys[0])[0])
+
+
+@pytest.mark.parametrize(
+    "option", [{"window_left": 3}, {"pos_encoding_mode": "ALIBI"}, {"pos_encoding_mode": "ROPE_LLAMA"}], ids=str
+)
+def test_options_that_need_positions_over_all_levels_are_refused(option):
+    _, tables, _ = three_levels()
+    with pytest.raises(UnsupportedError, match="BatchAttention"):
+        MultiLevelCascadeAttentionWrapper(3).plan(*tables, HEADS, KV_HEADS, DIM, PAGE, **option)
+    shared = BatchDecodeWithSharedPrefixPagedKVCacheWrapper()
+    with pytest.raises(UnsupportedError, match="BatchAttention"):
+        shared.begin_forward(ints(0, 1), ints(0), ints(1), HEADS, KV_HEADS, DIM, PAGE, **option)
+
+
+def test_options_that_say_the_default_are_taken_and_sinks_refused():
+    cache, tables, _ = three_levels()
+    cascade = MultiLevelCascadeAttentionWrapper(3)
+    cascade.plan(*tables, HEADS, KV_HEADS, DIM, PAGE, q_data_type="float32", window_left=-1, pos_encoding_mode="NONE")
+    with pytest.raises(UnsupportedError, match="sinks"):
+        cascade.run(rows(4, HEADS, 3), cache, sinks=torch.zeros(HEADS))
+
+
+def test_shared_prefix_scales_and_buffers():
+    cache = torch.randn(2, 2, PAGE, KV_HEADS, DIM, generator=torch.Generator().manual_seed(0))
+    prefix = rows(7, KV_HEADS, 1), rows(7, KV_HEADS, 2)
+    q = rows(1, HEADS, 4)
+    wrapper = BatchDecodeWithSharedPrefixPagedKVCacheWrapper()
+    wrapper.begin_forward(ints(0, 1), ints(1), ints(3), HEADS, KV_HEADS, DIM, PAGE, data_type="float32")
+    out, lse = torch.empty(1, HEADS, DIM), torch.empty(1, HEADS)
+    got = wrapper.forward(q, *prefix, cache, k_scale=0.5, v_scale=3.0, out=out, lse=lse, return_lse=True)
+    assert got[0] is out
+    assert got[1] is lse
+    k, v = (torch.cat([x, cache[1, plane, :3]]) for plane, x in enumerate(prefix))
+    expected = attend(q, k * 0.5, v * 3.0)
+    assert_close(out, expected[0])
+    assert_close(lse, expected[1])

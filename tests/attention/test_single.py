@@ -85,7 +85,7 @@ def test_scales_as_numbers_and_per_head():
 
 def test_fp8_cache_with_scales():
     q, k, v = problem(3, 30, dtype=torch.bfloat16)
-    k8, v8 = k.to(torch.float8_e4m3fn), v.to(torch.float8_e5m2 if False else torch.float8_e4m3fn)
+    k8, v8 = (x.to(torch.float8_e4m3fn) for x in (k, v))
     got = single_prefill_with_kv_cache(q, k8, v8, scale_k=0.5, scale_v=2.0, causal=True)
     expected = attend(q, k8.float() * 0.5, v8.float() * 2.0, causal=True)[0]
     assert_close(got, expected, dtype=torch.bfloat16)
@@ -138,7 +138,7 @@ def test_numpy_inputs():
 
 CLIPPED = AttentionVariant(
     name="distance_bias",
-    logits="logits + slope * fabsf(qo_pos - kv_idx)",
+    logits="logits + bias[qo_head_idx] + slope * fabsf(qo_pos - kv_idx)",
     mask="(kv_idx + qo_idx) % 2 == 0",
     tensors={"bias": torch.float32},
     scalars={"slope": float},
@@ -172,6 +172,11 @@ def test_a_users_variant():
         ({"lse_base": "10"}, "log2"),
         ({"backend": "flahs"}, "'auto' or one of"),
         ({"custom_mask": torch.ones(3, dtype=torch.bool)}, "elements"),
+        ({"custom_mask": torch.ones(7, 3, dtype=torch.bool)}, "qo_len"),
+        ({"packed_custom_mask": torch.ones(2, dtype=torch.uint8)}, "3 elements"),
+        ({"packed_custom_mask": torch.ones(3)}, "uint8"),
+        ({"rope_scale": 0.0}, "rope_scale"),
+        ({"logits_soft_cap": -1.0}, "logits_soft_cap"),
         ({"out": torch.empty(3, 4, 8)}, "shape"),
         ({"variant": CLIPPED}, "distance_bias"),
         ({"k": [1, 2]}, "DLPack"),
@@ -202,3 +207,34 @@ def test_compiles_in_one_graph(backend):
     for m, n in ((3, 9), (4, 17)):
         q, k, v = problem(m, n)
         check(compiled(q, k, v), attend(q, k, v, causal=True))
+
+
+def test_one_program_is_exported():
+    class Layer(torch.nn.Module):
+        def forward(self, q, k, v):
+            return single_prefill_with_kv_cache(q, k, v, causal=True)
+
+    q, k, v = problem(3, 9)
+    exported = torch.export.export(Layer(), (q, k, v))
+    assert_close(exported.module()(q, k, v), attend(q, k, v, causal=True)[0])
+
+
+def test_long_prefills_go_by_blocks_of_rows(monkeypatch):
+    monkeypatch.setattr("warploom.attention.backends.reference.attention._LOGITS_AT_ONCE", 4 * 23 * 2)
+    q, k, v = problem(9, 23)
+    mask = torch.rand(9, 23, generator=torch.Generator().manual_seed(2)) < 0.5
+    got = single_prefill_with_kv_cache_return_lse(q, k, v, custom_mask=mask, pos_encoding_mode="ROPE_LLAMA")
+    check(got, attend(q, k, v, mask=mask, rope=(1.0, 1e4)))
+
+
+@pytest.mark.parametrize("where", ["q", "k", "v"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_value_that_is_not_finite_stays_where_it_is_seen(where, value):
+    """Rows that see the spoilt key, or whose query is spoilt, become NaN or infinite; all others stay as they are."""
+    tensors = dict(zip("qkv", problem(6, 6), strict=True))
+    clean = single_prefill_with_kv_cache(**tensors, causal=True)
+    tensors[where][3] = value
+    spoilt = single_prefill_with_kv_cache(**tensors, causal=True)
+    hit = torch.tensor([row == 3 if where == "q" else row >= 3 for row in range(6)])
+    assert not torch.isfinite(spoilt[hit]).flatten(1).all(1).any()
+    assert torch.equal(spoilt[~hit], clean[~hit])

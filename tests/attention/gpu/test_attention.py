@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from warploom.attention import (
     BatchAttention,
     BatchDecodeWithPagedKVCacheWrapper,
+    BatchPrefillWithPagedKVCacheWrapper,
     BatchPrefillWithRaggedKVCacheWrapper,
     CUDAGraphBatchDecodeWithPagedKVCacheWrapper,
+    MultiLevelCascadeAttentionWrapper,
     single_decode_with_kv_cache,
     single_prefill_with_kv_cache_return_lse,
 )
@@ -138,6 +140,83 @@ def test_decode_in_a_cuda_graph_with_new_lengths_between_replays():
         fill(b)
         graph.replay()
         close((out, lse), expected_of(b), torch.float16)
+
+
+def test_prefill_in_a_cuda_graph_with_new_lengths_between_replays():
+    prefill = BatchPrefillWithPagedKVCacheWrapper(use_cuda_graph=True)
+    q = torch.zeros(40, 4, 64, dtype=torch.float16, device="cuda")
+    cache = [torch.zeros(80, 16, 2, 64, dtype=torch.float16, device="cuda") for _ in range(2)]
+
+    def step(qo_lens, kv_lens, seed):
+        b = paged_batch(qo_lens, kv_lens, dim=64, page_size=16, dtype=torch.float16, seed=seed)
+        tables = (x.cuda() for x in (b.qo_indptr, b.kv_indptr, b.kv_indices, b.last_page_len))
+        prefill.plan(*tables, 4, 2, 64, 16, causal=True)
+        q[: len(b.q)].copy_(b.q)
+        for mine, theirs in zip(cache, b.cache, strict=True):
+            mine[: len(theirs)].copy_(theirs)
+        return b
+
+    step([20, 0, 20], [300, 0, 20], 0)
+    prefill.run_return_lse(q, tuple(cache))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out, lse = prefill.run_return_lse(q, tuple(cache))
+    for seed, lens in enumerate([([20, 0, 20], [300, 0, 20]), ([1, 39, 0], [200, 60, 9]), ([3, 2], [3, 5])]):
+        b = step(*lens, seed)
+        graph.replay()
+        rows = len(b.q)
+        close((out[:rows], lse[:rows]), expected_of(b, causal=True), torch.float16)
+        assert (out[rows:] == 0).all()
+
+
+def test_single_functions_in_a_cuda_graph():
+    q, k, v = (torch.randn(n, h, 64, device="cuda", dtype=torch.float16) for n, h in ((8, 4), (100, 2), (100, 2)))
+    options = {"causal": True, "pos_encoding_mode": "ROPE_LLAMA"}
+    single_prefill_with_kv_cache_return_lse(q, k, v, **options)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = single_prefill_with_kv_cache_return_lse(q, k, v, **options)
+    q.copy_(torch.randn_like(q))
+    graph.replay()
+    close(
+        got, single_prefill_with_kv_cache_return_lse(*(x.double().cpu() for x in (q, k, v)), **options), torch.float16
+    )
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_caches_beyond_two_to_the_31_elements(backend):
+    pages, page_size = 140_000, 16
+    cache = torch.zeros(2, pages, page_size, 8, 128, dtype=torch.float16, device="cuda")
+    used = torch.tensor([pages - 1, pages - 7], dtype=torch.int32)
+    small = torch.randn(2, 2, page_size, 8, 128, dtype=torch.float16)
+    cache[:, used.long()] = small.cuda()
+    q = torch.randn(1, 8, 128, dtype=torch.float16)
+    attention = BatchAttention(backend=backend)
+    attention.plan(
+        torch.tensor([0, 1]), torch.tensor([20]), used.cuda(), 8, 8, 128, dtype_q=q.dtype, page_size=page_size
+    )
+    got = attention.run(q.cuda(), (cache[0], cache[1]))
+    k, v = (x.flatten(0, 1)[:20].double() for x in small)
+    close(got, single_prefill_with_kv_cache_return_lse(q.double(), k, v), torch.float16)
+
+
+def test_cascade():
+    page = torch.tensor
+    cascade = MultiLevelCascadeAttentionWrapper(2)
+    tables = (
+        [page([0, 3]), page([0, 1, 2, 3])],
+        [page([0, 2]), page([0, 1, 2, 3])],
+        [page([4, 5]), page([0, 1, 2])],
+        [page([16]), page([3, 1, 9])],
+    )
+    on_gpu = [[x.cuda() for x in level] for level in tables]
+    cascade.plan(*on_gpu, 4, 2, 64, 16)
+    cache, q = torch.randn(8, 2, 16, 2, 64).half(), torch.randn(3, 4, 64).half()
+    got = cascade.run(q.cuda(), cache.cuda(), return_lse=True)
+    for i, last in enumerate([3, 1, 9]):
+        k, v = (cache[[4, 5, i], plane].flatten(0, 1)[: 32 + last].double() for plane in (0, 1))
+        expected = single_prefill_with_kv_cache_return_lse(q[i : i + 1].double(), k, v)
+        close([x[i : i + 1] for x in got], expected, torch.float16)
 
 
 def test_float64_and_a_second_stream():

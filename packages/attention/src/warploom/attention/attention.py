@@ -16,7 +16,7 @@ from warploom.attention.tables import RequestTables
 from warploom.attention.variants.alibi import default_slopes
 from warploom.core.backends import Operator
 from warploom.core.device import device_guard
-from warploom.core.errors import ArgumentError
+from warploom.core.errors import ArgumentError, PlanError
 from warploom.core.problem import Problem
 from warploom.core.settings import settings
 
@@ -53,12 +53,9 @@ def make_plan(
 ) -> AttentionPlan:
     """Describe, select and schedule attention over requests whose arguments are checked.
 
-    `options` are resolved and `tables` lie on the device of the queries. Raises `UnsupportedError` with the backend
-    table, `ArgumentError` for an unknown backend, a workspace that is too small, or (on the CPU, or with
-    `settings.debug_checks`) for lengths and tables that contradict each other.
+    `options` are resolved, `tables` are valid and lie on the device of the queries. Raises `UnsupportedError` with the
+    backend table, and `ArgumentError` for an unknown backend or a workspace that is too small.
     """
-    if settings.debug_checks or tables.device.type == "cpu":
-        tables.validate(op)
     problem = options.problem(
         phase, kv_source, tables.device, mask=tables.mask_kind, sinks=sinks, cuda_graph=cuda_graph
     )
@@ -90,8 +87,13 @@ def adapt(
     problem = plan.problem
     sinks = problem.sinks if sinks is None else sinks
     device = device or plan.tables.device
-    if changed is plan.options and sinks == problem.sinks and device == plan.tables.device:
+    if changed == plan.options and sinks == problem.sinks and device == plan.tables.device:
         return plan
+    if problem.cuda_graph and device != plan.tables.device:
+        raise PlanError(
+            f"{plan.op}: the tables of graph mode are on {plan.tables.device}, the queries on {device}; give the wrapper "
+            "a workspace, buffers or `device=` there"
+        )
     key = (changed, sinks, device)
     if key not in plan.adapted:
         plan.adapted[key] = make_plan(
@@ -111,13 +113,27 @@ def adapt(
 
 def execute(plan: AttentionPlan, call: AttentionCall) -> None:
     """Run a plan on tensors whose shapes and dtypes are checked."""
-    rows = plan.tables.known_rows
-    if rows is not None and rows != call.q.shape[0] and not plan.problem.cuda_graph:
-        raise ArgumentError.of(plan.op, "q", f"of {rows} rows, as planned", f"{call.q.shape[0]} rows")
+    _check_rows(plan, call.q.shape[0])
     if settings.debug_checks or not call.q.is_cuda:
         _check_places(plan, call)
     with device_guard(call.q):
         plan.server.run(plan.problem, plan, call)
+
+
+def _check_rows(plan: AttentionPlan, rows: int) -> None:
+    """Raise unless the queries are as many as planned; a graph's are as many as its largest batch has."""
+    tables = plan.tables
+    planned = tables.known_rows
+    if plan.problem.cuda_graph:
+        if tables.max_qo_len is not None and rows != tables.batch * tables.max_qo_len:
+            raise PlanError(
+                f"{plan.op}: graph mode needs queries for the largest batch, {tables.batch} requests of "
+                f"{tables.max_qo_len}, got {rows} rows; pad them"
+            )
+        if planned is not None and rows < planned:
+            raise PlanError(f"{plan.op}: {planned} rows are planned, got {rows}")
+    elif planned is not None and rows != planned:
+        raise ArgumentError.of(plan.op, "q", f"of {planned} rows, as planned", f"{rows} rows")
 
 
 def _check_places(plan: AttentionPlan, call: AttentionCall) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any, overload
 
 import torch
@@ -121,7 +122,9 @@ class BatchAttention(PlannedAttention):
             What does not fit, the table of backends, or more than the captured maximum.
         """
         by_indices = (
-            "kv_len_arr" in kwargs or "kv_indices" in kwargs or (len(args) > 3 and not isinstance(args[3], int))
+            "kv_len_arr" in kwargs
+            or "kv_indices" in kwargs
+            or (len(args) > 3 and not isinstance(args[3], numbers.Integral))
         )
         (self._plan_indices if by_indices else self._plan_table)(*args, **kwargs)
 

@@ -10,7 +10,7 @@ from warploom.attention.attention import adapt, execute, make_plan
 from warploom.attention.handles import HandleTable
 from warploom.attention.options import AttentionOptions
 from warploom.attention.plan import AttentionCall, AttentionPlan
-from warploom.attention.tables import RequestTables
+from warploom.attention.tables import one_request
 from warploom.attention.variants.base import variant_of
 from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op
@@ -20,7 +20,7 @@ __all__ = ["PLANNED", "Scale", "attention_run", "combined_scale", "outputs", "si
 Scale = float | torch.Tensor | None
 
 PLANNED: HandleTable[Any] = HandleTable("wrapper")
-"""Wrappers by the number that `attention_run` takes; each has `planned()`, which returns its plan or raises."""
+"""Wrappers by the number that `attention_run` takes; each has `planned(rows)`, which returns its plan or raises."""
 
 
 def combined_scale(check: Checker, num_qo_heads: int, **scales: Scale) -> tuple[float, torch.Tensor | None]:
@@ -78,7 +78,7 @@ def attention_run(
     extra_scalars: list[float],
 ) -> None:
     """Run the current plan of a wrapper."""
-    plan: AttentionPlan = PLANNED[wrapper].planned()
+    plan: AttentionPlan = PLANNED[wrapper].planned(q.shape[0])
     changes = {"window_left": window_left, "logits_soft_cap": logits_soft_cap}
     plan = adapt(plan, sinks=sinks is not None, device=q.device, **changes)
     call = AttentionCall(
@@ -133,7 +133,7 @@ def single_attention(
         window_left=window_left, logits_soft_cap=logits_soft_cap, pos_encoding_mode=pos_encoding_mode,
         rope_scale=rope_scale, rope_theta=rope_theta, lse_base=lse_base, variant=variant_of(variant),
     ).resolve(op)  # fmt: skip
-    tables = _one_request(q.shape[0], k.shape[0]).with_mask(Checker(op), custom_mask, packed_custom_mask).to(q.device)
+    tables = one_request(q.shape[0], k.shape[0], q.device).with_mask(Checker(op), custom_mask, packed_custom_mask)
     plan = make_plan(
         op, options, tables, phase=phase, kv_source="contiguous", backend=backend, alibi_slopes=alibi_slopes,
         sinks=sinks is not None,
@@ -144,13 +144,3 @@ def single_attention(
         extra_tensors=extra_tensors, extra_scalars=extra_scalars,
     )  # fmt: skip
     execute(plan, call)
-
-
-def _one_request(qo_len: int, kv_len: int) -> RequestTables:
-    """Tables on the CPU, so that backends which need lengths on the host do not synchronise."""
-    return RequestTables(
-        qo_indptr=torch.tensor([0, qo_len], dtype=torch.int32),
-        kv_lens=torch.tensor([kv_len], dtype=torch.int32),
-        kv_starts=torch.zeros(1, dtype=torch.int32),
-        max_qo_len=qo_len,
-    )

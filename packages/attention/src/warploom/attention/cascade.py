@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,13 +11,25 @@ from warploom.attention.decode import BatchDecodeWithPagedKVCacheWrapper
 from warploom.attention.merge import merge_state_in_place
 from warploom.attention.prefill import BatchPrefillWithPagedKVCacheWrapper
 from warploom.attention.single import single_prefill_with_kv_cache_return_lse
-from warploom.core.errors import ArgumentError, PlanError
+from warploom.core.errors import ArgumentError, PlanError, UnsupportedError
 
 __all__ = [
     "BatchDecodeWithSharedPrefixPagedKVCacheWrapper",
     "BatchPrefillWithSharedPrefixPagedKVCacheWrapper",
     "MultiLevelCascadeAttentionWrapper",
 ]
+
+
+def refuse_positions(op: str, options: Mapping[str, Any]) -> None:
+    """Raise for options that need a key's place among all keys of its request: a level knows only its own."""
+    defaults = {"pos_encoding_mode": "NONE", "window_left": -1, "alibi_slopes": None, "variant": None, "sinks": None}
+    for name, default in defaults.items():
+        given = options.get(name)
+        if given is not None and not (isinstance(given, (str, int)) and given == default):
+            raise UnsupportedError(
+                f"{op}: `{name}` concerns all keys of a request, which a cascade holds in several parts; "
+                "use BatchAttention over each request's whole page table"
+            )
 
 
 class MultiLevelCascadeAttentionWrapper:
@@ -98,13 +110,17 @@ class MultiLevelCascadeAttentionWrapper:
         causal : bool
             Of the last level; the levels before it lie wholly in the past.
         **options
-            As `BatchPrefillWithPagedKVCacheWrapper.plan`.
+            As `BatchPrefillWithPagedKVCacheWrapper.plan`; custom masks are of the last level.
 
         Raises
         ------
         ArgumentError
             Not one table for each level, or a table that does not fit.
+        UnsupportedError
+            A window, positions applied on the fly or a variant: a level does not know a key's place in its request.
         """
+        op = f"{type(self).__name__}.plan"
+        refuse_positions(op, options)
         arrays = {
             "qo_indptr_arr": qo_indptr_arr,
             "paged_kv_indptr_arr": paged_kv_indptr_arr,
@@ -113,14 +129,15 @@ class MultiLevelCascadeAttentionWrapper:
         }
         for name, array in arrays.items():
             if len(array) != len(self._levels):
-                op = f"{type(self).__name__}.plan"
                 raise ArgumentError.of(
                     op, name, f"a list of {len(self._levels)} tensors, one for each level", len(array)
                 )
         for number, (qo_indptr, indptr, indices, last_page_len) in enumerate(zip(*arrays.values(), strict=True)):
-            options["causal"] = causal and number == len(self._levels) - 1
+            mine = {**options, "causal": causal}
+            if number < len(self._levels) - 1:
+                mine |= {"causal": False, "custom_mask": None, "packed_custom_mask": None}
             self._levels[number].plan(
-                qo_indptr, indptr, indices, last_page_len, num_qo_heads, num_kv_heads, head_dim, page_size, **options
+                qo_indptr, indptr, indices, last_page_len, num_qo_heads, num_kv_heads, head_dim, page_size, **mine
             )
 
     begin_forward = plan
@@ -141,6 +158,7 @@ class MultiLevelCascadeAttentionWrapper:
         -------
         tensor ``[rows, num_qo_heads, head_dim]``
         """
+        refuse_positions(f"{type(self).__name__}.run", call)
         return_lse = call.pop("return_lse", False)
         first, *others = self._levels
         out, lse = first.run_return_lse(q, paged_kv_cache, **call)
@@ -160,18 +178,35 @@ class _SharedPrefix:
     def __init__(self, unique: Any) -> None:
         self._unique = unique
 
-    def _forward(self, q: Any, k_shared: Any, v_shared: Any, unique_kv_cache: Any, **call: Any) -> torch.Tensor:
-        try:
-            options = self._unique.planned().options
-        except PlanError as error:
-            raise PlanError(f"{type(self).__name__}: call begin_forward(...) before forward(...)") from error
+    def _begin(self, *tables_and_sizes: Any, **options: Any) -> None:
+        refuse_positions(f"{type(self).__name__}.begin_forward", options)
+        self._unique.plan(*tables_and_sizes, **options)
+
+    def _forward(
+        self,
+        q: Any,
+        k_shared: Any,
+        v_shared: Any,
+        unique_kv_cache: Any,
+        *,
+        out: Any = None,
+        lse: Any = None,
+        return_lse: bool = False,
+        **call: Any,
+    ) -> Any:
+        if not self._unique.is_planned:
+            raise PlanError(f"{type(self).__name__}: call begin_forward(...) before forward(...)")
+        refuse_positions(f"{type(self).__name__}.forward", call)
+        plan = self._unique.planned()
+        options = plan.options
+        scales = [call.get(name) for name in ("q_scale", "k_scale", "v_scale")]
         out, lse = single_prefill_with_kv_cache_return_lse(
-            q, k_shared, v_shared, kv_layout=options.kv_layout, sm_scale=options.sm_scale, causal=False,
-            logits_soft_cap=options.logits_soft_cap, lse_base=options.lse_base, backend=self._unique.planned().backend,
+            q, k_shared, v_shared, *scales, options.dtype_o, kv_layout=options.kv_layout, sm_scale=options.sm_scale,
+            logits_soft_cap=options.logits_soft_cap, lse_base=options.lse_base, backend=plan.backend, out=out, lse=lse,
         )  # fmt: skip
         own = self._unique.run_return_lse(q, unique_kv_cache, **call)
         merge_state_in_place(out, lse, *own, lse_base=options.lse_base)
-        return out
+        return (out, lse) if return_lse else out
 
 
 class BatchDecodeWithSharedPrefixPagedKVCacheWrapper(_SharedPrefix):
@@ -223,14 +258,14 @@ class BatchDecodeWithSharedPrefixPagedKVCacheWrapper(_SharedPrefix):
         **options: Any,
     ) -> None:
         """Fix the tables of the requests' own pages; arguments as `BatchDecodeWithPagedKVCacheWrapper.plan`."""
-        self._unique.plan(
+        self._begin(
             unique_kv_indptr, unique_kv_indices, unique_kv_last_page_len, num_qo_heads, num_kv_heads, head_dim,
             page_size, data_type=data_type, **options,
         )  # fmt: skip
 
     plan = begin_forward
 
-    def forward(self, q: Any, k_shared: Any, v_shared: Any, unique_kv_cache: Any, **call: Any) -> torch.Tensor:
+    def forward(self, q: Any, k_shared: Any, v_shared: Any, unique_kv_cache: Any, **call: Any) -> Any:
         """Attention of one layer.
 
         Parameters
@@ -240,6 +275,9 @@ class BatchDecodeWithSharedPrefixPagedKVCacheWrapper(_SharedPrefix):
             The prefix, in the wrapper's layout.
         unique_kv_cache : tensor or pair of tensors
             Pages of the requests' own keys and values.
+        **call
+            `q_scale`, `k_scale`, `v_scale` (of prefix and pages), `out`, `lse` and `return_lse`, as
+            `BatchDecodeWithPagedKVCacheWrapper.run`.
 
         Returns
         -------
@@ -299,20 +337,20 @@ class BatchPrefillWithSharedPrefixPagedKVCacheWrapper(_SharedPrefix):
         **options: Any,
     ) -> None:
         """Fix the tables of the requests' own pages; arguments as `BatchPrefillWithPagedKVCacheWrapper.plan`."""
-        self._unique.plan(
+        self._begin(
             qo_indptr, paged_kv_indptr, paged_kv_indices, paged_kv_last_page_len, num_qo_heads, num_kv_heads, head_dim,
             page_size, **options,
         )  # fmt: skip
 
     plan = begin_forward
 
-    def forward(self, q: Any, k_shared: Any, v_shared: Any, unique_kv_cache: Any, **call: Any) -> torch.Tensor:
+    def forward(self, q: Any, k_shared: Any, v_shared: Any, unique_kv_cache: Any, **call: Any) -> Any:
         """Attention of one layer; `causal` is the plan's and concerns the requests' own keys.
 
         Parameters
         ----------
         q : tensor ``[rows, num_qo_heads, head_dim]``
-        k_shared, v_shared, unique_kv_cache
+        k_shared, v_shared, unique_kv_cache, **call
             As `BatchDecodeWithSharedPrefixPagedKVCacheWrapper.forward`.
 
         Returns

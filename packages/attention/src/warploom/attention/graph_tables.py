@@ -34,6 +34,11 @@ class GraphTables:
         self._op = op
         self._buffers = {name: buffer for name, buffer in buffers.items() if buffer is not None}
         self._fixed: RequestTables | None = None
+        self._rows: int | None = None
+
+    def seen_rows(self, rows: int) -> None:
+        """Remember the queries of a run: a graph that was captured then reads no more of them."""
+        self._rows = rows if self._rows is None else min(rows, self._rows)
 
     def load(self, tables: RequestTables) -> RequestTables:
         """Copy the tables in, padding the batch with empty requests, and return the fixed ones.
@@ -41,7 +46,8 @@ class GraphTables:
         Raises
         ------
         PlanError
-            More requests, pages, mask elements or longer queries than the captured maximum.
+            More requests, pages, mask elements, queries, or longer ones than the captured maximum. Queries are counted
+            where the offsets are known on the host.
         """
         if self._fixed is None:
             self._fixed = self._allocate(tables)
@@ -62,7 +68,7 @@ class GraphTables:
             fixed.mask_indptr[: batch + 1].copy_(tables.mask_indptr)
             fixed.mask_indptr[batch + 1 :].copy_(tables.mask_indptr[-1:].expand(fixed.batch - batch))
         # Lengths on the host belong to one plan, the tensors to all.
-        return replace(fixed, origin=tables.origin, _host=[], _page_range=[])
+        return replace(fixed, origin=tables.origin, _host=tables._host, _page_range=[])
 
     def _allocate(self, tables: RequestTables) -> RequestTables:
         device = tables.device
@@ -110,6 +116,8 @@ class GraphTables:
                 )
 
         fit("requests", tables.batch, fixed.batch)
+        if self._rows is not None and tables.known_rows is not None:
+            fit("rows of queries", tables.known_rows, self._rows)
         for what, name in (("pages", "page_indices"), ("mask elements", "mask")):
             target, source = getattr(fixed, name), getattr(tables, name)
             if (target is None) != (source is None):

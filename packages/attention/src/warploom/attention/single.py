@@ -280,7 +280,11 @@ def _single(
     logits_scale, logits_scales = combined_scale(check, heads, scale_q=scales[0], scale_k=scales[1])
     value_scale, value_scales = combined_scale(check, heads, scale_v=scales[2])
     if custom_mask is not None:
+        shaped = getattr(custom_mask, "ndim", 1) != 1
+        check.tensor("custom_mask", custom_mask, "qo_len kv_len" if shaped else "_", dtype=torch.bool)
         custom_mask = check.tensor("custom_mask", custom_mask, "*mask", dtype=torch.bool).reshape(-1)
+    if packed_custom_mask is not None:
+        packed_custom_mask = check.tensor("packed_custom_mask", packed_custom_mask, "_", dtype=torch.uint8)
     single_attention(
         out, lse, q, k, v, custom_mask, packed_custom_mask, sinks, slopes, logits_scales, value_scales,
         extra_tensors, extra_scalars, check.op, phase, kv_layout, options.causal, options.pos_encoding_mode,

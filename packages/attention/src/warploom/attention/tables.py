@@ -16,7 +16,7 @@ import torch
 from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker
 
-__all__ = ["HostTables", "RequestTables", "page_table", "ragged_table"]
+__all__ = ["HostTables", "RequestTables", "one_request", "page_table", "ragged_table"]
 
 INDEX_DTYPES = (torch.int32, torch.int64)
 
@@ -119,24 +119,28 @@ class RequestTables:
             mask = check.tensor("custom_mask", custom_mask, "mask_elements", dtype=torch.bool, device="any")
         indptr = torch.zeros(self.batch + 1, dtype=torch.int64, device=sizes.device)
         torch.cumsum(sizes, 0, out=indptr[1:])
-        if not indptr.is_cuda and self.batch and int(indptr[-1]) > mask.shape[0]:
-            name = "custom_mask" if mask.dtype == torch.bool else "packed_custom_mask"
-            raise ArgumentError.of(check.op, name, f"of {int(indptr[-1])} elements for these lengths", mask.shape[0])
-        return replace(self, mask=mask.contiguous(), mask_indptr=indptr, _host=[])
+        tables = replace(self, mask=mask.contiguous(), mask_indptr=indptr, _host=[])
+        if not indptr.is_cuda or self.origin is not None:
+            needed = tables.on_host().mask_indptr[-1]
+            if needed > mask.shape[0]:
+                name = "custom_mask" if mask.dtype == torch.bool else "packed_custom_mask"
+                raise ArgumentError.of(check.op, name, f"of {needed} elements for these lengths", mask.shape[0])
+        return tables
 
     def on_host(self) -> HostTables:
         """Starts and lengths as integers; the first call copies them from the device and synchronises."""
         if not self._host:
             near = self.origin or self
-            qo = near.qo_indptr.tolist()
+            qo, kv_lens = near.qo_indptr.tolist(), near.kv_lens.tolist()
+            qo_lens = [stop - start for start, stop in itertools.pairwise(qo)]
             self._host.append(
                 HostTables(
                     qo_starts=qo[:-1],
-                    qo_lens=[stop - start for start, stop in itertools.pairwise(qo)],
+                    qo_lens=qo_lens,
                     kv_starts=near.kv_starts.tolist(),
-                    kv_lens=near.kv_lens.tolist(),
+                    kv_lens=kv_lens,
                     kv_stops=[] if near.kv_stops is None else near.kv_stops.tolist(),
-                    mask_indptr=[] if near.mask_indptr is None else near.mask_indptr.tolist(),
+                    mask_indptr=_mask_offsets(self.mask_kind, qo_lens, kv_lens),
                 )
             )
         return self._host[0]
@@ -179,6 +183,14 @@ class RequestTables:
                     op, "kv_indices", f"at least {needed - start} pages for request {request} with {length} keys",
                     f"{end - start} pages of {self.page_size}",
                 )  # fmt: skip
+
+
+def _mask_offsets(kind: str, qo_lens: list[int], kv_lens: list[int]) -> list[int]:
+    """Where each request's mask starts, in elements or in bytes, and where the last one ends."""
+    if kind == "none":
+        return []
+    sizes = (m * n if kind == "dense" else -(-m * n // 8) for m, n in zip(qo_lens, kv_lens, strict=True))
+    return [0, *itertools.accumulate(sizes)]
 
 
 def index_tensor(check: Checker, name: str, value: Any, dims: str) -> torch.Tensor:
@@ -257,3 +269,19 @@ def ragged_table(check: Checker, qo_indptr: Any, kv_indptr: Any) -> RequestTable
     """Tables of keys and values that lie end to end."""
     qo, kv = together(_offsets(check, "qo_indptr", qo_indptr), _offsets(check, "kv_indptr", kv_indptr))
     return RequestTables(qo_indptr=qo, kv_lens=kv[1:] - kv[:-1], kv_starts=kv[:-1])
+
+
+def one_request(qo_len: int, kv_len: int, device: torch.device) -> RequestTables:
+    """Tables of one request whose lengths are known: made on the device, so that a CUDA graph can capture it."""
+
+    def made(at: torch.device, origin: RequestTables | None) -> RequestTables:
+        return RequestTables(
+            qo_indptr=torch.arange(2, dtype=torch.int32, device=at) * qo_len,
+            kv_lens=torch.full((1,), kv_len, dtype=torch.int32, device=at),
+            kv_starts=torch.zeros(1, dtype=torch.int32, device=at),
+            max_qo_len=qo_len,
+            origin=origin,
+        )
+
+    on_cpu = made(torch.device("cpu"), None)
+    return on_cpu if device.type == "cpu" else made(device, on_cpu)

@@ -17,6 +17,7 @@ from warploom.attention.plan_explanation import PlanExplanation
 from warploom.attention.tables import RequestTables
 from warploom.attention.variants.base import AttentionVariant
 from warploom.core.errors import ArgumentError, PlanError
+from warploom.core.settings import settings
 from warploom.core.tensors import Checker, as_tensor
 
 __all__ = ["PlannedAttention"]
@@ -67,8 +68,8 @@ class PlannedAttention:
         self._sinks: torch.Tensor | None = None
         self._handle = PLANNED.add(self)
 
-    def planned(self) -> AttentionPlan:
-        """The current plan.
+    def planned(self, rows: int | None = None) -> AttentionPlan:
+        """The current plan, for a run with so many rows of queries.
 
         Raises
         ------
@@ -77,7 +78,14 @@ class PlannedAttention:
         """
         if self._plan is None:
             raise PlanError(f"{self._op}: call plan(...) before run(...)")
+        if self._graph is not None and rows is not None:
+            self._graph.seen_rows(rows)
         return self._plan
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether `plan` has been called."""
+        return self._plan is not None
 
     @property
     def is_cuda_graph_enabled(self) -> bool:
@@ -108,10 +116,11 @@ class PlannedAttention:
         alibi_slopes: torch.Tensor | None = None,
         sinks: torch.Tensor | None = None,
     ) -> None:
-        device = self._device or tables.device
-        if tables.device.type == "cpu":
-            tables.validate(f"{self._op}.plan")  # here, where it is free: on a GPU only debug_checks asks for it
-        if tables.device != device or (tables.page_indices is not None and tables.page_indices.device != device):
+        pages = tables.page_indices
+        device = self._device or (tables.device if pages is None or tables.device.type == "cuda" else pages.device)
+        if settings.debug_checks or tables.device.type == "cpu":  # where it is free
+            tables.validate(f"{self._op}.plan")
+        if tables.device != device or (pages is not None and pages.device != device):
             tables = tables.to(device)
         if self._graph is not None:
             tables = self._graph.load(replace(tables, kv_stops=None))

@@ -123,7 +123,8 @@ def _kernel(
         q,
         k,
         v,
-        tables.qo_indptr,
+        # A replay must not read beyond the captured queries, whatever the offsets have become.
+        tables.qo_indptr.clamp(max=q.shape[0]) if problem.cuda_graph else tables.qo_indptr,
         kv_indptr,
         longest,
         k.shape[0],
