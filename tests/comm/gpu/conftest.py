@@ -1,12 +1,7 @@
 """Fixtures of the GPU tests: one rank a GPU under ``mpirun -n N``; ranks share GPUs where there are fewer."""
 
-import os
-
 import pytest
 import torch
-
-# Ranks that are streams of one GPU wait for one another, so no two may share a hardware queue (8 by default).
-os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 
 @pytest.fixture(scope="session")

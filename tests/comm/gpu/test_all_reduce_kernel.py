@@ -60,7 +60,7 @@ def inputs(size, numel, dtype, offset=0):
     return xs
 
 
-@pytest.mark.parametrize(*cases(kernel=list(KERNELS), dtype=FLOATS, size=[2, 4, 8]))
+@pytest.mark.parametrize(*cases(kernel=list(KERNELS), dtype=FLOATS, size=[2, 4]))
 def test_values_at_every_size_and_alignment(case):
     ranks = Streams(case.size)
     for numel in (1, 2, 7, 8, 9, 1000, 4096, 65_537, 200_003):
