@@ -202,12 +202,11 @@ class BatchAttention(PlannedAttention):
         check.require(not unknown, "plan", "called with options of `BatchAttention.plan`", ", ".join(sorted(unknown)))
         options = self._options(check.op, variant, **choices)
         tables = tables.with_mask(check, custom_mask, packed_custom_mask)
-        slopes = check.tensor("alibi_slopes", alibi_slopes, "_", dtype=torch.float32, device="any", optional=True)
         sinks = check.tensor("sinks", sinks, "_", device="any", optional=True)
         if sinks is not None:
             heads = options.num_qo_heads
             check.require(sinks.shape[0] == heads, "sinks", f"of {heads} elements", sinks.shape[0])
-        self._set_plan(options, tables, phase="mixed", kv_source="paged", alibi_slopes=slopes, sinks=sinks)
+        self._set_plan(options, tables, phase="mixed", kv_source="paged", alibi_slopes=alibi_slopes, sinks=sinks)
 
     def run(
         self,

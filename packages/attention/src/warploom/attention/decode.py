@@ -186,8 +186,7 @@ class BatchDecodeWithPagedKVCacheWrapper(PlannedAttention):
             else {"indptr": indptr, "indices": indices, "last_page_len": last_page_len}
         )
         table = page_table(check, qo_indptr, page_size, max_qo_len=q_len_per_req, **requests)
-        slopes = check.tensor("alibi_slopes", alibi_slopes, "_", dtype=torch.float32, device="any", optional=True)
-        self._set_plan(options, table, phase="decode", kv_source="paged", alibi_slopes=slopes)
+        self._set_plan(options, table, phase="decode", kv_source="paged", alibi_slopes=alibi_slopes)
 
     begin_forward = plan
 

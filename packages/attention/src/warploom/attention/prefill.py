@@ -189,8 +189,7 @@ class BatchPrefillWithPagedKVCacheWrapper(PlannedAttention):
                 last_page_len=paged_kv_last_page_len,
             )  # fmt: skip
         tables = tables.with_mask(check, custom_mask, packed_custom_mask)
-        slopes = check.tensor("alibi_slopes", alibi_slopes, "_", dtype=torch.float32, device="any", optional=True)
-        self._set_plan(options, tables, phase="prefill", kv_source="paged", alibi_slopes=slopes)
+        self._set_plan(options, tables, phase="prefill", kv_source="paged", alibi_slopes=alibi_slopes)
 
     begin_forward = plan
 
@@ -363,8 +362,7 @@ class BatchPrefillWithRaggedKVCacheWrapper(PlannedAttention):
         )  # fmt: skip
         check = Checker(op)
         tables = ragged_table(check, qo_indptr, kv_indptr).with_mask(check, custom_mask, packed_custom_mask)
-        slopes = check.tensor("alibi_slopes", alibi_slopes, "_", dtype=torch.float32, device="any", optional=True)
-        self._set_plan(options, tables, phase="prefill", kv_source="ragged", alibi_slopes=slopes)
+        self._set_plan(options, tables, phase="prefill", kv_source="ragged", alibi_slopes=alibi_slopes)
 
     begin_forward = plan
 

@@ -113,10 +113,12 @@ class PlannedAttention:
         *,
         phase: str,
         kv_source: str,
-        alibi_slopes: torch.Tensor | None = None,
+        alibi_slopes: Any = None,
         sinks: torch.Tensor | None = None,
     ) -> None:
         pages = tables.page_indices
+        check = Checker(f"{self._op}.plan")
+        slopes = check.tensor("alibi_slopes", alibi_slopes, "_", dtype=torch.float32, device="any", optional=True)
         device = self._device or (tables.device if pages is None or tables.device.type == "cuda" else pages.device)
         if settings.debug_checks or tables.device.type == "cpu":  # where it is free
             tables.validate(f"{self._op}.plan")
@@ -133,7 +135,7 @@ class PlannedAttention:
             kv_source=kv_source,
             backend=self._backend,
             workspace=self._workspace,
-            alibi_slopes=None if alibi_slopes is None else alibi_slopes.to(device),
+            alibi_slopes=None if slopes is None else slopes.to(device),
             sinks=sinks is not None,
             cuda_graph=self.is_cuda_graph_enabled,
         )
