@@ -64,6 +64,49 @@ def restrict(row, kept):
     return [x / total if i in kept and total else 0.0 for i, x in enumerate(row)]
 
 
+def philox(block, row, seed, offset):
+    """The four words of a counter block, by Python's integers."""
+    c = [block, row, offset % 2**32, offset % 2**64 >> 32]
+    k = [seed % 2**32, seed % 2**64 >> 32]
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [(p1 >> 32) ^ c[1] ^ k[0], p1 % 2**32, (p0 >> 32) ^ c[3] ^ k[1], p0 % 2**32]
+        k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
+    return c
+
+
+def exponential(word):
+    return -math.log1p(-(word + 0.5) / 2**32)
+
+
+def race(weights, row, seed, offset=0, draw_round=0):
+    """The two heats of a draw, written from their statement: weights is a list, the result a token."""
+
+    def first_number(quad):
+        block = quad // 128 * 32 + quad % 32 + draw_round * 2**22
+        return exponential(philox(block, row, seed, offset)[quad // 32 % 4])
+
+    def second_number(token):
+        block = 2**30 + draw_round * 2**22 + token // 4
+        return exponential(philox(block, row, seed, offset)[token % 4])
+
+    quads = {q: sum(weights[4 * q : 4 * q + 4]) for q in range((len(weights) + 3) // 4)}
+    quad = min((first_number(q) / weight, q) for q, weight in quads.items() if weight > 0)[1]
+    tokens = range(4 * quad, min(4 * quad + 4, len(weights)))
+    return min((second_number(t) / weights[t], t) for t in tokens if weights[t] > 0)[1]
+
+
+def draw_nucleus(values, weights, kept, nucleus, row, seed, offset=0):
+    """Rounds among the tokens of `kept` until one is in `nucleus`; sets of tokens."""
+    for draw_round in range(8):
+        left = kept & nucleus if draw_round == 7 else kept
+        token = race([w if t in left else 0.0 for t, w in enumerate(weights)], row, seed, offset, draw_round)
+        if token in nucleus:
+            return token
+        kept = {t for t in kept if values[t] > values[token]}
+    raise AssertionError("the last round draws from the nucleus")
+
+
 def chi_square_fits(counts, probs, alpha=1e-4):
     """Whether counts of draws fit probabilities; tokens of probability 0 must not have been drawn.
 

@@ -58,13 +58,10 @@ def test_both_orders_of_two_filters(row, k, p):
     joint = renorm("test", probs, ("top_p", "top_k"), filters)
     assert set(joint[0].nonzero().flatten().tolist()) == {i for i in by_k & by_p if row[i]}
     first = [x if i in by_k else 0.0 for i, x in enumerate(row)]
-    k_first = renorm("test", probs, ("top_k",), filters)
+    # The share is one of what top-k has left.
     chained = renorm("test", probs, ("top_k", "top_p"), filters)
-    # The chain is its steps one after the other, to the bit.
-    assert torch.equal(chained, top_p_renorm_probs(k_first, p))
-    if sum(first) in (0.25, 0.5, 1.0):  # rescaling is exact: the oracle applies to the rescaled row
-        kept = oracle.kept_by_top_p(first, p) & by_k
-        assert set(chained[0].nonzero().flatten().tolist()) == {i for i in kept if row[i]}
+    kept = oracle.kept_by_top_p(first, p) & by_k
+    assert set(chained[0].nonzero().flatten().tolist()) == {i for i in kept if row[i]}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

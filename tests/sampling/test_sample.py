@@ -13,8 +13,6 @@ from warploom import sampling
 from warploom.core.errors import ArgumentError
 from warploom.core.settings import settings
 from warploom.core.testing import random_normal
-from warploom.sampling.backends.reference.philox import exponential, random_words
-from warploom.sampling.randomness import RandomState
 
 INF, NAN = math.inf, math.nan
 DRAWS = 20_000
@@ -123,14 +121,33 @@ def test_a_token_does_not_depend_on_the_batch(data):
 def test_every_route_to_a_distribution_draws_the_same_tokens():
     logits = random_normal((200, 300), scale=2.0)
     probs, options = sampling.softmax(logits, backend="reference"), {"seed": 3, "offset": 9}
-    assert torch.equal(sampling.sampling_from_logits(logits, **options), sampling.sampling_from_probs(probs, **options))
-    direct = sampling.top_k_top_p_sampling_from_probs(probs, 20, 0.8, **options)
-    by_hand = sampling.top_p_renorm_probs(sampling.top_k_renorm_probs(probs, 20), 0.8)
+    plain = sampling.sampling_from_logits(logits, **options)
+    assert torch.equal(plain, sampling.sampling_from_probs(probs, **options))
+    by_hand = sampling.min_p_renorm_probs(sampling.top_k_renorm_probs(probs, 20), 0.1)
+    direct = sampling.top_k_sampling_from_probs(sampling.min_p_renorm_probs(probs, 0.1), 20, **options)
     assert torch.equal(direct, sampling.sampling_from_probs(by_hand, **options))
-    # The definition, by numpy: the largest of log(p) plus Gumbel noise.
-    noise = exponential(random_words(RandomState(None, 3, None, 9), 200, 300, probs.device))
-    gumbel = torch.log(oracle.softmax(logits)) - torch.log(noise)
-    assert torch.equal(sampling.sampling_from_logits(logits, **options).long(), gumbel.argmax(-1))
+    assert torch.equal(sampling.top_p_sampling_from_logits(logits, 1.0, **options), plain)
+
+
+@pytest.mark.parametrize("vocab", [1, 6, 300, 1500])
+def test_draws_are_the_stated_races(vocab):
+    logits = random_normal((20, vocab), scale=2.0)
+    tokens = sampling.sampling_from_logits(logits, seed=-5, offset=2**40 + 9)
+    weights = oracle.softmax(logits).tolist()
+    assert tokens.tolist() == [oracle.race(weights[row], row, -5, 2**40 + 9) for row in range(20)]
+
+
+@pytest.mark.parametrize("order", ["top_k_first", "joint"])
+@pytest.mark.parametrize("p", [0.9, 0.4, 0.05, 1e-4])
+def test_draws_with_top_p_are_the_stated_rounds(p, order):
+    probs = (torch.rand(40, 200) * 1000).round() / 1000
+    top_k = 60
+    tokens = sampling.top_k_top_p_sampling_from_probs(probs, top_k, p, filter_apply_order=order, seed=7)
+    for row, weights in enumerate(probs.tolist()):
+        by_k = oracle.kept_by_top_k(weights, top_k)
+        base = weights if order == "joint" else [w if t in by_k else 0.0 for t, w in enumerate(weights)]
+        nucleus = oracle.kept_by_top_p(base, p) & by_k
+        assert int(tokens[row]) == oracle.draw_nucleus(weights, weights, by_k, nucleus, row, 7)
 
 
 def test_indices_share_rows_and_parameters_belong_to_outputs():

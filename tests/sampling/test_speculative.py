@@ -9,7 +9,7 @@ import torch
 from warploom.core.errors import ArgumentError
 from warploom.core.testing import random_normal
 from warploom.sampling import chain_speculative_sampling, softmax
-from warploom.sampling.backends.reference.philox import exponential, random_words, uniform
+from warploom.sampling.backends.reference.philox import random_words, uniform
 from warploom.sampling.randomness import ACCEPT_DRAW, RandomState
 
 NAN = math.nan
@@ -30,7 +30,6 @@ def by_hand(draft_probs, ids, target_probs, seed):
     batch, n, vocab = draft_probs.shape
     random = RandomState(None, seed, None, 0)
     u = uniform(random_words(random, batch, n, ids.device, first_draw=ACCEPT_DRAW))
-    noise = exponential(random_words(random, batch, vocab, ids.device))
     tokens, accepted, emitted = [], [], []
     for b in range(batch):
         passes = []
@@ -41,7 +40,7 @@ def by_hand(draft_probs, ids, target_probs, seed):
         weights = target_probs[b, length].double()
         if length < n and 0 <= int(ids[b, length]) < vocab:
             weights = (target_probs[b, length] - draft_probs[b, length]).clamp(min=0).double()
-        last = int((noise[b] / weights).argmin())
+        last = oracle.race(weights.tolist(), b, seed)
         tokens.append([*ids[b, :length].tolist(), last, *[-1] * (n - length)])
         accepted.append(sum(passes))
         emitted.append(length)

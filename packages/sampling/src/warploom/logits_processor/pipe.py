@@ -32,7 +32,8 @@ class LogitsPipe:
         In their order.
     compile : bool
         Fuse neighbours into the fewest operator calls. The result means the same: with the same seed the same tokens,
-        but for draws that fall within the rounding of a temperature applied apart.
+        but for draws that fall within the rounding of probabilities computed apart, and after a `TopP`: a fused draw
+        rejects what lies outside the nucleus and draws again (`warploom.sampling.steps`), from the same distribution.
     input_type : TensorType, optional
         What the pipe is called with; needed only when its processors accept both logits and probabilities.
     custom_fusion_rules : sequence of FusionRule, optional

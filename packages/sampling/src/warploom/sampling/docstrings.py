@@ -24,14 +24,14 @@ top_k : int or torch.Tensor
 _TOP_P = """
 top_p : float or torch.Tensor
     Share of the row's mass to keep: a number, or one a row, ``[rows]`` or ``[1]``, taken as float32. A token is kept if
-    the tokens strictly more probable have less than this share, so equal ones stay or go together. At 0 and below the
-    most probable remain; 1, above, and NaN keep all."""
+    the tokens of larger logits or probabilities have less than this share, so equal ones stay or go together. At 0 and
+    below the largest remain; 1, above, and NaN keep all."""
 
 _MIN_P = """
 min_p : float or torch.Tensor
     Least probability to keep, as a share of the row's largest: a number, or one a row, ``[rows]`` or ``[1]``. Tokens
-    exactly at the threshold (the product rounded to float32) are kept. Above 1 it counts as 1; 0, below, and NaN keep
-    all."""
+    exactly at the threshold (of probabilities the product rounded to float32) are kept. Above 1 it counts as 1; 0, below,
+    and NaN keep all."""
 
 _FILTER_ORDER = """
 filter_apply_order : {"top_k_first", "joint"}
@@ -41,7 +41,7 @@ filter_apply_order : {"top_k_first", "joint"}
 _PROBS = """
 probs : torch.Tensor
     ``[rows, vocab]``, float32, float16 or bfloat16, any strides; or any DLPack tensor. A row is taken relative to its
-    sum, and negative entries count as 0."""
+    sum; negative entries count as 0, those above 2**120 as infinite."""
 
 _LOGITS = """
 logits : torch.Tensor

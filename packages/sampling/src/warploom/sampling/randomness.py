@@ -2,7 +2,7 @@
 
 Every operator draws from the counter-based generator Philox 4x32-10, as a pure function of four integers
 
-    ``(seed, offset, row, draw)``
+    ``(seed, offset, row, block)``
 
 * ``seed``, 64 bits: the user's, for all rows or one a row; without one it is drawn from `generator`, or from the
   device's default generator, on the device: no synchronisation, and CUDA-graph replays draw a new one.
@@ -10,11 +10,17 @@ Every operator draws from the counter-based generator Philox 4x32-10, as a pure 
   device, so that the next call, or the next replay of a CUDA graph, draws fresh numbers; a number is not.
 * ``row``, 32 bits: the number of the output row when one seed serves all rows. **0 when each row has its own seed**,
   so that a request draws the same tokens at whatever place of whatever batch it is served.
-* ``draw``: which number of the row. Draw ``t`` is token ``t``'s; `ACCEPT_DRAW` ``+ i`` decides about draft token ``i``
-  in speculative verification.
+* ``block``, 32 bits: which numbers of the row.
 
-The 128-bit counter is ``offset * 2**64 + row * 2**32 + draw // 4``, the key is the seed, and the draw's word is number
-``draw % 4`` of the four that come out. A word ``w`` becomes
+The 128-bit counter is ``offset * 2**64 + row * 2**32 + block``, the key is the seed, and four words come out of a block:
+
+* word ``(q // 32) % 4`` of block ``q // 128 * 32 + q % 32`` is that of quad ``q`` in the first heat of a draw
+  (`warploom.sampling.steps`): a thread that takes four quads 32 apart, as coalesced loads have it, needs one block;
+* word ``t % 4`` of block ``2**30 + t // 4`` is that of token ``t`` in the second heat;
+* both are ``2**22`` blocks further for every round after the first of a draw that is repeated;
+* word ``i % 4`` of block ``2**31 + i // 4`` decides about draft token ``i`` in speculative verification.
+
+A word ``w`` becomes
 
 * a *uniform* number ``(w >> 8) * 2**-24`` in [0, 1), exact in float32, or
 * an *exponential* one ``-log1p(-(w + 0.5) * 2**-32)``, whose small values, which win races, keep full resolution.
@@ -33,12 +39,25 @@ from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker
 from warploom.sampling.parameters import is_number, row_tensor
 
-__all__ = ["ACCEPT_DRAW", "RANDOM_SCHEMA", "RandomState", "random_state"]
+__all__ = [
+    "ACCEPT_DRAW",
+    "QUAD",
+    "QUAD_TILE",
+    "RANDOM_SCHEMA",
+    "ROUND_BLOCKS",
+    "SECOND_HEAT",
+    "RandomState",
+    "random_state",
+]
 
 # The fields of a `RandomState` as a torch operator takes them.
 RANDOM_SCHEMA = "Tensor? seed, int seed_value, Tensor(z!)? offset, int offset_value"
 
-ACCEPT_DRAW = 1 << 33  # beyond every token's draw: the counter's lowest word has its top bit set
+QUAD = 4  # tokens that race as one
+QUAD_TILE = 128  # quads that share 32 blocks
+ROUND_BLOCKS = 1 << 22
+SECOND_HEAT = 1 << 30
+ACCEPT_DRAW = 1 << 33  # first draw of the blocks from 2**31
 
 _INT64_MAX = 2**63 - 1
 

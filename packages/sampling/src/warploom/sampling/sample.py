@@ -3,11 +3,9 @@
 All of them are one operator because a fused kernel does the whole chain in one launch: the chain (temperature, softmax,
 filters in their order) is part of the problem, and a backend says which chains it knows.
 
-A draw is an *exponential race* (the Gumbel-max rule): token ``t`` gets its own exponential number ``E_t`` and the token
-with the smallest ``E_t / p_t`` wins. Unlike inverting the cumulative sum, the result does not depend on the order in
-which probabilities are added up, so it is the same in every backend up to the rounding of the probabilities themselves;
-and one seed gives the same token from logits, from probabilities, filtered before or during the draw, or fused in a
-`LogitsPipe`.
+What a chain keeps and how a token is drawn is stated in `warploom.sampling.steps`, where the random numbers come from in
+`warploom.sampling.randomness`. One seed gives the same token in every backend, and from logits, from probabilities, or
+filtered before the draw up to the rounding of the probabilities themselves (with top-p: where the first round decides).
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ from warploom.core.errors import ArgumentError
 from warploom.core.settings import settings
 from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op
+from warploom.sampling.backends.cuda.sample import CudaSample
 from warploom.sampling.backends.reference.sample import ReferenceSample
 from warploom.sampling.parameters import FILTER_SCHEMA, FilterParameters, source_tensor
 from warploom.sampling.problems.sample import SampleProblem
@@ -31,7 +30,7 @@ from warploom.sampling.steps import Steps, check_steps, source_name
 
 __all__ = ["DrawOptions", "Tokens", "draw", "require_no_nan"]
 
-SAMPLE = Operator("sample", family="sampling", backends=(ReferenceSample(),))
+SAMPLE = Operator("sample", family="sampling", backends=(CudaSample(), ReferenceSample()))
 
 Tokens = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 

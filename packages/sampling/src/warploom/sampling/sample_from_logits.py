@@ -53,8 +53,8 @@ def sampling_from_logits(
 
     Notes
     -----
-    Token ``t`` with its own exponential number ``E_t`` maximises ``logits[t] / temperature - log(E_t)``; no
-    normalisation is needed. See `warploom.sampling.sample`.
+    Tokens race, first by fours and then one by one: with its own exponential number ``E`` each maximises ``log(weight) -
+    log(E)``, and no normalisation is needed. See `warploom.sampling.steps`.
 
     Examples
     --------

@@ -51,7 +51,7 @@ def sampling_from_probs(
 
     Notes
     -----
-    The draw is an exponential race, see `warploom.sampling.sample`: with the same seed it gives the token that
+    The draw is an exponential race, see `warploom.sampling.steps`: with the same seed it gives the token that
     `sampling_from_logits` gives for the logits of these probabilities.
 
     Examples

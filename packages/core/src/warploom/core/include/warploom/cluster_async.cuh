@@ -12,11 +12,17 @@ namespace warploom {
 // First half of a cluster_sync() that orders no memory: says that the block runs. Pairs with cluster_wait().
 WL_DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 
-// Both addresses are of the receiving block, from map_to_rank; the barrier counts 8 bytes.
+// Both addresses are of the receiving block, from map_to_rank; the barrier counts the bytes.
 WL_DEVICE void send_async(uint32_t address, float x, float y, uint32_t barrier) {
   asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(address),
                "f"(x), "f"(y), "r"(barrier)
                : "memory");
+}
+WL_DEVICE void send_async(uint32_t address, const uint4& x, uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
+      "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "r"(barrier)
+      : "memory");
 }
 
 #endif

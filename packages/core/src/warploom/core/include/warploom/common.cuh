@@ -33,6 +33,17 @@ struct is_same<A, A> {
 template <class A, class B>
 constexpr bool is_same_v = is_same<A, B>::value;
 
+template <bool kCondition, class A, class B>
+struct conditional {
+  using type = A;
+};
+template <class A, class B>
+struct conditional<false, A, B> {
+  using type = B;
+};
+template <bool kCondition, class A, class B>
+using conditional_t = typename conditional<kCondition, A, B>::type;
+
 WL_HOST_DEVICE constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 WL_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

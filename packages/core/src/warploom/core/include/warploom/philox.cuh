@@ -9,19 +9,31 @@
 
 namespace warploom {
 
-// The words of draws 4 * block ... 4 * block + 3.
-WL_DEVICE uint4 philox_words(uint64_t seed, uint64_t offset, uint32_t row, uint32_t block) {
-  uint4 c = make_uint4(block, row, uint32_t(offset), uint32_t(offset >> 32));
+// The words of draws 4 * block ... 4 * block + 3, of several blocks at once: they share the keys of the rounds.
+template <int kCount>
+WL_DEVICE void philox_words(uint64_t seed, uint64_t offset, uint32_t row, const uint32_t (&blocks)[kCount],
+                            uint4 (&words)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) words[i] = make_uint4(blocks[i], row, uint32_t(offset), uint32_t(offset >> 32));
   uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
 #pragma unroll
   for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t(c.x) * 0xD2511F53u;
-    const uint64_t p1 = uint64_t(c.z) * 0xCD9E8D57u;
-    c = make_uint4(uint32_t(p1 >> 32) ^ c.y ^ k0, uint32_t(p1), uint32_t(p0 >> 32) ^ c.w ^ k1, uint32_t(p0));
+#pragma unroll
+    for (uint4& c : words) {
+      const uint64_t p0 = uint64_t(c.x) * 0xD2511F53u;
+      const uint64_t p1 = uint64_t(c.z) * 0xCD9E8D57u;
+      c = make_uint4(uint32_t(p1 >> 32) ^ c.y ^ k0, uint32_t(p1), uint32_t(p0 >> 32) ^ c.w ^ k1, uint32_t(p0));
+    }
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  return c;
+}
+
+WL_DEVICE uint4 philox_words(uint64_t seed, uint64_t offset, uint32_t row, uint32_t block) {
+  const uint32_t blocks[1] = {block};
+  uint4 words[1];
+  philox_words(seed, offset, row, blocks, words);
+  return words[0];
 }
 
 // In [0, 1), a multiple of 2**-24: exact.

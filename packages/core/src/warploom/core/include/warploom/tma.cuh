@@ -16,6 +16,14 @@ WL_DEVICE void tma_prefetch(const TensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
+// A run of bytes, a multiple of 16 with both ends aligned to 16. One thread issues; the barrier counts the bytes.
+WL_DEVICE void bulk_load(void* destination, const void* source, uint32_t bytes, uint64_t* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(destination)),
+               "l"(source), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+
 // One thread issues; the barrier completes when all bytes have arrived. Coordinates are innermost first.
 WL_DEVICE void tma_load_2d(void* destination, const TensorMap* map, uint64_t* barrier, int x, int y) {
   asm volatile(

@@ -10,7 +10,7 @@ import torch
 
 from warploom.sampling.randomness import RandomState
 
-__all__ = ["exponential", "philox4x32", "random_words", "uniform"]
+__all__ = ["block_words", "exponential", "philox4x32", "random_words", "uniform"]
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -51,17 +51,22 @@ def _column(tensor: torch.Tensor | None, value: int, rows: int, device: torch.de
     return tensor.expand(rows).unsqueeze(1)
 
 
-def random_words(random: RandomState, rows: int, draws: int, device: torch.device, first_draw: int = 0) -> torch.Tensor:
-    """The words of draws `first_draw` (a multiple of 4) and up of every row, int64 ``[rows, draws]``."""
+def block_words(random: RandomState, rows: int, blocks: torch.Tensor) -> torch.Tensor:
+    """The four words of counter blocks, ``[n]`` for all rows or ``[rows, n]``: int64 ``[rows, n, 4]``."""
+    device = blocks.device
     seed = _column(random.seed, random.seed_value, rows, device)
     offset = _column(random.offset, random.offset_value, rows, device)
     row = torch.arange(rows, device=device).unsqueeze(1)
     if random.per_row_seed:
         row = torch.zeros_like(row)
-    block = torch.arange(first_draw // 4, first_draw // 4 + (draws + 3) // 4, device=device).unsqueeze(0)
-    counter = (block, row, offset & _MASK, (offset >> 32) & _MASK)
-    words = philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK))
-    return torch.stack(words, dim=-1).flatten(1)[:, :draws]
+    counter = (blocks if blocks.dim() == 2 else blocks.unsqueeze(0), row, offset & _MASK, (offset >> 32) & _MASK)
+    return torch.stack(philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK)), dim=-1)
+
+
+def random_words(random: RandomState, rows: int, draws: int, device: torch.device, first_draw: int = 0) -> torch.Tensor:
+    """The words of draws `first_draw` (a multiple of 4) and up of every row, int64 ``[rows, draws]``."""
+    blocks = torch.arange(first_draw // 4, first_draw // 4 + (draws + 3) // 4, device=device)
+    return block_words(random, rows, blocks).flatten(1)[:, :draws]
 
 
 def uniform(words: torch.Tensor) -> torch.Tensor:

@@ -1,64 +1,10 @@
-// One row of logits: 16-byte vectors, a few elements before and after them, and the part that one block handles.
+// One row of logits as the softmax sees it: 16-byte vectors, a few elements before and after them, and the part of one block.
 #pragma once
 
-#include "warploom/cluster.cuh"
-#include "warploom/convert.cuh"
-#include "warploom/vec.cuh"
+#include "warploom/sampling/packed.cuh"
+#include "warploom/sampling/parts.cuh"
 
 namespace warploom::sampling {
-
-// 16 bytes of a row as they were loaded. Elements are converted where they are used: kept as separate values, 16-bit ones
-// would take twice the registers.
-using Packed = uint4;
-
-WL_DEVICE void unpack_word(uint32_t word, float* out, float) { out[0] = __uint_as_float(word); }
-WL_DEVICE void unpack_word(uint32_t word, float* out, __half) {
-  const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&word));
-  out[0] = pair.x;
-  out[1] = pair.y;
-}
-WL_DEVICE void unpack_word(uint32_t word, float* out, __nv_bfloat16) {
-  out[0] = __uint_as_float(word << 16);
-  out[1] = __uint_as_float(word & 0xffff0000u);
-}
-
-template <class T>
-WL_DEVICE void unpack(const Packed& packed, float (&out)[kVecWidth<T>]) {
-  constexpr int kOfWord = 4 / int(sizeof(T));
-  unpack_word(packed.x, out + 0 * kOfWord, T());
-  unpack_word(packed.y, out + 1 * kOfWord, T());
-  unpack_word(packed.z, out + 2 * kOfWord, T());
-  unpack_word(packed.w, out + 3 * kOfWord, T());
-}
-
-// The larger elements of two words; a number wins over NaN.
-WL_DEVICE uint32_t max_word(uint32_t a, uint32_t b, float) {
-  return __float_as_uint(fmaxf(__uint_as_float(a), __uint_as_float(b)));
-}
-template <class T2>
-WL_DEVICE uint32_t max_pair(uint32_t a, uint32_t b) {
-  const T2 larger = __hmax2(*reinterpret_cast<const T2*>(&a), *reinterpret_cast<const T2*>(&b));
-  return *reinterpret_cast<const uint32_t*>(&larger);
-}
-WL_DEVICE uint32_t max_word(uint32_t a, uint32_t b, __half) { return max_pair<__half2>(a, b); }
-WL_DEVICE uint32_t max_word(uint32_t a, uint32_t b, __nv_bfloat16) { return max_pair<__nv_bfloat162>(a, b); }
-
-// The largest element, NaN left out; -inf if there is nothing else. Compares packed: converted for this and again for the
-// next use, elements would be kept in between and spill.
-template <class T, int kCount>
-WL_DEVICE float max_element(const Packed (&vectors)[kCount]) {
-  uint32_t largest = vectors[0].x;
-#pragma unroll
-  for (const Packed& v : vectors) {
-    largest = max_word(max_word(largest, v.x, T()), max_word(v.y, max_word(v.z, v.w, T()), T()), T());
-  }
-  float x[4 / sizeof(T)];
-  unpack_word(largest, x, T());
-  float result = negative_infinity();
-#pragma unroll
-  for (float value : x) result = fmaxf(result, value);
-  return result;
-}
 
 // A row may start anywhere: `head` elements lie before its first 16-byte boundary and `tail` after its last.
 template <class T>
@@ -86,12 +32,6 @@ struct Row {
     return (kReread ? Vector::load(pointer) : Vector::load_streaming(pointer)).raw();
   }
 
-  // What a place beyond the row reads as: -inf, the neutral element of everything here.
-  WL_DEVICE static Packed nothing() {
-    const uint32_t word = sizeof(T) == 4 ? 0xff800000u : is_same_v<T, __half> ? 0xfc00fc00u : 0xff80ff80u;
-    return Packed{word, word, word, word};
-  }
-
   // The element outside the vectors that a thread of the row's first block handles, or -1.
   WL_DEVICE int edge_element(int thread) const {
     if (thread < head) return thread;
@@ -110,20 +50,5 @@ struct Slice {
     end = min(begin + share, vectors);
   }
 };
-
-// The blocks that share a row are those of a cluster, which has one block where the hardware or the launch has none.
-#if __CUDA_ARCH__ >= 900
-WL_DEVICE int row_parts() { return int(cluster_size()); }
-WL_DEVICE int row_part() { return int(cluster_rank()); }
-WL_DEVICE int64_t row_index() {
-  uint32_t index;
-  asm volatile("mov.u32 %0, %%clusterid.x;" : "=r"(index));
-  return index;
-}
-#else
-WL_DEVICE int row_parts() { return 1; }
-WL_DEVICE int row_part() { return 0; }
-WL_DEVICE int64_t row_index() { return blockIdx.x; }
-#endif
 
 }  // namespace warploom::sampling

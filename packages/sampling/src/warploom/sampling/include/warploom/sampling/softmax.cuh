@@ -50,7 +50,7 @@ struct SoftmaxBlock {
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const int index = first + v * int(blockDim.x);
-      vectors[v] = Row<T>::nothing();
+      vectors[v] = nothing<T>();
       if (index < slice.end) vectors[v] = row.template load<kReread>(index);
     }
   }

@@ -1,0 +1,113 @@
+"""The parameters of `draw.cuh`, which all drawing kernels share."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from warploom.core.jit import ParamStruct, f32, i32, i64, ptr
+from warploom.sampling.parameters import FilterParameters, RowParameter
+from warploom.sampling.randomness import RandomState
+from warploom.sampling.steps import Steps
+
+__all__ = ["DrawParams", "draw_params", "filter_bits"]
+
+_BITS = {"top_k": 1, "top_p": 2, "min_p": 4}  # `Filter` in draw.cuh
+_BEFORE_TOP_P = {"top_k": 8, "min_p": 16}
+
+
+class DrawParams(ParamStruct):
+    cpp_name = "warploom::sampling::DrawParams"
+    source: ptr
+    indices: ptr
+    tokens: ptr
+    valid: ptr
+    temperature: ptr
+    top_k: ptr
+    top_p: ptr
+    min_p: ptr
+    seed: ptr
+    offset: ptr
+    source_stride: i64
+    token_stride: i64
+    indices_stride: i64
+    tokens_stride: i64
+    temperature_stride: i64
+    top_k_stride: i64
+    top_p_stride: i64
+    min_p_stride: i64
+    seed_stride: i64
+    offset_stride: i64
+    seed_value: i64
+    offset_value: i64
+    temperature_value: f32
+    top_k_value: i32
+    top_p_value: f32
+    min_p_value: f32
+    vocab: i32
+    source_rows: i32
+    indices_are_64_bit: i32
+    rows_have_seeds: i32
+    filters: i32
+
+
+def _row_stride(tensor: torch.Tensor | None) -> int:
+    """Stride of a parameter with one value a row, or one for all."""
+    return 0 if tensor is None or tensor.numel() == 1 else tensor.stride(0)
+
+
+def _parameter(name: str, parameter: RowParameter) -> dict[str, Any]:
+    tensor = parameter.tensor
+    return {name: tensor, f"{name}_stride": _row_stride(tensor), f"{name}_value": parameter.value}
+
+
+def draw_params(
+    tokens: torch.Tensor,
+    valid: torch.Tensor,
+    source: torch.Tensor,
+    indices: torch.Tensor | None,
+    parameters: FilterParameters,
+    random: RandomState,
+    **others: int,
+) -> DrawParams:
+    """The struct of one call."""
+    fields: dict[str, Any] = dict(
+        source=source,
+        indices=indices,
+        tokens=tokens,
+        valid=valid,
+        seed=random.seed,
+        offset=random.offset,
+        source_stride=source.stride(0),
+        token_stride=source.stride(1),
+        indices_stride=0 if indices is None else indices.stride(0),
+        tokens_stride=tokens.stride(0),
+        seed_stride=_row_stride(random.seed),
+        offset_stride=_row_stride(random.offset),
+        seed_value=random.seed_value,
+        offset_value=random.offset_value,
+        vocab=source.shape[1],
+        source_rows=source.shape[0],
+        indices_are_64_bit=indices is not None and indices.dtype == torch.int64,
+        rows_have_seeds=random.per_row_seed,
+        **others,
+    )
+    for name in ("temperature", "top_k", "top_p", "min_p"):
+        fields |= _parameter(name, getattr(parameters, name))
+    return DrawParams(**fields)
+
+
+@functools.cache
+def filter_bits(steps: Steps) -> int:
+    """The filters of a chain, and what stands before its top-p, as the kernels take them.
+
+    Examples
+    --------
+    >>> filter_bits(("softmax",)), filter_bits(("top_k", "softmax", "top_p")), filter_bits(("top_p", "top_k"))
+    (0, 11, 3)
+    """
+    bits = sum(bit for step, bit in _BITS.items() if step in steps)
+    before = steps[: steps.index("top_p")] if "top_p" in steps else ()
+    return bits + sum(bit for step, bit in _BEFORE_TOP_P.items() if step in before)

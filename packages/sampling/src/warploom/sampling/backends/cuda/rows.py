@@ -1,0 +1,84 @@
+"""How kernels divide rows among thread blocks."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+__all__ = ["GROUP_BYTES", "SHARE_THREADS", "RowShape", "largest_cluster", "row_shape", "stream_parts"]
+
+GROUP_BYTES = 16
+SHARE_THREADS = 256
+STREAM_THREADS = 256
+
+_TILE_BYTES = 4096  # of a row that a block takes in turn with the others, `kTileBytes` in row_share.cuh
+_SHARE_BYTES = 64 * 1024  # three blocks an SM keep theirs and what else they need
+_LARGEST_SHARE_BYTES = 192 * 1024  # one block an SM
+_PORTABLE_CLUSTER = 8
+_LARGEST_CLUSTER = {90: 16, 100: 16, 103: 16}  # data-centre parts have the SMs for it; others keep to the portable 8
+_STREAM_BLOCKS_PER_SM = 4
+
+
+def largest_cluster(arch: int) -> int:
+    """Blocks that can share a row.
+
+    Examples
+    --------
+    >>> largest_cluster(90), largest_cluster(80)
+    (16, 1)
+    """
+    return _LARGEST_CLUSTER.get(arch, _PORTABLE_CLUSTER) if arch >= 90 else 1
+
+
+class RowShape(NamedTuple):
+    """Blocks that share a row (a cluster if more than one), whether they keep it, and the shared memory each needs."""
+
+    parts: int
+    resident: bool
+    share_bytes: int
+
+
+@functools.cache
+def row_shape(vocab: int, itemsize: int, arch: int) -> RowShape:
+    """Blocks of `SHARE_THREADS` threads that keep a row in shared memory: the fewest, without taking a whole SM each.
+
+    Examples
+    --------
+    >>> row_shape(128256, 4, arch=90)
+    RowShape(parts=8, resident=True, share_bytes=65536)
+    >>> row_shape(1000, 4, arch=90)
+    RowShape(parts=1, resident=True, share_bytes=4096)
+    >>> row_shape(128256, 4, arch=80)
+    RowShape(parts=1, resident=False, share_bytes=0)
+    """
+    tiles = math.ceil(vocab * itemsize / _TILE_BYTES)
+    most = largest_cluster(arch)
+    parts = 1
+    while parts < most and math.ceil(tiles / parts) * _TILE_BYTES > _SHARE_BYTES:
+        parts *= 2
+    share_bytes = math.ceil(tiles / parts) * _TILE_BYTES
+    limit = _LARGEST_SHARE_BYTES if arch >= 90 else _SHARE_BYTES
+    return RowShape(parts, True, share_bytes) if share_bytes <= limit else RowShape(parts, False, 0)
+
+
+@functools.cache
+def stream_parts(batch: int, vocab: int, itemsize: int, arch: int, sms: int) -> int:
+    """Blocks of `STREAM_THREADS` threads that read a row once: those that end soonest, as rows of whole waves go.
+
+    Examples
+    --------
+    >>> [stream_parts(batch, 128256, 4, arch=90, sms=132) for batch in (1, 64, 512)]
+    [16, 4, 1]
+    """
+    slots = sms * _STREAM_BLOCKS_PER_SM
+    row_bytes = vocab * itemsize
+
+    def cost(parts: int) -> float:
+        """Roughly microseconds: waves of blocks, each at its share of the memory's rate, and the end of each."""
+        blocks = batch * parts
+        rate = min(32e3, 4.2e6 / min(blocks, slots))  # bytes a microsecond: one block by itself, its share of all
+        return math.ceil(blocks / slots) * (row_bytes / parts / rate + 2.5)
+
+    choices = [parts for parts in (1, 2, 4, 8, 16) if parts <= largest_cluster(arch)]
+    return min(choices, key=lambda parts: (cost(parts), parts))

@@ -1,0 +1,90 @@
+"""Launch of the drawing kernels, `draw_plain.cuh` and `draw_filtered.cuh`."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from warploom.core.backends import Backend, Support
+from warploom.core.device import sm_count
+from warploom.core.jit import KernelSpec, cpp_type
+from warploom.sampling.backends.cuda.draw import DrawParams, draw_params, filter_bits
+from warploom.sampling.backends.cuda.rows import SHARE_THREADS, STREAM_THREADS, row_shape, stream_parts
+from warploom.sampling.parameters import FilterParameters
+from warploom.sampling.problems.sample import SampleProblem
+from warploom.sampling.randomness import RandomState
+from warploom.sampling.steps import SOFTMAX
+
+__all__ = ["CudaSample", "filtered_spec", "plain_spec"]
+
+_SCRATCH_BYTES = 4096  # weights of 512 candidates, `CandidateStorage::kCapacity`, where the share of the row was
+
+
+@functools.cache
+def plain_spec(dtype: torch.dtype, from_logits: bool) -> KernelSpec:
+    """The kernel that draws from the whole distribution."""
+    return KernelSpec(
+        family="sampling",
+        header="warploom/sampling/draw_plain.cuh",
+        kernel="warploom::sampling::draw_plain_kernel",
+        config={"In": cpp_type(dtype), "kFromLogits": from_logits, "kThreads": STREAM_THREADS, "kBlocksPerSm": 4},
+        params=(DrawParams,),
+    )
+
+
+@functools.cache
+def filtered_spec(dtype: torch.dtype, from_logits: bool, top_k: bool, resident: bool) -> KernelSpec:
+    """The kernel that draws from what filters keep; with or without top-k among them."""
+    return KernelSpec(
+        family="sampling",
+        header="warploom/sampling/draw_filtered.cuh",
+        kernel="warploom::sampling::draw_filtered_kernel",
+        config={
+            "In": cpp_type(dtype),
+            "kFromLogits": from_logits,
+            "kTopK": top_k,
+            "kResident": resident,
+            "kThreads": SHARE_THREADS,
+            "kBlocksPerSm": 3,
+        },
+        params=(DrawParams,),
+    )
+
+
+class CudaSample(Backend):
+    """One read of the row."""
+
+    name = "cuda"
+    needs_gpu = True
+    min_arch = 80
+
+    def supports(self, problem: SampleProblem) -> Support:
+        return Support.of((problem.vocab <= 2**20, f"vocab {problem.vocab} is over 2**20"))
+
+    def run(
+        self,
+        problem: SampleProblem,
+        tokens: torch.Tensor,
+        valid: torch.Tensor,
+        source: torch.Tensor,
+        indices: torch.Tensor | None,
+        parameters: FilterParameters,
+        random: RandomState,
+    ) -> None:
+        """Draw `tokens` ``[batch]`` (int32) with `valid` ``[batch]`` (bool) and advance the offset."""
+        filters = filter_bits(problem.steps)
+        params = draw_params(tokens, valid, source, indices, parameters, random, filters=filters)
+        from_logits = SOFTMAX in problem.steps
+        itemsize = source.element_size()
+        if filters:
+            shape = row_shape(problem.vocab, itemsize, problem.arch)
+            spec = filtered_spec(problem.dtype, from_logits, "top_k" in problem.steps, shape.resident)
+            parts, threads, smem = shape.parts, SHARE_THREADS, max(shape.share_bytes, _SCRATCH_BYTES)
+        else:
+            spec = plain_spec(problem.dtype, from_logits)
+            parts = stream_parts(problem.batch, problem.vocab, itemsize, problem.arch, sm_count(source.device))
+            threads, smem = STREAM_THREADS, 0
+        kernel = spec.load(source.device)
+        kernel.launch(problem.batch * parts, threads, params, smem=smem, cluster=parts if parts > 1 else None)
+        random.advance()

@@ -1,0 +1,92 @@
+// What every drawing kernel takes and gives: its parameters, the row that an output draws from, the token at the end.
+#pragma once
+
+#include "warploom/sampling/parts.cuh"
+#include "warploom/sampling/row_race.cuh"
+
+namespace warploom::sampling {
+
+// A parameter of every output row: `values[row * stride]`, or `value` without a tensor.
+template <class V>
+WL_DEVICE V of_row(const V* values, int64_t stride, V value, int64_t row) {
+  return values ? values[row * stride] : value;
+}
+
+// Filters of the chain, and those whose result top_p is a share of.
+enum Filter { kHasTopK = 1, kHasTopP = 2, kHasMinP = 4, kTopKBeforeTopP = 8, kMinPBeforeTopP = 16 };
+
+struct DrawParams {
+  const void* source;   // [source_rows, vocab], logits or probabilities
+  const void* indices;  // [rows] source rows of the outputs, int32 or int64; or null
+  int* tokens;          // [rows]
+  bool* valid;          // [rows]
+  const float* temperature;  // [rows], or null: as the other parameters
+  const int* top_k;
+  const float* top_p;
+  const float* min_p;
+  const int64_t* seed;
+  const int64_t* offset;
+  int64_t source_stride;  // of rows, in elements
+  int64_t token_stride;   // of tokens of a row
+  int64_t indices_stride;
+  int64_t tokens_stride;
+  int64_t temperature_stride;
+  int64_t top_k_stride;
+  int64_t top_p_stride;
+  int64_t min_p_stride;
+  int64_t seed_stride;
+  int64_t offset_stride;
+  int64_t seed_value;
+  int64_t offset_value;
+  float temperature_value;
+  int top_k_value;
+  float top_p_value;
+  float min_p_value;
+  int vocab;
+  int source_rows;
+  int indices_are_64_bit;
+  int rows_have_seeds;   // the row's number is left out of its random numbers
+  int filters;  // bits of `Filter`
+
+  WL_DEVICE int64_t source_row(int64_t row) const {
+    if (!indices) return row;
+    return indices_are_64_bit ? static_cast<const int64_t*>(indices)[row * indices_stride]
+                              : static_cast<const int*>(indices)[row * indices_stride];
+  }
+  WL_DEVICE bool has(int64_t source_row) const { return source_row >= 0 && source_row < source_rows; }
+
+  template <class T>
+  WL_DEVICE SourceRow<T> load_row(int64_t source_row) const {
+    return {static_cast<const T*>(source) + source_row * source_stride, token_stride, vocab};
+  }
+  WL_DEVICE float scale(int64_t row) const {
+    return exponent_scale(of_row(temperature, temperature_stride, temperature_value, row));
+  }
+  // The filters of a row; those that are absent keep all.
+  WL_DEVICE int row_top_k(int64_t row) const {
+    return filters & kHasTopK ? of_row(top_k, top_k_stride, top_k_value, row) : 0;
+  }
+  WL_DEVICE float row_top_p(int64_t row) const {
+    return filters & kHasTopP ? of_row(top_p, top_p_stride, top_p_value, row) : 1.0f;
+  }
+  WL_DEVICE float row_min_p(int64_t row) const {
+    return filters & kHasMinP ? of_row(min_p, min_p_stride, min_p_value, row) : 0.0f;
+  }
+  WL_DEVICE Draws draws(int64_t row) const {
+    return {uint64_t(of_row(seed, seed_stride, seed_value, row)), uint64_t(of_row(offset, offset_stride, offset_value, row)),
+            rows_have_seeds ? 0u : uint32_t(row), 0u};
+  }
+
+  // By all threads, or by the first warp of the first block of the row.
+  WL_DEVICE void finish(int64_t row, int token) const { write(row, token, true); }
+  WL_DEVICE void reject(int64_t row) const { write(row, 0, false); }
+
+ private:
+  WL_DEVICE void write(int64_t row, int token, bool good) const {
+    if (row_part() != 0 || threadIdx.x != 0) return;
+    tokens[row * tokens_stride] = token;
+    valid[row] = good;
+  }
+};
+
+}  // namespace warploom::sampling

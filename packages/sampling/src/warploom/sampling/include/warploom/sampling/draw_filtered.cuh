@@ -1,0 +1,217 @@
+// A draw from what top-k, top-p and min-p keep of a row that stays in shared memory.
+//
+// Top-k and min-p are thresholds on the values, found first; where k is small, all further work is on the few tokens that
+// can be among the k largest. Top-p is no threshold to be found: a token is drawn from all that the others keep, and only
+// then its place in the nucleus is asked for, which takes one sum. If it lies outside, so do all tokens of its value and
+// below, and the draw is repeated among those above: for top_p = 0.9 once in ten rows. After seven rounds the nucleus is cut
+// out exactly and drawn from, so that no distribution takes longer.
+#pragma once
+
+#include "warploom/sampling/candidate_draw.cuh"
+#include "warploom/sampling/draw.cuh"
+#include "warploom/sampling/min_p.cuh"
+#include "warploom/sampling/row_share.cuh"
+#include "warploom/sampling/threshold.cuh"
+
+namespace warploom::sampling {
+
+struct FilterStorage {
+  RowReduceStorage reduce;
+  RaceStorage race;
+  union {
+    ThresholdStorage threshold;
+    CandidateStorage candidates;
+  };
+  uint64_t warps[kWarpSize];
+  uint64_t landed[kShareStages];
+  Winner winner;
+};
+
+template <class Config>
+struct FilteredDraw {
+  using T = typename Config::In;
+  using Weights = conditional_t<Config::kFromLogits, LogitWeights, ProbWeights>;
+  using Share = RowShare<T, Config::kResident>;
+
+  FilterStorage& storage;
+  RowReduce& reduce;
+  Share& share;
+  float scale;
+  int top_k;
+  float min_p;
+  Nucleus nucleus;
+  int filters;
+  float minimum;  // values below can not be drawn any more
+  float total;    // approximate mass that top_p is a share of
+  bool bad;
+
+  WL_DEVICE FilteredDraw(const DrawParams& params, int64_t index, FilterStorage& storage, RowReduce& reduce, Share& share)
+      : storage(storage),
+        reduce(reduce),
+        share(share),
+        scale(params.scale(index)),
+        top_k(params.row_top_k(index)),
+        min_p(params.row_min_p(index)),
+        nucleus{params.row_top_p(index), negative_infinity()},
+        filters(params.filters),
+        minimum(negative_infinity()),
+        total(0.0f),
+        bad(false) {}
+
+  WL_DEVICE bool selects() const { return Config::kTopK && top_k >= 1 && top_k < share.row.vocab; }
+
+  // Without thresholds the first visit of the row is the race, too.
+  WL_DEVICE RaceState open_race(RowScan<Weights>& scan, const Draws& draws) {
+    share.template visit_batches<true>([&](const Packed(&groups)[kBatch], int batch) {
+      scan.template enter<T, false>(groups, batch, draws, minimum);
+    });
+    const RaceState state = race_of_row(scan, reduce, storage.race);
+    bad = !can_draw<Weights>(state);
+    total = state.mass;
+    return state;
+  }
+
+  WL_DEVICE RaceState race(RowScan<Weights>& scan, const Draws& draws, float reference) {
+    scan = RowScan<Weights>(scale, reference);
+    share.template visit_batches<false>([&](const Packed(&groups)[kBatch], int batch) {
+      scan.template enter<T, true>(groups, batch, draws, minimum);
+    });
+    return race_of_row(scan, reduce, storage.race);
+  }
+
+  WL_DEVICE Winner winner(RaceState state, const RowScan<Weights>& scan, const Draws& draws) {
+    const Weights weights(state.reference, scale);
+    settle_contenders<T>(state, scan, share, reduce, minimum, draws);
+    // One warp, and the others wait: sixteen would fight over the units for float64.
+    if (warp_id() == 0) {
+      const Winner found = winner_of_batch(share.row, state.batch, minimum, weights, draws);
+      if (lane_id() == 0) storage.winner = found;
+    }
+    __syncthreads();
+    return storage.winner;
+  }
+
+  // A value that no token outside the k largest reaches, or a lower one.
+  WL_DEVICE float lowest_candidate(float largest_of_thread) {
+    const float lowest = Weights::kFromLogits ? -kLargestFinite : 0x1p-149f;  // that can be drawn
+    return top_k <= Config::kThreads * share.parts ? fmaxf(reached_by(top_k, largest_of_thread, reduce), lowest) : lowest;
+  }
+
+  WL_DEVICE float top_k_threshold(float lowest) {
+    const uint64_t target = top_k;
+    return find_threshold<Weights, Config::kThreads>(
+               share, CountAmount(), lowest, [=](uint64_t count) { return count >= target; }, storage.threshold)
+        .value();
+  }
+
+  // Leaves only the nucleus.
+  WL_DEVICE void cut(const Weights& weights) {
+    const Weights exact = Nucleus::exact_weights(weights, share, reduce);
+    const UnitSums sums = row_units(share, reduce, exact, nucleus.base, negative_infinity());
+    const Nucleus n = nucleus;
+    const Threshold threshold = find_threshold<Weights, Config::kThreads>(
+        share, UnitAmount<Weights>{exact}, n.base, [=](uint64_t units) { return n.reached(units, sums.total); },
+        storage.threshold);
+    minimum = fmaxf(minimum, threshold.value());
+  }
+
+  WL_DEVICE void set_minimum(float maximum, float of_top_k, float of_min_p) {
+    const float none = negative_infinity();
+    minimum = nucleus.p <= 0 ? maximum : fmaxf(of_top_k, of_min_p);
+    nucleus.base = fmaxf(filters & kTopKBeforeTopP ? of_top_k : none, filters & kMinPBeforeTopP ? of_min_p : none);
+  }
+
+  WL_DEVICE float mass_of_base(float maximum) {
+    const float base = nucleus.base;
+    return row_mass(share, reduce, Weights(maximum, scale), [=](float value) { return value >= base; });
+  }
+
+  // By the first block alone.
+  WL_DEVICE int draw_candidates(int count, float maximum, float of_min_p, const Draws& draws, double* scratch) {
+    const Weights weights(maximum, scale);
+    CandidateDraw<Weights, Config::kThreads> few(storage.candidates, count, scratch, storage.reduce, storage.warps, weights);
+    const float of_top_k = count >= top_k ? few.value(top_k - 1) : negative_infinity();
+    set_minimum(maximum, of_top_k, of_min_p);
+    float inside = negative_infinity();
+    if (nucleus.cuts()) {
+      const bool of_candidates = filters & kTopKBeforeTopP || count < top_k;
+      if (of_candidates) {
+        inside = few.reaching(double(nucleus.p) * double(few.units(nucleus.base, weights)), weights);
+      } else {
+        inside = nucleus_of_row(few, weights);
+      }
+    }
+    return few.draw(minimum, inside, draws);
+  }
+
+  // The share is one of the whole row: by its approximate mass, if that leaves no doubt.
+  template <class Few>
+  WL_DEVICE float nucleus_of_row(Few& few, const Weights& weights) {
+    const double target = double(nucleus.p) * double(total) * weights.unit_scale();
+    const double error = 2 * mass_error(share.tokens_of_thread());
+    const float low = few.reaching(target * (1 + error), weights);
+    if (low == few.reaching(target * (1 - error), weights)) return low;
+    RowShare<T, false> whole(share.row, 0, 1, nullptr, nullptr);
+    const UnitSums sums = row_units(whole, few.reduce, weights, nucleus.base, negative_infinity());
+    return few.reaching(double(nucleus.p) * double(sums.total), weights);
+  }
+
+  // The rounds of a draw over the row.
+  WL_DEVICE int draw_rounds(RaceState state, RowScan<Weights>& scan, Draws draws) {
+    const Weights weights(state.reference, scale);
+    for (int round = 0;; ++round) {
+      const Winner found = winner(state, scan, draws);
+      if (!nucleus.cuts() || round == kTopPRounds) return found.token;
+      if (nucleus.keeps(found.value, total, weights, share, reduce)) return found.token;
+      minimum = next_above(found.value);
+      if (round == kTopPRounds - 1) cut(weights);
+      draws.next_round();
+      state = race(scan, draws, weights.reference());
+    }
+  }
+
+  WL_DEVICE int draw(const Draws& draws, double* scratch) {
+    RowScan<Weights> scan(scale);
+    if (!selects() && !(min_p > 0) && !(nucleus.p <= 0)) {
+      const RaceState state = open_race(scan, draws);
+      return bad ? 0 : draw_rounds(state, scan, draws);
+    }
+    const RowMaximum largest = largest_value<true, Weights>(share);
+    const float maximum = reduce(largest).value;
+    bad = !Weights::valid(maximum, scale);
+    if (bad) return 0;
+    float of_top_k = negative_infinity(), of_min_p = negative_infinity();
+    if (min_p > 0) of_min_p = min_p_threshold(Weights(maximum, scale), maximum, min_p);
+    if constexpr (Config::kTopK) if (selects()) {
+      const float lowest = lowest_candidate(largest.value);
+      set_minimum(maximum, of_top_k, of_min_p);
+      if (nucleus.cuts() && !(filters & kTopKBeforeTopP)) total = mass_of_base(maximum);
+      const int count = collect_candidates<Weights>(share, lowest, largest.value, storage.candidates);
+      if (count != kTooMany) return share.part == 0 ? draw_candidates(count, maximum, of_min_p, draws, scratch) : 0;
+      of_top_k = top_k_threshold(lowest);
+    }
+    set_minimum(maximum, of_top_k, of_min_p);
+    if (nucleus.cuts()) total = mass_of_base(maximum);
+    return draw_rounds(race(scan, draws, maximum), scan, draws);
+  }
+};
+
+// Grid: rows x blocks of a row, those of one row next to each other (and one cluster if more than one).
+template <class Config>
+__global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
+    draw_filtered_kernel(const __grid_constant__ DrawParams params) {
+  using Draw = FilteredDraw<Config>;
+  extern __shared__ __align__(128) Packed held[];
+  __shared__ FilterStorage storage;
+  const int64_t index = row_index();
+  const int64_t source_row = params.source_row(index);
+  if (!params.has(source_row)) return params.reject(index);
+  RowReduce reduce(storage.reduce, row_part(), row_parts());
+  typename Draw::Share share(params.load_row<typename Draw::T>(source_row), row_part(), row_parts(), held, storage.landed);
+  __syncthreads();
+  Draw draw(params, index, storage, reduce, share);
+  const int token = draw.draw(params.draws(index), reinterpret_cast<double*>(held));
+  draw.bad ? params.reject(index) : params.finish(index, token);
+}
+
+}  // namespace warploom::sampling

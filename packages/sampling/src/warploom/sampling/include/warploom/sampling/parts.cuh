@@ -1,0 +1,23 @@
+// Blocks that share a row.
+#pragma once
+
+#include "warploom/cluster.cuh"
+
+namespace warploom::sampling {
+
+// The blocks that share a row are those of a cluster, which has one block where the hardware or the launch has none.
+#if __CUDA_ARCH__ >= 900
+WL_DEVICE int row_parts() { return int(cluster_size()); }
+WL_DEVICE int row_part() { return int(cluster_rank()); }
+WL_DEVICE int64_t row_index() {
+  uint32_t index;
+  asm volatile("mov.u32 %0, %%clusterid.x;" : "=r"(index));
+  return index;
+}
+#else
+WL_DEVICE int row_parts() { return 1; }
+WL_DEVICE int row_part() { return 0; }
+WL_DEVICE int64_t row_index() { return blockIdx.x; }
+#endif
+
+}  // namespace warploom::sampling

@@ -1,0 +1,115 @@
+// The draw: an exponential race in two heats. First the quads, four consecutive tokens each: quad q arrives at E1[q] / weight
+// of its tokens. Then the tokens of the quad that wins. `warploom.sampling.steps` has the definition.
+//
+// All quads race by approximate keys log2(weight / E1) in float32, of which a thread keeps the best; quads whose keys are
+// within their error of the best are then looked at exactly, in float64.
+#pragma once
+
+#include "warploom/philox.cuh"
+#include "warploom/sampling/source_row.cuh"
+#include "warploom/sampling/weights.cuh"
+
+namespace warploom::sampling {
+
+// Twice the error of a key: 2e-3 of the logarithm of an exponential number of 2**-13 (smaller ones go by the series), and the
+// error of a weight of up to 2**40 or down to 2**-40.
+constexpr float kKeyError = 0x1p-7f;
+
+constexpr int kQuad = 4;
+constexpr int kBatch = 4;                            // groups that a thread takes at once: one random word each
+constexpr uint32_t kSecondHeat = 1u << 30;           // counter blocks of the second heat start here
+constexpr uint32_t kRoundBlocks = 1u << 22;          // and those of a round after those of the one before
+template <class T>
+constexpr int kQuadsOfGroup = kVecWidth<T> / kQuad;
+template <class T>
+constexpr int kBatchStep = 32 / kQuadsOfGroup<T>;    // between the groups of a batch, whose quads share blocks of words
+
+// The random numbers of an output row, in one round.
+struct Draws {
+  uint64_t seed;
+  uint64_t offset;
+  uint32_t row;
+  uint32_t first_block;
+
+  WL_DEVICE void next_round() { first_block += kRoundBlocks; }
+
+  WL_DEVICE uint32_t word(uint32_t block, int place) const {
+    const uint4 four = philox_words(seed, offset, row, first_block + block);
+    return place < 2 ? (place ? four.y : four.x) : (place == 2 ? four.z : four.w);
+  }
+  WL_DEVICE uint32_t quad_word(int quad) const { return word(uint32_t(quad / 128 * 32 + quad % 32), quad / 32 % 4); }
+  WL_DEVICE uint32_t token_word(int token) const { return word(kSecondHeat + uint32_t(token / kQuad), token % kQuad); }
+};
+
+// First group of the batch that a thread takes as number `unit` of a row, or of a part of it.
+template <class T>
+WL_DEVICE int batch_of(int unit) {
+  constexpr int kStep = kBatchStep<T>;
+  return unit / kStep * (kBatch * kStep) + unit % kStep;
+}
+
+// -log2 of the exponential numbers of a batch's quads, plus a constant; quad j of group i is number i * kQuadsOfGroup + j.
+// E = -log1p(-u), u = (word + 0.5) * 2**-32.
+template <class T>
+WL_DEVICE void log2_rates(int batch, const Draws& draws, float (&result)[kBatch * kQuadsOfGroup<T>]) {
+  constexpr int kQuads = kQuadsOfGroup<T>;
+  constexpr int kTile = kBatch * kBatchStep<T>;
+  uint32_t blocks[kQuads];
+  uint4 words[kQuads];
+#pragma unroll
+  for (int j = 0; j < kQuads; ++j) blocks[j] = draws.first_block + uint32_t(batch / kTile * 32 + batch % kTile * kQuads + j);
+  philox_words(draws.seed, draws.offset, draws.row, blocks, words);
+
+  constexpr uint32_t kSmall = ~(1u << 19);
+  uint32_t inverse[kBatch * kQuads];  // ~word; the last round of Philox takes half of these in
+  uint32_t largest = 0;
+#pragma unroll
+  for (int n = 0; n < kBatch * kQuads; ++n) {
+    const uint4& four = words[n % kQuads];
+    const int i = n / kQuads;
+    inverse[n] = ~(i == 0 ? four.x : i == 1 ? four.y : i == 2 ? four.z : four.w);
+    largest = max(largest, inverse[n]);
+    result[n] = -log2_approx(fmaf(float(inverse[n]), 0x1p-32f, 0x1p-33f));
+  }
+  // Where u is small the logarithm of 1 - u cancels, and its series takes over: one warp in fifty.
+  if (largest > kSmall) {
+#pragma unroll
+    for (int n = 0; n < kBatch * kQuads; ++n) {
+      const float u = fmaf(float(~inverse[n]), 0x1p-32f, 0x1p-33f);
+      if (inverse[n] > kSmall) result[n] = u * fmaf(u, kLog2e / 2, kLog2e);
+    }
+  }
+#pragma unroll
+  for (float& x : result) x = -log2_approx(x);
+}
+
+// In float64: what decides.
+__device__ __noinline__ double exponential_exact(uint32_t word) { return -log1p(-(double(word) + 0.5) * 0x1p-32); }
+
+// A quad or a token, and when it arrives.
+struct Arrival {
+  double time;
+  int index;
+  int place;  // where the caller has it
+
+  WL_DEVICE static Arrival none() { return {__longlong_as_double(0x7ff0000000000000), 0x7fffffff, 0}; }
+  WL_DEVICE void merge(const Arrival& other) {
+    if (other.time < time || (other.time == time && other.index < index)) *this = other;
+  }
+};
+
+// The batches of one thread that may hold the winner of the first heat.
+struct Contest {
+  float best;    // key; NaN or infinite if a weight is
+  float second;  // of other batches
+  int batch;     // first group of the best one
+
+  WL_DEVICE static Contest none() { return {negative_infinity(), negative_infinity(), 0}; }
+  WL_DEVICE void enter(float key, int of_batch) {
+    second = fmaxf(second, fminf(best, key));
+    batch = key > best ? of_batch : batch;
+    best = max_or_nan(best, key);
+  }
+};
+
+}  // namespace warploom::sampling

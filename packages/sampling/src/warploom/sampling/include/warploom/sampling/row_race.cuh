@@ -1,0 +1,167 @@
+// The race of a row, from what its threads know to the token that is drawn.
+#pragma once
+
+#include "warploom/sampling/ordered.cuh"
+#include "warploom/sampling/row_reduce.cuh"
+#include "warploom/sampling/row_scan.cuh"
+
+namespace warploom::sampling {
+
+// The largest number of a warp; NaN if there is one.
+WL_DEVICE float warp_max(float x) {
+  return from_ordered(__reduce_max_sync(kFullMask, x == x ? ordered(x) : 0xffffffffu));
+}
+
+// Mass and best key of a block's part of a row, or of the row, and the threads whose best is within the error of it.
+struct RaceState {
+  float reference;
+  float mass;
+  float best;
+  int contenders;
+  int batch;  // of one contender
+
+  WL_DEVICE static RaceState none() { return {-kLargestFinite, 0.0f, negative_infinity(), 0, 0}; }
+};
+
+struct RaceStorage {
+  struct Warp {
+    float reference, mass, best;
+  };
+  Warp warps[kWarpSize];
+  int contenders;
+  int batch;
+};
+
+// What lanes hold, relative to one reference: this is moved there, `mass` added up, `best` the largest.
+template <class Weights>
+WL_DEVICE void join_lanes(float& reference, float& mass, float& best, float scale) {
+  const float common = warp_max(reference);
+  if constexpr (Weights::kFromLogits) {
+    const float shift = (reference - common) * scale;
+    mass *= exp2_approx(shift);
+    best += shift;
+  }
+  reference = common;
+  mass = warp_reduce(mass, Sum());
+}
+
+template <class Weights>
+WL_DEVICE RaceState race_of_block(const RowScan<Weights>& scan, RaceStorage& storage) {
+  RaceStorage::Warp mine{scan.reference, scan.mass, scan.contest.best};
+  join_lanes<Weights>(mine.reference, mine.mass, mine.best, scan.scale);
+  mine.best = warp_max(mine.best);
+  if (lane_id() == 0) storage.warps[warp_id()] = mine;
+  if (threadIdx.x == 0) storage.contenders = 0;
+  __syncthreads();
+  const bool has_warp = lane_id() < int(blockDim.x) / kWarpSize;
+  RaceState state = RaceState::none();
+  if (has_warp) {
+    const RaceStorage::Warp& warp = storage.warps[lane_id()];
+    state.reference = warp.reference, state.mass = warp.mass, state.best = warp.best;
+  }
+  join_lanes<Weights>(state.reference, state.mass, state.best, scan.scale);
+  state.best = warp_max(state.best);
+
+  const float shift = Weights::kFromLogits ? (scan.reference - state.reference) * scan.scale : 0.0f;
+  const float worst = state.best - kKeyError;
+  if (scan.contest.best + shift >= worst) {
+    atomicAdd(&storage.contenders, scan.contest.second + shift >= worst ? 2 : 1);
+    storage.batch = scan.contest.batch;
+  }
+  __syncthreads();
+  state.contenders = storage.contenders;
+  state.batch = storage.batch;
+  return state;
+}
+
+// Every thread of every block of the row gets the same.
+template <class Weights>
+WL_DEVICE RaceState race_of_row(const RowScan<Weights>& scan, RowReduce& reduce, RaceStorage& storage) {
+  RaceState state = reduce.exchange(race_of_block(scan, storage));
+  join_lanes<Weights>(state.reference, state.mass, state.best, scan.scale);
+  const float best = warp_max(state.best);
+  if (!(state.best >= best - kKeyError)) state.contenders = 0;
+  const int leader = __ffs(__ballot_sync(kFullMask, state.contenders > 0)) - 1;
+  state.best = best;
+  state.contenders = __reduce_add_sync(kFullMask, state.contenders);
+  state.batch = __shfl_sync(kFullMask, state.batch, max(leader, 0));
+  return state;
+}
+
+// Something can be drawn: no NaN, no infinite weight, one weight at least.
+template <class Weights>
+WL_DEVICE bool can_draw(const RaceState& state) {
+  return fabsf(state.best) <= kLargestFinite && (Weights::kFromLogits || Weights::valid(state.reference, 0.0f));
+}
+
+struct Winner {
+  int token;
+  float value;
+};
+
+// The winner of both heats if it is in this batch, exactly. By one warp, for all its lanes.
+template <class T, class Weights>
+WL_DEVICE Winner winner_of_batch(const SourceRow<T>& row, int batch, float minimum, const Weights& weights,
+                                 const Draws& draws) {
+  constexpr int kWidth = kVecWidth<T>;
+  const int lane = lane_id();
+  const int token = (batch + lane / kWidth * kBatchStep<T>) * kWidth + lane % kWidth;
+  const bool inside = lane < kBatch * kWidth && token < row.vocab;
+  const float value = inside ? Weights::value(to_float(row.load_token(token))) : negative_infinity();
+  const double weight = inside && value >= minimum ? weights.exact(value) : 0.0;
+  double quad = weight + __shfl_xor_sync(kFullMask, weight, 1);
+  quad += __shfl_xor_sync(kFullMask, quad, 2);
+  Arrival first = Arrival::none(), second = Arrival::none();
+  if (quad > 0) first = {exponential_exact(draws.quad_word(token / kQuad)) / quad, token / kQuad, 0};
+  if (weight > 0) second = {exponential_exact(draws.token_word(token)) / weight, token, 0};
+  first = warp_merge(first);
+  if (token / kQuad != first.index) second = Arrival::none();
+  second = warp_merge(second);
+  const int winner = __ffs(__ballot_sync(kFullMask, token == second.index && inside)) - 1;
+  return {second.index, __shfl_sync(kFullMask, value, max(winner, 0))};
+}
+
+// When the first of a batch's quads arrives, exactly. By one thread: where batches are too close for approximate keys.
+template <class T, class Weights>
+WL_DEVICE void enter_exactly(Arrival& first, const SourceRow<T>& row, int batch, float minimum, const Weights& weights,
+                             const Draws& draws) {
+#pragma unroll 1
+  for (int i = 0; i < kBatch * kQuadsOfGroup<T>; ++i) {
+    const int group = batch + i / kQuadsOfGroup<T> * kBatchStep<T>;
+    const int quad = group * kQuadsOfGroup<T> + i % kQuadsOfGroup<T>;
+    double halves[2] = {0.0, 0.0};
+#pragma unroll 1
+    for (int t = 0; t < kQuad; ++t) {
+      const int token = quad * kQuad + t;
+      if (token >= row.vocab) break;
+      const float value = Weights::value(to_float(row.load_token(token)));
+      if (value >= minimum) halves[t / 2] += weights.exact(value);
+    }
+    const double weight = halves[0] + halves[1];
+    if (weight > 0) first.merge({exponential_exact(draws.quad_word(quad)) / weight, quad, 0});
+  }
+}
+
+// Leaves `state` with the batch that holds the winner, where approximate keys did not tell. For all threads of the row's
+// blocks; `scan` is the thread's own.
+template <class T, class Share, class Weights>
+WL_DEVICE void settle_contenders(RaceState& state, const RowScan<Weights>& scan, Share& share, RowReduce& reduce,
+                                 float minimum, const Draws& draws) {
+  if (state.contenders == 1) return;
+  const Weights weights(state.reference, scan.scale);
+  const float shift = Weights::kFromLogits ? (scan.reference - state.reference) * scan.scale : 0.0f;
+  const float worst = state.best - 2 * kKeyError - shift;
+  Arrival first = Arrival::none();
+  if (scan.contest.second >= worst) {
+    share.template visit_batches<false>([&](const Packed(&)[kBatch], int batch) {
+      enter_exactly(first, share.row, batch, minimum, weights, draws);
+    });
+  } else if (scan.contest.best >= worst) {
+    enter_exactly(first, share.row, scan.contest.batch, minimum, weights, draws);
+  }
+  constexpr int kTile = kBatch * kBatchStep<T>;
+  const int group = reduce(first).index / kQuadsOfGroup<T>;
+  state.batch = group / kTile * kTile + group % kBatchStep<T>;
+}
+
+}  // namespace warploom::sampling

@@ -1,0 +1,128 @@
+// The part of a row that one block handles, kept in its shared memory from the first visit on.
+//
+// The blocks of a row take its 4 KB tiles in turn, so that each sees the whole vocabulary: neighbouring tokens are often
+// alike (masked ranges, padding). Aligned rows are copied by the copy engine, in stages that the first visit waits for one
+// by one; other rows by the threads that visit them. Every visit gives a thread the same groups, so shared memory needs no
+// barrier between visits. Without kResident a row is too long to keep, and each visit reads it again, from L2.
+#pragma once
+
+#include "warploom/sampling/parts.cuh"
+#include "warploom/sampling/race.cuh"
+#include "warploom/tma.cuh"
+
+namespace warploom::sampling {
+
+constexpr int kTileGroups = 256;
+constexpr int kTileBytes = kTileGroups * 16;
+constexpr int kShareStages = 4;
+
+template <class T, bool kResident>
+struct RowShare {
+  using Element = T;
+  static constexpr int kTileUnits = kTileGroups / kBatch;
+
+  SourceRow<T> row;
+  int part;
+  int parts;
+  int count;        // groups of this block
+  int stage_tiles;  // that arrive together
+  Packed* held;     // [count] in shared memory, unless the row is too long
+  uint64_t* landed; // [kShareStages] mbarriers
+  bool copied;      // by the copy engine
+
+  // `landed` is published by the barrier that the caller puts before the first visit.
+  WL_DEVICE RowShare(const SourceRow<T>& row, int part, int parts, Packed* held, uint64_t* landed)
+      : row(row), part(part), parts(parts), held(held), landed(landed), copied(false) {
+    const int tiles = ceil_div(row.groups, kTileGroups);
+    const int mine = ceil_div(max(tiles - part, 0), parts);
+    const bool has_last = mine > 0 && (tiles - 1) % parts == part;
+    count = mine * kTileGroups - (has_last ? tiles * kTileGroups - row.groups : 0);
+    stage_tiles = ceil_div(mine, kShareStages);
+#if __CUDA_ARCH__ >= 900
+    copied = kResident && row.aligned;
+    if (copied) start_copy();
+#endif
+  }
+
+  // At most.
+  WL_DEVICE int tokens_of_thread() const {
+    return ceil_div(count, kBatch * int(blockDim.x)) * kBatch * kVecWidth<T>;
+  }
+
+  // Group of the row that is number `local` of this block.
+  WL_DEVICE int group_of(int local) const {
+    return (local / kTileGroups * parts + part) * kTileGroups + local % kTileGroups;
+  }
+
+  // Calls visitor(groups, batch) for this thread's batches; groups beyond the row are `nothing`. The first visit of all must
+  // say so.
+  template <bool kFirst, class Visitor>
+  WL_DEVICE void visit_batches(Visitor&& visitor) {
+#pragma unroll 1
+    for (int unit = threadIdx.x;; unit += int(blockDim.x)) {
+      const int tile = unit / kTileUnits;
+      const int local = tile * kTileGroups + batch_of<T>(unit % kTileUnits);
+      if (tile * kTileGroups >= count) break;
+#if __CUDA_ARCH__ >= 900
+      if (kResident && kFirst && copied) mbarrier_wait(&landed[tile / stage_tiles], 0);
+#endif
+      Packed groups[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int at = local + i * kBatchStep<T>;
+        groups[i] = at < count ? fetch<kFirst>(at) : nothing<T>();
+      }
+      visitor(groups, group_of(local));
+    }
+  }
+
+  // Calls visitor(packed, group) for every group of this thread, in less code.
+  template <bool kFirst, class Visitor>
+  WL_DEVICE void visit(Visitor&& visitor) {
+#pragma unroll 1
+    for (int unit = threadIdx.x;; unit += int(blockDim.x)) {
+      const int tile = unit / kTileUnits;
+      if (tile * kTileGroups >= count) break;
+#if __CUDA_ARCH__ >= 900
+      if (kResident && kFirst && copied) mbarrier_wait(&landed[tile / stage_tiles], 0);
+#endif
+      int local = tile * kTileGroups + batch_of<T>(unit % kTileUnits);
+#pragma unroll 1
+      for (int i = 0; i < kBatch; ++i, local += kBatchStep<T>) {
+        if (local < count) visitor(fetch<kFirst>(local), group_of(local));
+      }
+    }
+  }
+
+ private:
+  template <bool kFirst>
+  WL_DEVICE Packed fetch(int local) {
+    if constexpr (!kResident) return row.load(group_of(local));
+    if (kFirst && !copied) held[local] = row.load(group_of(local));
+    return held[local];
+  }
+
+#if __CUDA_ARCH__ >= 900
+  WL_DEVICE void start_copy() {
+    // The copy engine takes whole groups; the rest of the row, a few tokens, is up to a thread.
+    const int partial = row.groups - row.whole_groups();
+    const bool has_partial = partial && count > 0 && group_of(count - 1) == row.groups - 1;
+    if (has_partial && threadIdx.x == blockDim.x - 1) held[count - 1] = row.load(row.groups - 1);
+    if (threadIdx.x != 0) return;
+    const int whole = count - (has_partial ? 1 : 0);
+    for (int stage = 0; stage < kShareStages; ++stage) mbarrier_init(&landed[stage], 1);
+    fence_barrier_init();
+    const int stage_groups = stage_tiles * kTileGroups;
+    for (int stage = 0; stage < kShareStages; ++stage) {
+      const int begin = min(stage * stage_groups, whole), end = min(begin + stage_groups, whole);
+      mbarrier_expect_bytes(&landed[stage], (end - begin) * 16);
+      for (int local = begin; local < end; local += kTileGroups) {
+        const T* from = row.start + int64_t(group_of(local)) * SourceRow<T>::kWidth;
+        bulk_load(held + local, from, min(kTileGroups, end - local) * 16, &landed[stage]);
+      }
+    }
+  }
+#endif
+};
+
+}  // namespace warploom::sampling

@@ -1,0 +1,92 @@
+// What a token weighs: approximately in float32, exactly in float64, and in the integer units that decide about masses.
+//
+// Units are multiples of 2**-42 of the row's largest weight (of the next power of two for probabilities), rounded down; sums
+// of them are exact in 64 bits, so they depend on no order and a row's outcome on no launch. `warploom.sampling.steps` has
+// the definition, its torch reference computes the same.
+#pragma once
+
+#include "warploom/sampling/softmax_stats.cuh"
+
+namespace warploom::sampling {
+
+constexpr int kUnitBits = 42;
+
+// Base-2 logarithm on the special-function unit.
+WL_DEVICE float log2_approx(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// Of subnormal numbers too.
+WL_DEVICE float log2_approx_full(float x) {
+  float y;
+  asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// NaN if either is.
+WL_DEVICE float max_or_nan(float a, float b) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+
+// Not inline: long, at many places, and where it runs only a few tokens are looked at.
+__device__ __noinline__ double exact_exp2(double x) { return exp2(x); }
+
+// Logits weigh 2**((value - maximum) * scale).
+struct LogitWeights {
+  static constexpr bool kFromLogits = true;
+  float maximum;  // of the row; 0 if it is -inf. The race takes any logit of about that size.
+  float scale;    // log2(e) / temperature
+
+  WL_DEVICE LogitWeights(float row_maximum, float scale)
+      : maximum(row_maximum == negative_infinity() ? 0.0f : row_maximum), scale(scale) {}
+
+  WL_DEVICE float reference() const { return maximum; }
+  WL_DEVICE LogitWeights with_maximum(float row_maximum) const { return {row_maximum, scale}; }
+
+  WL_DEVICE static float value(float source) { return source; }
+  // Whether a row with this maximum (NaN if it has a NaN) and scale has a distribution.
+  WL_DEVICE static bool valid(float row_maximum, float scale) {
+    return fabsf(row_maximum) <= kLargestFinite && scale == scale;
+  }
+
+  WL_DEVICE float log2_weight(float value) const { return (value - maximum) * scale; }
+  WL_DEVICE float approximate(float value) const { return exp2_approx(log2_weight(value)); }
+  WL_DEVICE double exact(float value) const { return exact_exp2((double(value) - double(maximum)) * double(scale)); }
+  WL_DEVICE double unit_scale() const { return double(1ull << kUnitBits); }  // from an approximate mass
+  WL_DEVICE uint64_t units(float value) const { return uint64_t(exact(value) * unit_scale()); }
+};
+
+// Probabilities weigh what they are.
+struct ProbWeights {
+  static constexpr bool kFromLogits = false;
+  int exponent;  // maximum < 2**exponent, at most twice as much
+
+  WL_DEVICE ProbWeights(float row_maximum, float) { frexpf(row_maximum, &exponent); }
+  WL_DEVICE float reference() const { return 0.0f; }
+  WL_DEVICE ProbWeights with_maximum(float row_maximum) const { return {row_maximum, 0.0f}; }
+
+  WL_DEVICE static float value(float source) { return source < 0 ? 0.0f : source; }  // NaN stays
+  // Larger numbers count as infinite: sums of four must not overflow.
+  WL_DEVICE static bool valid(float row_maximum, float) { return row_maximum > 0 && row_maximum <= 0x1p120f; }
+
+  // A sum may overflow: no decision is made by it then.
+  WL_DEVICE float approximate(float value) const { return value; }
+  WL_DEVICE double exact(float value) const { return double(value); }
+  WL_DEVICE double unit_scale() const { return ldexp(1.0, kUnitBits - exponent); }
+  WL_DEVICE uint64_t units(float value) const {
+    const uint32_t bits = __float_as_uint(value);
+    const int field = int(bits >> 23);
+    const uint64_t mantissa = (bits & 0x7fffffu) | (field ? 0x800000u : 0u);
+    const int shift = exponent + 126 - max(field, 1);  // 0 for the octave of the maximum
+    return (mantissa << (kUnitBits - 24)) >> min(shift, 63);
+  }
+};
+
+// Sums of `approximate` are within this share of the true sum, given how many terms a thread adds: 2 ulp an exponential, 2 ulp
+// times |log2| of its argument (which is log2(vocab) or less on the average over the mass), and the sum's own rounding.
+WL_DEVICE float mass_error(int terms) { return 1e-5f + float(terms) * 0x1p-24f; }
+
+}  // namespace warploom::sampling
