@@ -18,7 +18,7 @@ from warploom.sampling.steps import SOFTMAX
 
 __all__ = ["CudaSample", "filtered_spec", "plain_spec"]
 
-_SCRATCH_BYTES = 4096  # weights of 512 candidates, `CandidateStorage::kCapacity`, where the share of the row was
+_SCRATCH_BYTES = 12288  # `CandidateScratch`, where the share of the row was
 
 
 @functools.cache

@@ -1,4 +1,6 @@
 // A draw from a row's candidates, exact throughout, by one block: what `draw_filtered.cuh` does over the row, for a few tokens.
+//
+// No sorting: every candidate is compared with every other, which takes the block less time than the steps of a sort.
 #pragma once
 
 #include "warploom/sampling/candidates.cuh"
@@ -9,87 +11,105 @@ namespace warploom::sampling {
 constexpr int kTopPRounds = 7;
 
 // In the memory that the row's share was in.
-struct CandidateWeights {
+struct CandidateScratch {
+  uint64_t keys[CandidateStorage::kCapacity];
+  uint64_t units[CandidateStorage::kCapacity];
   double weights[CandidateStorage::kCapacity];
+};
+
+struct UnitTotal {
+  uint64_t units;
+
+  WL_DEVICE static UnitTotal none() { return {0}; }
+  WL_DEVICE void merge(const UnitTotal& other) { units += other.units; }
 };
 
 template <class Weights, int kThreads>
 struct CandidateDraw {
   static constexpr int kOwn = CandidateStorage::kCapacity / kThreads;
 
-  const uint64_t* keys;  // in descending order
+  const CandidateScratch& all;
   int count;
-  double* weights;
-  uint64_t* warps;  // [warps], and a key behind them
   RowReduce reduce;
+  uint64_t above[kOwn];  // units of the candidates of larger values
+  int larger[kOwn];      // and how many there are
+  int partners[kOwn];    // others of the same quad: three of 10 bits, 1 more than their places
 
-  WL_DEVICE CandidateDraw(CandidateStorage& storage, int count, double* weights, RowReduceStorage& reduce_storage,
-                          uint64_t* warps, const Weights& of)
-      : keys(storage.keys), count(count), weights(weights), warps(warps), reduce(reduce_storage, 0, 1) {
-    for (int i = threadIdx.x; i < count; i += kThreads) weights[i] = of.exact(value(i));
+  WL_DEVICE CandidateDraw(CandidateScratch& scratch, int count, RowReduceStorage& reduce_storage, const Weights& weights)
+      : all(scratch), count(count), reduce(reduce_storage, 0, 1) {
+    for (int i = threadIdx.x; i < count; i += kThreads) {
+      scratch.units[i] = weights.units(value(i));
+      scratch.weights[i] = weights.exact(value(i));
+    }
     __syncthreads();
+#pragma unroll
+    for (int n = 0; n < kOwn; ++n) compare(n);
   }
 
-  WL_DEVICE float value(int i) const { return candidate_value(keys[i]); }
+  WL_DEVICE int own(int n) const { return int(threadIdx.x) + n * kThreads; }
+  WL_DEVICE float value(int i) const { return candidate_value(all.keys[i]); }
+
+  WL_DEVICE void compare(int n) {
+    above[n] = 0, larger[n] = 0, partners[n] = 0;
+    const int i = own(n);
+    if (i >= count) return;
+    const uint32_t key = uint32_t(all.keys[i] >> 32);
+    const int quad = candidate_token(all.keys[i]) / kQuad;
+    for (int j = 0; j < count; ++j) {
+      const uint64_t other = all.keys[j];
+      const bool is_larger = uint32_t(other >> 32) > key;
+      larger[n] += is_larger;
+      above[n] += is_larger ? all.units[j] : 0;
+      if (candidate_token(other) / kQuad == quad && j != i) partners[n] = partners[n] << 10 | (j + 1);
+    }
+  }
+
+  // The k-th largest value, if there are as many.
+  WL_DEVICE float largest_but(int k) {
+    RowMinimum least = RowMinimum::none();
+#pragma unroll
+    for (int n = 0; n < kOwn; ++n) {
+      if (own(n) < count && larger[n] < k) least.value = fminf(least.value, value(own(n)));
+    }
+    return count >= k ? reduce(least).value : negative_infinity();
+  }
 
   // Units of all of at least `minimum`.
-  WL_DEVICE uint64_t units(float minimum, const Weights& of) {
-    UnitSums sums = UnitSums::none();
-    for (int i = threadIdx.x; i < count; i += kThreads) sums.total += value(i) >= minimum ? of.units(value(i)) : 0;
-    return reduce(sums).total;
+  WL_DEVICE uint64_t units(float minimum) {
+    UnitTotal sum = UnitTotal::none();
+#pragma unroll
+    for (int n = 0; n < kOwn; ++n) sum.units += own(n) < count && value(own(n)) >= minimum ? all.units[own(n)] : 0;
+    return reduce(sum).units;
   }
 
-  // The largest value that with those above it reaches `target` units; -inf if all do not.
-  WL_DEVICE float reaching(double target, const Weights& of) {
-    uint64_t own[kOwn], sum = 0;
+  // The smallest value with less than `target` units above it.
+  WL_DEVICE float reaching(double target) {
+    RowMinimum least = RowMinimum::none();
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      const int at = int(threadIdx.x) * kOwn + i;
-      own[i] = at < count ? of.units(value(at)) : 0;
-      sum += own[i];
+    for (int n = 0; n < kOwn; ++n) {
+      if (own(n) < count && double(above[n]) < target) least.value = fminf(least.value, value(own(n)));
     }
-    uint64_t* key = warps + kThreads / kWarpSize;
-    __syncthreads();
-    if (threadIdx.x == 0) *key = 0;
-    uint64_t before = sum_before<kThreads>(sum, warps);  // has a barrier
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      const int at = int(threadIdx.x) * kOwn + i;
-      if (at < count && double(before) < target && double(before + own[i]) >= target) *key = keys[at];
-      before += own[i];
-    }
-    __syncthreads();
-    return *key ? candidate_value(*key) : negative_infinity();
-  }
-
-  // The weight of candidate i's quad, of those of at least `minimum`.
-  WL_DEVICE double quad_weight(int i, float minimum) const {
-    const int quad = candidate_token(keys[i]) / kQuad;
-    double halves[2] = {0.0, 0.0};
-    for (int j = 0; j < count && value(j) >= minimum; ++j) {
-      const int token = candidate_token(keys[j]);
-      if (token / kQuad == quad) halves[token % kQuad / 2] += weights[j];
-    }
-    return halves[0] + halves[1];
+    return reduce(least).value;
   }
 
   // Both heats among those of at least `minimum`.
   WL_DEVICE Winner race(float minimum, const Draws& draws) {
     Arrival first = Arrival::none();
 #pragma unroll 1
-    for (int i = threadIdx.x; i < count && value(i) >= minimum; i += kThreads) {
-      const int quad = candidate_token(keys[i]) / kQuad;
-      first.merge({exponential_exact(draws.quad_word(quad)) / quad_weight(i, minimum), quad, 0});
+    for (int n = 0; n < kOwn; ++n) {
+      const int i = own(n);
+      if (i >= count || !(value(i) >= minimum)) continue;
+      const int token = candidate_token(all.keys[i]);
+      double weight[2] = {};  // of the halves of the quad
+      weight[token % kQuad / 2] += all.weights[i];
+      for (int others = partners[n]; others; others >>= 10) {
+        const int j = (others & 1023) - 1;
+        if (value(j) >= minimum) weight[candidate_token(all.keys[j]) % kQuad / 2] += all.weights[j];
+      }
+      first.merge(arrival(token, weight[0] + weight[1], all.weights[i], draws, i));
     }
-    const int quad = reduce(first).index;
-    Arrival second = Arrival::none();
-#pragma unroll 1
-    for (int i = threadIdx.x; i < count && value(i) >= minimum; i += kThreads) {
-      const int token = candidate_token(keys[i]);
-      if (token / kQuad == quad) second.merge({exponential_exact(draws.token_word(token)) / weights[i], token, i});
-    }
-    second = reduce(second);
-    return {second.index, value(second.place)};
+    first = reduce(first);
+    return {first.token, value(first.place)};
   }
 
   // As the rounds of a row go: `nucleus` is the smallest value inside.

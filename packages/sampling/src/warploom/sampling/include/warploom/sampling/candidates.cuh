@@ -3,7 +3,7 @@
 // Each thread knows the largest value of its own part. If r of a block's threads have one of at least b, the block has r
 // tokens of at least b; with r = k / blocks and the smallest such b of all blocks, the row has k. For ordinary rows little
 // more than k tokens lie above it, because every thread has its share of the whole vocabulary. Those are sent to the first
-// block, which sorts them.
+// block.
 #pragma once
 
 #include "warploom/sampling/mass.cuh"
@@ -13,7 +13,7 @@ namespace warploom::sampling {
 
 struct CandidateStorage {
   static constexpr int kCapacity = 512;
-  uint64_t keys[kCapacity];  // of the first block: a region for each block of the row, then all in order
+  uint64_t keys[kCapacity];  // of the first block: a region for each block of the row
   int counts[RowReduceStorage::kMaxParts];
   int count;
 };
@@ -35,16 +35,30 @@ struct RowMinimum {
 };
 
 // A value that at least `k` tokens of the row reach; -inf if that can't be said. For all threads of the row's blocks.
-WL_DEVICE float reached_by(int k, float largest_of_thread, RowReduce& reduce) {
+WL_DEVICE float reached_by(int k, float maximum, float largest_of_thread, RowReduce& reduce) {
   const int wanted = ceil_div(k, reduce.parts);
-  const uint32_t key = ordered(largest_of_thread);
-  uint32_t bound = 0;
-  // The upper 18 bits are close enough.
-  for (uint32_t bit = 1u << 31; bit >= 1u << 14; bit >>= 1) {
-    if (__syncthreads_count(key >= (bound | bit)) >= wanted) bound |= bit;
+  const uint32_t key = ordered(largest_of_thread), lowest = ordered(negative_infinity());
+  uint32_t below = ordered(maximum) + 1, bound = below;  // too few reach `below`
+  int count = 0;
+  // Down in growing steps until enough reach it, ...
+#pragma unroll 1
+  for (uint32_t step = 1u << 20; count < wanted && bound > lowest; step *= 2) {
+    below = bound;
+    bound = bound - lowest > step ? bound - step : lowest;
+    count = __syncthreads_count(key >= bound);
   }
-  const uint32_t smallest = ordered(negative_infinity());
-  return reduce(RowMinimum{from_ordered(max(bound, smallest))}).value;
+  // ... then in between, until not many more do.
+#pragma unroll 1
+  while (count > wanted + wanted / 4 + 1 && below - bound > 64) {
+    const uint32_t middle = bound + (below - bound) / 2;
+    const int reached = __syncthreads_count(key >= middle);
+    if (reached >= wanted) {
+      bound = middle, count = reached;
+    } else {
+      below = middle;
+    }
+  }
+  return reduce(RowMinimum{count >= wanted ? from_ordered(bound) : negative_infinity()}).value;
 }
 
 WL_DEVICE void store_to_part(const void* pointer, int part, uint64_t value) {
@@ -69,88 +83,48 @@ WL_DEVICE void sync_parts(int parts) {
   __syncthreads();
 }
 
-// Exclusive prefix sum over the threads of the block.
-template <int kThreads>
-WL_DEVICE uint64_t sum_before(uint64_t value, uint64_t* warps) {
-  uint64_t inclusive = value;
-#pragma unroll
-  for (int offset = 1; offset < kWarpSize; offset *= 2) {
-    const uint64_t before = __shfl_up_sync(kFullMask, inclusive, offset);
-    if (lane_id() >= offset) inclusive += before;
-  }
-  if (lane_id() == kWarpSize - 1) warps[warp_id()] = inclusive;
-  __syncthreads();
-  uint64_t base = 0;
-  for (int warp = 0; warp < kThreads / kWarpSize; ++warp) base += warp < warp_id() ? warps[warp] : 0;
-  return base + inclusive - value;
-}
-
-// Bitonic, descending, in shared memory; `size` is a power of two.
-WL_DEVICE void sort_descending(uint64_t* keys, int size) {
-  for (int length = 2; length <= size; length *= 2) {
-    for (int distance = length / 2; distance > 0; distance /= 2) {
-      for (int pair = threadIdx.x; pair < size / 2; pair += int(blockDim.x)) {
-        const int low = 2 * pair - (pair & (distance - 1)), high = low + distance;
-        const uint64_t a = keys[low], b = keys[high];
-        if ((a < b) == ((low & length) == 0)) keys[low] = b, keys[high] = a;
-      }
-      __syncthreads();
-    }
-  }
-}
-
-// Moves the regions' keys together and sorts them. By the first block.
-WL_DEVICE int sort_candidates(CandidateStorage& storage, int parts) {
+// Puts the regions' keys together. By the first block, of which warps take regions in turn.
+WL_DEVICE int gather_regions(const CandidateStorage& storage, int parts, uint64_t* keys) {
   const int region = CandidateStorage::kCapacity / parts;
-  int total = 0;
-  for (int part = 0; part < parts; ++part) total += storage.counts[part];
-  int size = 2;
-  while (size < total) size *= 2;
-  // In order of their places, each either kept where it is or moved to the front: by way of registers.
-  constexpr int kOwn = CandidateStorage::kCapacity / 128;
-  uint64_t own[kOwn];
-  int places[kOwn];
+  const int mine = lane_id() < parts ? storage.counts[lane_id()] : 0;
+  int before = mine;  // keys of regions up to and with the lane's
 #pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
-    const int at = int(threadIdx.x) + i * int(blockDim.x);
-    places[i] = -1;
-    if (at >= CandidateStorage::kCapacity) continue;
-    const int part = at / region, index = at % region;
-    if (part >= parts || index >= storage.counts[part]) continue;
-    places[i] = index;
-    for (int before = 0; before < part; ++before) places[i] += storage.counts[before];
-    own[i] = storage.keys[at];
+  for (int offset = 1; offset < RowReduceStorage::kMaxParts; offset *= 2) {
+    const int other = __shfl_up_sync(kFullMask, before, offset);
+    if (lane_id() >= offset) before += other;
+  }
+  const int total = __shfl_sync(kFullMask, before, parts - 1);
+  for (int part = warp_id(); part < parts; part += int(blockDim.x) / kWarpSize) {
+    const int count = __shfl_sync(kFullMask, mine, part), start = __shfl_sync(kFullMask, before, part) - count;
+    for (int i = lane_id(); i < count; i += kWarpSize) keys[start + i] = storage.keys[part * region + i];
   }
   __syncthreads();
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
-    if (places[i] >= 0) storage.keys[places[i]] = own[i];
-  }
-  for (int at = total + int(threadIdx.x); at < size; at += int(blockDim.x)) storage.keys[at] = 0;
-  __syncthreads();
-  sort_descending(storage.keys, size);
   return total;
 }
 
-// The row's tokens of at least `minimum`, in order, for the first block, which gets their number; kTooMany for all blocks if
-// they do not fit; 0 for the other blocks. `largest_of_thread` spares threads that have none the search.
+// The row's tokens of at least `minimum`, in any order, for the first block, which gets their number; kTooMany for all blocks
+// if they do not fit; 0 for the other blocks. `keys` may lie where the share was: nobody needs it then. `largest_of_thread` spares threads that have none the search.
 template <class Weights, class Share>
-WL_DEVICE int collect_candidates(Share& share, float minimum, float largest_of_thread, CandidateStorage& storage) {
+WL_DEVICE int collect_candidates(Share& share, float minimum, float largest_of_thread, CandidateStorage& storage,
+                                 uint64_t* keys) {
   using T = typename Share::Element;
-  const int region = CandidateStorage::kCapacity / share.parts;
+  constexpr int kWidth = kVecWidth<T>;
+  const int region = CandidateStorage::kCapacity >> (__ffs(share.parts) - 1);
   if (threadIdx.x == 0) storage.count = 0;
   __syncthreads();
   if (largest_of_thread >= minimum) {
-    share.template visit<false>([&](const Packed& packed, int group) {
-      float values[kVecWidth<T>];
-      values_of<T>(packed, values, Weights::kFromLogits);
+    share.visit_batches(false, [&](const Packed(&groups)[kBatch], int batch) {
 #pragma unroll
-      for (int i = 0; i < kVecWidth<T>; ++i) {
-        const int token = group * kVecWidth<T> + i;
-        if (!(values[i] >= minimum) || token >= share.row.vocab) continue;
-        const int place = atomicAdd(&storage.count, 1);
-        if (place >= region) continue;
-        store_to_part(&storage.keys[share.part * region + place], 0, candidate_key(values[i], token));
+      for (int i = 0; i < kBatch; ++i) {
+        float values[kWidth];
+        values_of<T>(groups[i], values, Weights::kFromLogits);
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) {
+          if (!(values[j] >= minimum)) continue;
+          const int token = (batch + i * kBatchStep<T>) * kWidth + j;
+          const int place = token < share.row.vocab ? atomicAdd(&storage.count, 1) : region;
+          if (place < region) store_to_part(&storage.keys[share.part * region + place], 0, candidate_key(values[j], token));
+        }
       }
     });
   }
@@ -158,8 +132,9 @@ WL_DEVICE int collect_candidates(Share& share, float minimum, float largest_of_t
   if (int(threadIdx.x) < share.parts) store_to_part(&storage.counts[share.part], threadIdx.x, storage.count);
   sync_parts(share.parts);
   bool fits = true;
+#pragma unroll 1
   for (int part = 0; part < share.parts; ++part) fits = fits && storage.counts[part] <= region;
-  if (fits) return share.part == 0 ? sort_candidates(storage, share.parts) : 0;
+  if (fits) return share.part == 0 ? gather_regions(storage, share.parts, keys) : 0;
   __syncthreads();  // the storage is free for other uses
   return kTooMany;
 }

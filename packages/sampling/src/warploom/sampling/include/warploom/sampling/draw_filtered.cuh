@@ -22,7 +22,6 @@ struct FilterStorage {
     ThresholdStorage threshold;
     CandidateStorage candidates;
   };
-  uint64_t warps[kWarpSize];
   uint64_t landed[kShareStages];
   Winner winner;
 };
@@ -58,22 +57,9 @@ struct FilteredDraw {
         total(0.0f),
         bad(false) {}
 
-  WL_DEVICE bool selects() const { return Config::kTopK && top_k >= 1 && top_k < share.row.vocab; }
-
-  // Without thresholds the first visit of the row is the race, too.
-  WL_DEVICE RaceState open_race(RowScan<Weights>& scan, const Draws& draws) {
-    share.template visit_batches<true>([&](const Packed(&groups)[kBatch], int batch) {
-      scan.template enter<T, false>(groups, batch, draws, minimum);
-    });
-    const RaceState state = race_of_row(scan, reduce, storage.race);
-    bad = !can_draw<Weights>(state);
-    total = state.mass;
-    return state;
-  }
-
-  WL_DEVICE RaceState race(RowScan<Weights>& scan, const Draws& draws, float reference) {
-    scan = RowScan<Weights>(scale, reference);
-    share.template visit_batches<false>([&](const Packed(&groups)[kBatch], int batch) {
+  // The first visit of a row without thresholds is its race, too.
+  WL_DEVICE RaceState race(RowScan<Weights>& scan, const Draws& draws, bool first) {
+    share.visit_batches(first, [&](const Packed(&groups)[kBatch], int batch) {
       scan.template enter<T, true>(groups, batch, draws, minimum);
     });
     return race_of_row(scan, reduce, storage.race);
@@ -92,9 +78,9 @@ struct FilteredDraw {
   }
 
   // A value that no token outside the k largest reaches, or a lower one.
-  WL_DEVICE float lowest_candidate(float largest_of_thread) {
+  WL_DEVICE float lowest_candidate(float maximum, float largest_of_thread) {
     const float lowest = Weights::kFromLogits ? -kLargestFinite : 0x1p-149f;  // that can be drawn
-    return top_k <= Config::kThreads * share.parts ? fmaxf(reached_by(top_k, largest_of_thread, reduce), lowest) : lowest;
+    return top_k <= Config::kThreads * share.parts ? fmaxf(reached_by(top_k, maximum, largest_of_thread, reduce), lowest) : lowest;
   }
 
   WL_DEVICE float top_k_threshold(float lowest) {
@@ -127,19 +113,15 @@ struct FilteredDraw {
   }
 
   // By the first block alone.
-  WL_DEVICE int draw_candidates(int count, float maximum, float of_min_p, const Draws& draws, double* scratch) {
+  WL_DEVICE int draw_candidates(int count, float maximum, float of_min_p, const Draws& draws, CandidateScratch& scratch) {
     const Weights weights(maximum, scale);
-    CandidateDraw<Weights, Config::kThreads> few(storage.candidates, count, scratch, storage.reduce, storage.warps, weights);
-    const float of_top_k = count >= top_k ? few.value(top_k - 1) : negative_infinity();
-    set_minimum(maximum, of_top_k, of_min_p);
+    CandidateDraw<Weights, Config::kThreads> few(scratch, count, storage.reduce, weights);
+    set_minimum(maximum, few.largest_but(top_k), of_min_p);
     float inside = negative_infinity();
     if (nucleus.cuts()) {
       const bool of_candidates = filters & kTopKBeforeTopP || count < top_k;
-      if (of_candidates) {
-        inside = few.reaching(double(nucleus.p) * double(few.units(nucleus.base, weights)), weights);
-      } else {
-        inside = nucleus_of_row(few, weights);
-      }
+      inside = of_candidates ? few.reaching(double(nucleus.p) * double(few.units(nucleus.base)))
+                             : nucleus_of_row(few, weights);
     }
     return few.draw(minimum, inside, draws);
   }
@@ -149,50 +131,60 @@ struct FilteredDraw {
   WL_DEVICE float nucleus_of_row(Few& few, const Weights& weights) {
     const double target = double(nucleus.p) * double(total) * weights.unit_scale();
     const double error = 2 * mass_error(share.tokens_of_thread());
-    const float low = few.reaching(target * (1 + error), weights);
-    if (low == few.reaching(target * (1 - error), weights)) return low;
+    const float low = few.reaching(target * (1 + error));
+    if (low == few.reaching(target * (1 - error))) return low;
     RowShare<T, false> whole(share.row, 0, 1, nullptr, nullptr);
     const UnitSums sums = row_units(whole, few.reduce, weights, nucleus.base, negative_infinity());
-    return few.reaching(double(nucleus.p) * double(sums.total), weights);
+    return few.reaching(double(nucleus.p) * double(sums.total));
   }
 
-  // The rounds of a draw over the row.
-  WL_DEVICE int draw_rounds(RaceState state, RowScan<Weights>& scan, Draws draws) {
-    const Weights weights(state.reference, scale);
+  // The rounds of a draw over the row, of which nothing is known yet if this is the `first` visit.
+  WL_DEVICE int draw_rounds(float reference, bool first, Draws draws) {
     for (int round = 0;; ++round) {
+      RowScan<Weights> scan(scale, reference);
+      RaceState state = race(scan, draws, first);
+      if (first) {
+        bad = !can_draw<Weights>(state);
+        if (bad) return 0;
+        total = state.mass;
+        reference = Weights(state.reference, scale).reference();
+        first = false;
+      }
       const Winner found = winner(state, scan, draws);
       if (!nucleus.cuts() || round == kTopPRounds) return found.token;
+      const Weights weights(state.reference, scale);
       if (nucleus.keeps(found.value, total, weights, share, reduce)) return found.token;
       minimum = next_above(found.value);
       if (round == kTopPRounds - 1) cut(weights);
       draws.next_round();
-      state = race(scan, draws, weights.reference());
     }
   }
 
-  WL_DEVICE int draw(const Draws& draws, double* scratch) {
-    RowScan<Weights> scan(scale);
-    if (!selects() && !(min_p > 0) && !(nucleus.p <= 0)) {
-      const RaceState state = open_race(scan, draws);
-      return bad ? 0 : draw_rounds(state, scan, draws);
-    }
-    const RowMaximum largest = largest_value<true, Weights>(share);
+  WL_DEVICE int draw(const Draws& draws, CandidateScratch* scratch) {
+    const bool selects = Config::kTopK && top_k >= 1 && top_k < share.row.vocab;
+    if (!selects && !(min_p > 0) && !(nucleus.p <= 0)) return draw_rounds(RowScan<Weights>::lowest(), true, draws);
+    const RowMaximum largest = largest_value<Weights>(share, true);
     const float maximum = reduce(largest).value;
     bad = !Weights::valid(maximum, scale);
     if (bad) return 0;
-    float of_top_k = negative_infinity(), of_min_p = negative_infinity();
-    if (min_p > 0) of_min_p = min_p_threshold(Weights(maximum, scale), maximum, min_p);
-    if constexpr (Config::kTopK) if (selects()) {
-      const float lowest = lowest_candidate(largest.value);
-      set_minimum(maximum, of_top_k, of_min_p);
-      if (nucleus.cuts() && !(filters & kTopKBeforeTopP)) total = mass_of_base(maximum);
-      const int count = collect_candidates<Weights>(share, lowest, largest.value, storage.candidates);
-      if (count != kTooMany) return share.part == 0 ? draw_candidates(count, maximum, of_min_p, draws, scratch) : 0;
-      of_top_k = top_k_threshold(lowest);
+    const Weights weights(maximum, scale);
+    float of_top_k = negative_infinity();
+    const float of_min_p = min_p > 0 ? min_p_threshold(weights, maximum, min_p) : negative_infinity();
+    if constexpr (Config::kTopK) {
+      if (selects) {
+        const float lowest = lowest_candidate(maximum, largest.value);
+        set_minimum(maximum, of_top_k, of_min_p);
+        if (nucleus.cuts() && !(filters & kTopKBeforeTopP)) total = mass_of_base(maximum);
+        const int count = collect_candidates<Weights>(share, lowest, largest.value, storage.candidates, scratch->keys);
+        if (count != kTooMany) {
+          return share.part == 0 ? draw_candidates(count, maximum, of_min_p, draws, *scratch) : 0;
+        }
+        of_top_k = top_k_threshold(lowest);
+      }
     }
     set_minimum(maximum, of_top_k, of_min_p);
     if (nucleus.cuts()) total = mass_of_base(maximum);
-    return draw_rounds(race(scan, draws, maximum), scan, draws);
+    return draw_rounds(weights.reference(), false, draws);
   }
 };
 
@@ -210,7 +202,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   typename Draw::Share share(params.load_row<typename Draw::T>(source_row), row_part(), row_parts(), held, storage.landed);
   __syncthreads();
   Draw draw(params, index, storage, reduce, share);
-  const int token = draw.draw(params.draws(index), reinterpret_cast<double*>(held));
+  const int token = draw.draw(params.draws(index), reinterpret_cast<CandidateScratch*>(held));
   draw.bad ? params.reject(index) : params.finish(index, token);
 }
 

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   const float all = negative_infinity();
 
   RowScan<Weights> scan(params.scale(index));
-  stream.visit_batches([&](const Packed(&groups)[kBatch], int batch) {
+  stream.visit_batches(true, [&](const Packed(&groups)[kBatch], int batch) {
     scan.template enter<T, false>(groups, batch, draws, all);
   });
   RaceState state = race_of_row(scan, reduce, race_storage);

@@ -30,10 +30,10 @@ struct UnitSums {
 };
 
 // Calls visitor(value) for every token of this thread; those beyond the row are -inf or 0.
-template <bool kFirst, class Weights, class Share, class Visitor>
-WL_DEVICE void visit_values(Share& share, Visitor&& visitor) {
+template <class Weights, class Share, class Visitor>
+WL_DEVICE void visit_values(Share& share, bool first, Visitor&& visitor) {
   using T = typename Share::Element;
-  share.template visit<kFirst>([&](const Packed& packed, int) {
+  share.visit(first, [&](const Packed& packed, int) {
     float values[kVecWidth<T>];
     values_of<T>(packed, values, Weights::kFromLogits);
 #pragma unroll
@@ -41,11 +41,26 @@ WL_DEVICE void visit_values(Share& share, Visitor&& visitor) {
   });
 }
 
+// Sixteen tokens at once, where it is worth the code.
+template <class Weights, class Share, class Visitor>
+WL_DEVICE void visit_values_fast(Share& share, bool first, Visitor&& visitor) {
+  using T = typename Share::Element;
+  share.visit_batches(first, [&](const Packed(&groups)[kBatch], int) {
+#pragma unroll
+    for (const Packed& packed : groups) {
+      float values[kVecWidth<T>];
+      values_of<T>(packed, values, Weights::kFromLogits);
+#pragma unroll
+      for (float value : values) visitor(value);
+    }
+  });
+}
+
 // Of this thread's part.
-template <bool kFirst, class Weights, class Share>
-WL_DEVICE RowMaximum largest_value(Share& share) {
+template <class Weights, class Share>
+WL_DEVICE RowMaximum largest_value(Share& share, bool first) {
   RowMaximum largest = RowMaximum::none();
-  visit_values<kFirst, Weights>(share, [&](float value) { largest.value = max_or_nan(largest.value, value); });
+  visit_values_fast<Weights>(share, first, [&](float value) { largest.value = max_or_nan(largest.value, value); });
   return largest;
 }
 
@@ -53,7 +68,7 @@ WL_DEVICE RowMaximum largest_value(Share& share) {
 template <class Weights, class Share, class Keep>
 WL_DEVICE float row_mass(Share& share, RowReduce& reduce, const Weights& weights, Keep keep) {
   MassSum sum = MassSum::none();
-  visit_values<false, Weights>(share, [&](float value) {
+  visit_values_fast<Weights>(share, false, [&](float value) {
     if (keep(value)) sum.mass += weights.approximate(value);
   });
   return reduce(sum).mass;
@@ -63,7 +78,7 @@ WL_DEVICE float row_mass(Share& share, RowReduce& reduce, const Weights& weights
 template <class Weights, class Share>
 WL_DEVICE UnitSums row_units(Share& share, RowReduce& reduce, const Weights& weights, float minimum, float value) {
   UnitSums sums = UnitSums::none();
-  visit_values<false, Weights>(share, [&](float each) {
+  visit_values<Weights>(share, false, [&](float each) {
     const uint64_t units = each >= minimum ? weights.units(each) : 0;
     sums.total += units;
     sums.above += each > value ? units : 0;
@@ -96,7 +111,7 @@ struct Nucleus {
   // Weights relative to the row's maximum, which units are.
   template <class Weights, class Share>
   WL_DEVICE static Weights exact_weights(const Weights& weights, Share& share, RowReduce& reduce) {
-    return weights.with_maximum(reduce(largest_value<false, Weights>(share)).value);
+    return weights.with_maximum(reduce(largest_value<Weights>(share, false)).value);
   }
 };
 

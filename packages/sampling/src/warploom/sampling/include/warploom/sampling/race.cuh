@@ -86,17 +86,35 @@ WL_DEVICE void log2_rates(int batch, const Draws& draws, float (&result)[kBatch 
 // In float64: what decides.
 __device__ __noinline__ double exponential_exact(uint32_t word) { return -log1p(-(double(word) + 0.5) * 0x1p-32); }
 
-// A quad or a token, and when it arrives.
+// When a token's quad arrives, and the token in its own heat: the race goes to the smallest, in this order.
 struct Arrival {
-  double time;
-  int index;
+  double quad_time;
+  double token_time;
+  int token;
   int place;  // where the caller has it
 
-  WL_DEVICE static Arrival none() { return {__longlong_as_double(0x7ff0000000000000), 0x7fffffff, 0}; }
+  WL_DEVICE static Arrival none() {
+    const double never = __longlong_as_double(0x7ff0000000000000);
+    return {never, never, 0x7fffffff, 0};
+  }
   WL_DEVICE void merge(const Arrival& other) {
-    if (other.time < time || (other.time == time && other.index < index)) *this = other;
+    if (other.before(*this)) *this = other;
+  }
+
+ private:
+  WL_DEVICE bool before(const Arrival& other) const {
+    if (quad_time != other.quad_time) return quad_time < other.quad_time;
+    if (token / kQuad != other.token / kQuad) return token < other.token;
+    if (token_time != other.token_time) return token_time < other.token_time;
+    return token < other.token;
   }
 };
+
+// The arrival of a token, given the weights of its quad and its own.
+__device__ __noinline__ Arrival arrival(int token, double quad_weight, double weight, const Draws& draws, int place) {
+  return {exponential_exact(draws.quad_word(token / kQuad)) / quad_weight,
+          exponential_exact(draws.token_word(token)) / weight, token, place};
+}
 
 // The batches of one thread that may hold the winner of the first heat.
 struct Contest {

@@ -111,34 +111,31 @@ WL_DEVICE Winner winner_of_batch(const SourceRow<T>& row, int batch, float minim
   const double weight = inside && value >= minimum ? weights.exact(value) : 0.0;
   double quad = weight + __shfl_xor_sync(kFullMask, weight, 1);
   quad += __shfl_xor_sync(kFullMask, quad, 2);
-  Arrival first = Arrival::none(), second = Arrival::none();
-  if (quad > 0) first = {exponential_exact(draws.quad_word(token / kQuad)) / quad, token / kQuad, 0};
-  if (weight > 0) second = {exponential_exact(draws.token_word(token)) / weight, token, 0};
-  first = warp_merge(first);
-  if (token / kQuad != first.index) second = Arrival::none();
-  second = warp_merge(second);
-  const int winner = __ffs(__ballot_sync(kFullMask, token == second.index && inside)) - 1;
-  return {second.index, __shfl_sync(kFullMask, value, max(winner, 0))};
+  Arrival mine = Arrival::none();
+  if (weight > 0) mine = arrival(token, quad, weight, draws, lane);
+  mine = warp_merge(mine);
+  return {mine.token, __shfl_sync(kFullMask, value, mine.place)};
 }
 
-// When the first of a batch's quads arrives, exactly. By one thread: where batches are too close for approximate keys.
+// The arrivals of a batch, exactly. By one thread: where batches are too close for approximate keys.
 template <class T, class Weights>
 WL_DEVICE void enter_exactly(Arrival& first, const SourceRow<T>& row, int batch, float minimum, const Weights& weights,
                              const Draws& draws) {
 #pragma unroll 1
   for (int i = 0; i < kBatch * kQuadsOfGroup<T>; ++i) {
     const int group = batch + i / kQuadsOfGroup<T> * kBatchStep<T>;
-    const int quad = group * kQuadsOfGroup<T> + i % kQuadsOfGroup<T>;
-    double halves[2] = {0.0, 0.0};
+    const int start = (group * kQuadsOfGroup<T> + i % kQuadsOfGroup<T>) * kQuad;
+    double weight[kQuad] = {};
+#pragma unroll 1
+    for (int t = 0; t < kQuad && start + t < row.vocab; ++t) {
+      const float value = Weights::value(to_float(row.load_token(start + t)));
+      if (value >= minimum) weight[t] = weights.exact(value);
+    }
+    const double quad = (weight[0] + weight[1]) + (weight[2] + weight[3]);
 #pragma unroll 1
     for (int t = 0; t < kQuad; ++t) {
-      const int token = quad * kQuad + t;
-      if (token >= row.vocab) break;
-      const float value = Weights::value(to_float(row.load_token(token)));
-      if (value >= minimum) halves[t / 2] += weights.exact(value);
+      if (weight[t] > 0) first.merge(arrival(start + t, quad, weight[t], draws, batch));
     }
-    const double weight = halves[0] + halves[1];
-    if (weight > 0) first.merge({exponential_exact(draws.quad_word(quad)) / weight, quad, 0});
   }
 }
 
@@ -152,16 +149,13 @@ WL_DEVICE void settle_contenders(RaceState& state, const RowScan<Weights>& scan,
   const float shift = Weights::kFromLogits ? (scan.reference - state.reference) * scan.scale : 0.0f;
   const float worst = state.best - 2 * kKeyError - shift;
   Arrival first = Arrival::none();
-  if (scan.contest.second >= worst) {
-    share.template visit_batches<false>([&](const Packed(&)[kBatch], int batch) {
-      enter_exactly(first, share.row, batch, minimum, weights, draws);
+  if (scan.contest.best >= worst) {
+    share.visit_batches(false, [&](const Packed(&)[kBatch], int batch) {
+      const bool may_win = batch == scan.contest.batch || scan.contest.second >= worst;
+      if (may_win) enter_exactly(first, share.row, batch, minimum, weights, draws);
     });
-  } else if (scan.contest.best >= worst) {
-    enter_exactly(first, share.row, scan.contest.batch, minimum, weights, draws);
   }
-  constexpr int kTile = kBatch * kBatchStep<T>;
-  const int group = reduce(first).index / kQuadsOfGroup<T>;
-  state.batch = group / kTile * kTile + group % kBatchStep<T>;
+  state.batch = reduce(first).place;
 }
 
 }  // namespace warploom::sampling

@@ -22,9 +22,10 @@ WL_DEVICE V shuffle_xor(const V& value, int offset) {
   return result;
 }
 
+// Rolled up: there are many reductions in a kernel, and they are not what takes the time.
 template <class V>
 WL_DEVICE V warp_merge(V value) {
-#pragma unroll
+#pragma unroll 1
   for (int offset = kWarpSize / 2; offset > 0; offset /= 2) value.merge(shuffle_xor(value, offset));
   return value;
 }

@@ -22,7 +22,9 @@ struct RowScan {
   float mass;
   Contest contest;
 
-  WL_DEVICE explicit RowScan(float scale, float reference = Weights::kFromLogits ? -kLargestFinite : 0.0f)
+  WL_DEVICE static float lowest() { return Weights::kFromLogits ? -kLargestFinite : 0.0f; }
+
+  WL_DEVICE explicit RowScan(float scale, float reference = lowest())
       : reference(reference), scale(scale), mass(0.0f), contest(Contest::none()) {}
 
   WL_DEVICE Weights weights() const { return {reference, scale}; }

@@ -33,9 +33,11 @@ struct RowShare {
   // `landed` is published by the barrier that the caller puts before the first visit.
   WL_DEVICE RowShare(const SourceRow<T>& row, int part, int parts, Packed* held, uint64_t* landed)
       : row(row), part(part), parts(parts), held(held), landed(landed), copied(false) {
+    // `parts` is a power of two; a division takes longer than all of this.
     const int tiles = ceil_div(row.groups, kTileGroups);
-    const int mine = ceil_div(max(tiles - part, 0), parts);
-    const bool has_last = mine > 0 && (tiles - 1) % parts == part;
+    const int log2_parts = __ffs(parts) - 1;
+    const int mine = (max(tiles - part, 0) + parts - 1) >> log2_parts;
+    const bool has_last = mine > 0 && ((tiles - 1) & (parts - 1)) == part;
     count = mine * kTileGroups - (has_last ? tiles * kTileGroups - row.groups : 0);
     stage_tiles = ceil_div(mine, kShareStages);
 #if __CUDA_ARCH__ >= 900
@@ -54,51 +56,57 @@ struct RowShare {
     return (local / kTileGroups * parts + part) * kTileGroups + local % kTileGroups;
   }
 
+  // Token `i` of a group of this block's part.
+  WL_DEVICE T token(int group, int i) const {
+    if constexpr (!kResident) return row.load_token(group * SourceRow<T>::kWidth + i);
+    const int local = (group / kTileGroups >> (__ffs(parts) - 1)) * kTileGroups + group % kTileGroups;
+    return reinterpret_cast<const T*>(held + local)[i];
+  }
+
   // Calls visitor(groups, batch) for this thread's batches; groups beyond the row are `nothing`. The first visit of all must
   // say so.
-  template <bool kFirst, class Visitor>
-  WL_DEVICE void visit_batches(Visitor&& visitor) {
+  template <class Visitor>
+  WL_DEVICE void visit_batches(bool first, Visitor&& visitor) {
 #pragma unroll 1
     for (int unit = threadIdx.x;; unit += int(blockDim.x)) {
       const int tile = unit / kTileUnits;
       const int local = tile * kTileGroups + batch_of<T>(unit % kTileUnits);
       if (tile * kTileGroups >= count) break;
 #if __CUDA_ARCH__ >= 900
-      if (kResident && kFirst && copied) mbarrier_wait(&landed[tile / stage_tiles], 0);
+      if (kResident && first && copied) mbarrier_wait(&landed[tile / stage_tiles], 0);
 #endif
       Packed groups[kBatch];
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         const int at = local + i * kBatchStep<T>;
-        groups[i] = at < count ? fetch<kFirst>(at) : nothing<T>();
+        groups[i] = at < count ? fetch(first, at) : nothing<T>();
       }
       visitor(groups, group_of(local));
     }
   }
 
   // Calls visitor(packed, group) for every group of this thread, in less code.
-  template <bool kFirst, class Visitor>
-  WL_DEVICE void visit(Visitor&& visitor) {
+  template <class Visitor>
+  WL_DEVICE void visit(bool first, Visitor&& visitor) {
 #pragma unroll 1
     for (int unit = threadIdx.x;; unit += int(blockDim.x)) {
       const int tile = unit / kTileUnits;
       if (tile * kTileGroups >= count) break;
 #if __CUDA_ARCH__ >= 900
-      if (kResident && kFirst && copied) mbarrier_wait(&landed[tile / stage_tiles], 0);
+      if (kResident && first && copied) mbarrier_wait(&landed[tile / stage_tiles], 0);
 #endif
       int local = tile * kTileGroups + batch_of<T>(unit % kTileUnits);
 #pragma unroll 1
       for (int i = 0; i < kBatch; ++i, local += kBatchStep<T>) {
-        if (local < count) visitor(fetch<kFirst>(local), group_of(local));
+        if (local < count) visitor(fetch(first, local), group_of(local));
       }
     }
   }
 
  private:
-  template <bool kFirst>
-  WL_DEVICE Packed fetch(int local) {
+  WL_DEVICE Packed fetch(bool first, int local) {
     if constexpr (!kResident) return row.load(group_of(local));
-    if (kFirst && !copied) held[local] = row.load(group_of(local));
+    if (first && !copied) held[local] = row.load(group_of(local));
     return held[local];
   }
 
@@ -108,18 +116,20 @@ struct RowShare {
     const int partial = row.groups - row.whole_groups();
     const bool has_partial = partial && count > 0 && group_of(count - 1) == row.groups - 1;
     if (has_partial && threadIdx.x == blockDim.x - 1) held[count - 1] = row.load(row.groups - 1);
-    if (threadIdx.x != 0) return;
+    if (warp_id() != 0) return;
     const int whole = count - (has_partial ? 1 : 0);
-    for (int stage = 0; stage < kShareStages; ++stage) mbarrier_init(&landed[stage], 1);
-    fence_barrier_init();
     const int stage_groups = stage_tiles * kTileGroups;
-    for (int stage = 0; stage < kShareStages; ++stage) {
-      const int begin = min(stage * stage_groups, whole), end = min(begin + stage_groups, whole);
-      mbarrier_expect_bytes(&landed[stage], (end - begin) * 16);
-      for (int local = begin; local < end; local += kTileGroups) {
-        const T* from = row.start + int64_t(group_of(local)) * SourceRow<T>::kWidth;
-        bulk_load(held + local, from, min(kTileGroups, end - local) * 16, &landed[stage]);
-      }
+    if (lane_id() < kShareStages) {
+      const int begin = min(lane_id() * stage_groups, whole), end = min(begin + stage_groups, whole);
+      mbarrier_init(&landed[lane_id()], 1);
+      fence_barrier_init();
+      mbarrier_expect_bytes(&landed[lane_id()], (end - begin) * 16);
+    }
+    __syncwarp();
+    for (int tile = lane_id(); tile * kTileGroups < whole; tile += kWarpSize) {
+      const int local = tile * kTileGroups;
+      const T* from = row.start + int64_t(group_of(local)) * SourceRow<T>::kWidth;
+      bulk_load(held + local, from, min(kTileGroups, whole - local) * 16, &landed[tile / stage_tiles]);
     }
   }
 #endif

@@ -17,8 +17,8 @@ struct RowStream {
       : row(row), first(part * int(blockDim.x) + int(threadIdx.x)), step(parts * int(blockDim.x)) {}
 
   // Calls visitor(groups, batch) for this thread's batches; groups beyond the row are `nothing`.
-  template <bool kFirst = true, class Visitor>
-  WL_DEVICE void visit_batches(Visitor&& visitor) const {
+  template <class Visitor>
+  WL_DEVICE void visit_batches(bool, Visitor&& visitor) const {
     const int vectors = row.aligned ? row.whole_groups() : 0;
 #pragma unroll 1
     for (int unit = first;; unit += step) {

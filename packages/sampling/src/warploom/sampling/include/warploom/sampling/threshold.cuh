@@ -78,6 +78,7 @@ struct BinTable {
   WL_DEVICE uint64_t sum_of_parts(int bin, int parts) const {
 #if __CUDA_ARCH__ >= 900
     uint64_t sum = 0;
+#pragma unroll 1
     for (int part = 0; part < parts; ++part) {
       sum += load_cluster_u32(map_to_rank(&storage.low[bin], part));
       if (kWide) sum += uint64_t(load_cluster_u32(map_to_rank(&storage.high[bin], part))) << 32;
@@ -88,6 +89,23 @@ struct BinTable {
 #endif
   }
 };
+
+// Exclusive prefix sum over the threads of the block.
+template <int kThreads>
+WL_DEVICE uint64_t sum_before(uint64_t value, uint64_t* warps) {
+  uint64_t inclusive = value;
+#pragma unroll
+  for (int offset = 1; offset < kWarpSize; offset *= 2) {
+    const uint64_t before = __shfl_up_sync(kFullMask, inclusive, offset);
+    if (lane_id() >= offset) inclusive += before;
+  }
+  if (lane_id() == kWarpSize - 1) warps[warp_id()] = inclusive;
+  __syncthreads();
+  uint64_t base = 0;
+#pragma unroll 1
+  for (int warp = 0; warp < kThreads / kWarpSize; ++warp) base += warp < warp_id() ? warps[warp] : 0;
+  return base + inclusive - value;
+}
 
 // The bin, counted from the top, where the sum so far reaches the target; -1 if none does. For all threads.
 template <int kThreads, class Table, class Reached>
@@ -132,7 +150,7 @@ WL_DEVICE Threshold find_threshold(Share& share, const Amount& amount, float min
     const uint32_t mask = level == 3 ? 31u : 511u;
     const uint32_t prefix_mask = level == 0 ? 0u : ~0u << kShifts[level - 1];
     BinTable<Amount::kWide, kThreads> table(storage);
-    visit_values<false, Weights>(share, [&](float value) {
+    visit_values<Weights>(share, false, [&](float value) {
       const uint32_t candidate = ordered(value);
       if (value >= minimum && (candidate & prefix_mask) == key) table.add(int(candidate >> shift & mask), amount(value));
     });

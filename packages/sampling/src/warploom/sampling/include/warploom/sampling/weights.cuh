@@ -80,8 +80,9 @@ struct ProbWeights {
     const uint32_t bits = __float_as_uint(value);
     const int field = int(bits >> 23);
     const uint64_t mantissa = (bits & 0x7fffffu) | (field ? 0x800000u : 0u);
-    const int shift = exponent + 126 - max(field, 1);  // 0 for the octave of the maximum
-    return (mantissa << (kUnitBits - 24)) >> min(shift, 63);
+    const uint64_t units = mantissa << (kUnitBits - 24);
+    const int shift = exponent + 126 - max(field, 1);  // 0 in the octave of the maximum; negative if that is subnormal
+    return shift >= 0 ? units >> min(shift, 63) : units << -shift;
   }
 };
 
