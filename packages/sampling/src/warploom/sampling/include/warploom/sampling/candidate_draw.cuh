@@ -1,6 +1,6 @@
 // A draw from a row's candidates, exact throughout, by one block: what `draw_filtered.cuh` does over the row, for a few tokens.
 //
-// No sorting: every candidate is compared with every other, which takes the block less time than the steps of a sort.
+// No sorting: every candidate is compared with every other, by as many threads as there are for each.
 #pragma once
 
 #include "warploom/sampling/candidates.cuh"
@@ -17,109 +17,134 @@ struct CandidateScratch {
   double weights[CandidateStorage::kCapacity];
 };
 
-struct UnitTotal {
-  uint64_t units;
+// Of one candidate.
+struct CandidateFacts {
+  uint64_t above;  // units of the candidates of larger values
+  int larger;      // and how many there are
+  uint32_t partners;  // others of the same quad: their places + 1, ten bits each
 
-  WL_DEVICE static UnitTotal none() { return {0}; }
-  WL_DEVICE void merge(const UnitTotal& other) { units += other.units; }
+  WL_DEVICE static CandidateFacts none() { return {0, 0, 0}; }
+};
+
+// What a round comes to.
+struct CandidateRound {
+  Arrival first;
+  uint64_t units;  // that top_p is a share of
+
+  WL_DEVICE static CandidateRound none() { return {Arrival::none(), 0}; }
 };
 
 template <class Weights, int kThreads>
 struct CandidateDraw {
   static constexpr int kOwn = CandidateStorage::kCapacity / kThreads;
 
-  const CandidateScratch& all;
+  CandidateScratch& all;
   int count;
+  int log2_ways;  // 2**log2_ways neighbouring threads share a candidate
+  CandidateFacts facts[kOwn];
   RowReduce reduce;
-  uint64_t above[kOwn];  // units of the candidates of larger values
-  int larger[kOwn];      // and how many there are
-  int partners[kOwn];    // others of the same quad: three of 10 bits, 1 more than their places
 
-  WL_DEVICE CandidateDraw(CandidateScratch& scratch, int count, RowReduceStorage& reduce_storage, const Weights& weights)
-      : all(scratch), count(count), reduce(reduce_storage, 0, 1) {
+  WL_DEVICE CandidateDraw(CandidateScratch& all, int count, RowReduceStorage& storage, const Weights& weights)
+      : all(all), count(count), log2_ways(0), reduce(storage, 0, 1) {
     for (int i = threadIdx.x; i < count; i += kThreads) {
-      scratch.units[i] = weights.units(value(i));
-      scratch.weights[i] = weights.exact(value(i));
+      all.units[i] = weights.units(value(i));
+      all.weights[i] = weights.exact(value(i));
     }
+    while (count << (log2_ways + 1) <= kThreads && log2_ways < 5) ++log2_ways;
     __syncthreads();
 #pragma unroll
-    for (int n = 0; n < kOwn; ++n) compare(n);
+    for (int n = 0; n < kOwn; ++n) facts[n] = n == 0 || count > kThreads ? compare(own(n)) : CandidateFacts::none();
   }
 
-  WL_DEVICE int own(int n) const { return int(threadIdx.x) + n * kThreads; }
+  WL_DEVICE int own(int n) const { return (int(threadIdx.x) >> log2_ways) + n * kThreads; }
   WL_DEVICE float value(int i) const { return candidate_value(all.keys[i]); }
 
-  WL_DEVICE void compare(int n) {
-    above[n] = 0, larger[n] = 0, partners[n] = 0;
-    const int i = own(n);
-    if (i >= count) return;
-    const uint32_t key = uint32_t(all.keys[i] >> 32);
-    const int quad = candidate_token(all.keys[i]) / kQuad;
-    for (int j = 0; j < count; ++j) {
-      const uint64_t other = all.keys[j];
+  WL_DEVICE CandidateFacts compare(int i) const {
+    const uint64_t mine = all.keys[min(i, count - 1)];
+    const uint32_t key = uint32_t(mine >> 32);
+    const int quad = candidate_token(mine) / kQuad, ways = 1 << log2_ways;
+    CandidateFacts result = CandidateFacts::none();
+#pragma unroll 4
+    for (int j = int(threadIdx.x) & (ways - 1); j < count; j += ways) {
+      const uint64_t other = all.keys[j], units = all.units[j];
       const bool is_larger = uint32_t(other >> 32) > key;
-      larger[n] += is_larger;
-      above[n] += is_larger ? all.units[j] : 0;
-      if (candidate_token(other) / kQuad == quad && j != i) partners[n] = partners[n] << 10 | (j + 1);
+      result.larger += is_larger;
+      result.above += is_larger ? units : 0;
+      const bool is_partner = candidate_token(other) / kQuad == quad && other != mine;
+      result.partners = is_partner ? result.partners << 10 | uint32_t(j + 1) : result.partners;
     }
+    for (int offset = 1; offset < ways; offset *= 2) {
+      result.larger += __shfl_xor_sync(kFullMask, result.larger, offset);
+      result.above += __shfl_xor_sync(kFullMask, result.above, offset);
+      uint32_t others = __shfl_xor_sync(kFullMask, result.partners, offset);
+      for (; others; others >>= 10) result.partners = result.partners << 10 | (others & 1023);
+    }
+    return result;
+  }
+
+  // Arrival of candidate i among those for which kept(place, its facts). The threads that share it divide the two heats.
+  template <class Kept>
+  WL_DEVICE Arrival arrival_of(int i, const CandidateFacts& mine, const Draws& draws, Kept kept) const {
+    const int token = candidate_token(all.keys[i]);
+    double halves[2] = {};  // of the quad
+    halves[token % kQuad / 2] += all.weights[i];
+    for (uint32_t others = mine.partners; others; others >>= 10) {
+      const int j = int(others & 1023) - 1;
+      if (kept(value(j))) halves[candidate_token(all.keys[j]) % kQuad / 2] += all.weights[j];
+    }
+    return arrival(token, halves[0] + halves[1], all.weights[i], draws, i);
+  }
+
+  // The draw among values of at least `minimum`, and the units of those of at least `base`.
+  WL_DEVICE CandidateRound round(float minimum, float base, const Draws& draws) {
+    CandidateRound mine = CandidateRound::none();
+    const bool leads = (int(threadIdx.x) & ((1 << log2_ways) - 1)) == 0;
+#pragma unroll
+    for (int n = 0; n < kOwn; ++n) {
+      const int i = own(n);
+      if (i >= count || !leads) continue;
+      if (value(i) >= base) mine.units += all.units[i];
+      if (!(value(i) >= minimum)) continue;
+      const Arrival other = arrival_of(i, facts[n], draws, [=](float value) { return value >= minimum; });
+      if (other.quad_time < mine.first.quad_time ||
+          (other.quad_time == mine.first.quad_time && other.token_time < mine.first.token_time)) {
+        mine.first = other;
+      }
+    }
+    mine.first = first_of_warp(mine.first);
+    mine.units = warp_reduce(mine.units, Sum());
+    mine = reduce.of_warps(mine);
+    mine.first = first_of_warp(mine.first);
+    mine.units = warp_reduce(mine.units, Sum());
+    ++reduce.round;
+    return mine;
   }
 
   // The k-th largest value, if there are as many.
   WL_DEVICE float largest_but(int k) {
-    RowMinimum least = RowMinimum::none();
+    float least = -negative_infinity();
 #pragma unroll
     for (int n = 0; n < kOwn; ++n) {
-      if (own(n) < count && larger[n] < k) least.value = fminf(least.value, value(own(n)));
+      if (own(n) < count && facts[n].larger < k) least = fminf(least, value(own(n)));
     }
-    return count >= k ? reduce(least).value : negative_infinity();
-  }
-
-  // Units of all of at least `minimum`.
-  WL_DEVICE uint64_t units(float minimum) {
-    UnitTotal sum = UnitTotal::none();
-#pragma unroll
-    for (int n = 0; n < kOwn; ++n) sum.units += own(n) < count && value(own(n)) >= minimum ? all.units[own(n)] : 0;
-    return reduce(sum).units;
+    if (count < k) return negative_infinity();
+    least = -warp_max(-least);
+    least = -warp_max(-reduce.of_warps(RowMinimum{least}).value);
+    ++reduce.round;
+    return least;
   }
 
   // The smallest value with less than `target` units above it.
   WL_DEVICE float reaching(double target) {
-    RowMinimum least = RowMinimum::none();
+    float least = -negative_infinity();
 #pragma unroll
     for (int n = 0; n < kOwn; ++n) {
-      if (own(n) < count && double(above[n]) < target) least.value = fminf(least.value, value(own(n)));
+      if (own(n) < count && double(facts[n].above) < target) least = fminf(least, value(own(n)));
     }
-    return reduce(least).value;
-  }
-
-  // Both heats among those of at least `minimum`.
-  WL_DEVICE Winner race(float minimum, const Draws& draws) {
-    Arrival first = Arrival::none();
-#pragma unroll 1
-    for (int n = 0; n < kOwn; ++n) {
-      const int i = own(n);
-      if (i >= count || !(value(i) >= minimum)) continue;
-      const int token = candidate_token(all.keys[i]);
-      double weight[2] = {};  // of the halves of the quad
-      weight[token % kQuad / 2] += all.weights[i];
-      for (int others = partners[n]; others; others >>= 10) {
-        const int j = (others & 1023) - 1;
-        if (value(j) >= minimum) weight[candidate_token(all.keys[j]) % kQuad / 2] += all.weights[j];
-      }
-      first.merge(arrival(token, weight[0] + weight[1], all.weights[i], draws, i));
-    }
-    first = reduce(first);
-    return {first.token, value(first.place)};
-  }
-
-  // As the rounds of a row go: `nucleus` is the smallest value inside.
-  WL_DEVICE int draw(float minimum, float nucleus, Draws draws) {
-    for (int round = 0;; ++round) {
-      const Winner winner = race(round < kTopPRounds ? minimum : fmaxf(minimum, nucleus), draws);
-      if (winner.value >= nucleus) return winner.token;
-      minimum = next_above(winner.value);
-      draws.next_round();
-    }
+    least = -warp_max(-least);
+    least = -warp_max(-reduce.of_warps(RowMinimum{least}).value);
+    ++reduce.round;
+    return least;
   }
 };
 

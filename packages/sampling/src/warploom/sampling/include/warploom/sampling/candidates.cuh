@@ -14,7 +14,6 @@ namespace warploom::sampling {
 struct CandidateStorage {
   static constexpr int kCapacity = 512;
   uint64_t keys[kCapacity];  // of the first block: a region for each block of the row
-  int counts[RowReduceStorage::kMaxParts];
   int count;
 };
 
@@ -61,32 +60,20 @@ WL_DEVICE float reached_by(int k, float maximum, float largest_of_thread, RowRed
   return reduce(RowMinimum{count >= wanted ? from_ordered(bound) : negative_infinity()}).value;
 }
 
-WL_DEVICE void store_to_part(const void* pointer, int part, uint64_t value) {
+// To the first block, whose barrier counts the bytes.
+WL_DEVICE void send_candidate(uint64_t* slot, uint64_t key, uint64_t* arrived, int parts) {
 #if __CUDA_ARCH__ >= 900
-  store_cluster(map_to_rank(pointer, part), value);
-#else
-  *static_cast<uint64_t*>(const_cast<void*>(pointer)) = value;
+  if (parts > 1) {
+    const float low = __uint_as_float(uint32_t(key)), high = __uint_as_float(uint32_t(key >> 32));
+    return send_async(map_to_rank(slot, 0), low, high, map_to_rank(arrived, 0));
+  }
 #endif
-}
-WL_DEVICE void store_to_part(const void* pointer, int part, int value) {
-#if __CUDA_ARCH__ >= 900
-  store_cluster(map_to_rank(pointer, part), uint32_t(value));
-#else
-  *static_cast<int*>(const_cast<void*>(pointer)) = value;
-#endif
+  *slot = key;
 }
 
-WL_DEVICE void sync_parts(int parts) {
-#if __CUDA_ARCH__ >= 900
-  if (parts > 1) return cluster_sync();
-#endif
-  __syncthreads();
-}
-
-// Puts the regions' keys together. By the first block, of which warps take regions in turn.
-WL_DEVICE int gather_regions(const CandidateStorage& storage, int parts, uint64_t* keys) {
-  const int region = CandidateStorage::kCapacity / parts;
-  const int mine = lane_id() < parts ? storage.counts[lane_id()] : 0;
+// Puts the regions' keys together, `mine` of region number lane. By the first block, of which warps take regions in turn.
+WL_DEVICE int gather_regions(const CandidateStorage& storage, int parts, int mine, uint64_t* keys) {
+  const int region = CandidateStorage::kCapacity >> (__ffs(parts) - 1);
   int before = mine;  // keys of regions up to and with the lane's
 #pragma unroll
   for (int offset = 1; offset < RowReduceStorage::kMaxParts; offset *= 2) {
@@ -102,11 +89,17 @@ WL_DEVICE int gather_regions(const CandidateStorage& storage, int parts, uint64_
   return total;
 }
 
+struct CandidateCount {
+  int count;
+  WL_DEVICE static CandidateCount none() { return {0}; }
+};
+
 // The row's tokens of at least `minimum`, in any order, for the first block, which gets their number; kTooMany for all blocks
-// if they do not fit; 0 for the other blocks. `keys` may lie where the share was: nobody needs it then. `largest_of_thread` spares threads that have none the search.
+// if they do not fit; 0 for the other blocks. `largest_of_thread` spares threads that have none the search. `keys` may lie
+// where the share was: nobody needs it then. `arrived` is an mbarrier for one arrival, used once.
 template <class Weights, class Share>
-WL_DEVICE int collect_candidates(Share& share, float minimum, float largest_of_thread, CandidateStorage& storage,
-                                 uint64_t* keys) {
+WL_DEVICE int collect_candidates(Share& share, RowReduce& reduce, float minimum, float largest_of_thread,
+                                 CandidateStorage& storage, uint64_t* arrived, uint64_t* keys) {
   using T = typename Share::Element;
   constexpr int kWidth = kVecWidth<T>;
   const int region = CandidateStorage::kCapacity >> (__ffs(share.parts) - 1);
@@ -123,18 +116,23 @@ WL_DEVICE int collect_candidates(Share& share, float minimum, float largest_of_t
           if (!(values[j] >= minimum)) continue;
           const int token = (batch + i * kBatchStep<T>) * kWidth + j;
           const int place = token < share.row.vocab ? atomicAdd(&storage.count, 1) : region;
-          if (place < region) store_to_part(&storage.keys[share.part * region + place], 0, candidate_key(values[j], token));
+          uint64_t* slot = &storage.keys[share.part * region + place];
+          if (place < region) send_candidate(slot, candidate_key(values[j], token), arrived, share.parts);
         }
       }
     });
   }
   __syncthreads();
-  if (int(threadIdx.x) < share.parts) store_to_part(&storage.counts[share.part], threadIdx.x, storage.count);
-  sync_parts(share.parts);
-  bool fits = true;
-#pragma unroll 1
-  for (int part = 0; part < share.parts; ++part) fits = fits && storage.counts[part] <= region;
-  if (fits) return share.part == 0 ? gather_regions(storage, share.parts, keys) : 0;
+  const int count = reduce.exchange(CandidateCount{storage.count}).count;
+  const bool fits = __all_sync(kFullMask, count <= region);
+  const int total = __reduce_add_sync(kFullMask, min(count, region));
+#if __CUDA_ARCH__ >= 900
+  if (share.parts > 1 && share.part == 0) {
+    if (threadIdx.x == 0) mbarrier_expect_bytes(arrived, total * int(sizeof(uint64_t)));
+    mbarrier_wait(arrived, 0);  // whatever becomes of them, nothing must come in later
+  }
+#endif
+  if (fits) return share.part == 0 ? gather_regions(storage, share.parts, count, keys) : 0;
   __syncthreads();  // the storage is free for other uses
   return kTooMany;
 }

@@ -23,6 +23,7 @@ struct FilterStorage {
     CandidateStorage candidates;
   };
   uint64_t landed[kShareStages];
+  uint64_t arrived;  // candidates
   Winner winner;
 };
 
@@ -112,22 +113,29 @@ struct FilteredDraw {
     return row_mass(share, reduce, Weights(maximum, scale), [=](float value) { return value >= base; });
   }
 
-  // By the first block alone.
-  WL_DEVICE int draw_candidates(int count, float maximum, float of_min_p, const Draws& draws, CandidateScratch& scratch) {
+  using Few = CandidateDraw<Weights, Config::kThreads>;
+
+  // As `draw_rounds`, by the first block alone.
+  WL_DEVICE int draw_candidates(int count, float maximum, float of_min_p, Draws draws, CandidateScratch& scratch) {
     const Weights weights(maximum, scale);
-    CandidateDraw<Weights, Config::kThreads> few(scratch, count, storage.reduce, weights);
+    Few few(scratch, count, storage.reduce, weights);
     set_minimum(maximum, few.largest_but(top_k), of_min_p);
+    const bool of_candidates = filters & kTopKBeforeTopP || count < top_k;
     float inside = negative_infinity();
-    if (nucleus.cuts()) {
-      const bool of_candidates = filters & kTopKBeforeTopP || count < top_k;
-      inside = of_candidates ? few.reaching(double(nucleus.p) * double(few.units(nucleus.base)))
-                             : nucleus_of_row(few, weights);
+    for (int round = 0;; ++round) {
+      const CandidateRound found = few.round(round < kTopPRounds ? minimum : fmaxf(minimum, inside), nucleus.base, draws);
+      if (!nucleus.cuts()) return found.first.token;
+      if (round == 0) {
+        inside = of_candidates ? few.reaching(double(nucleus.p) * double(found.units)) : nucleus_of_row(few, weights);
+      }
+      const float value = few.value(found.first.place);
+      if (value >= inside) return found.first.token;
+      minimum = next_above(value);
+      draws.next_round();
     }
-    return few.draw(minimum, inside, draws);
   }
 
   // The share is one of the whole row: by its approximate mass, if that leaves no doubt.
-  template <class Few>
   WL_DEVICE float nucleus_of_row(Few& few, const Weights& weights) {
     const double target = double(nucleus.p) * double(total) * weights.unit_scale();
     const double error = 2 * mass_error(share.tokens_of_thread());
@@ -175,7 +183,8 @@ struct FilteredDraw {
         const float lowest = lowest_candidate(maximum, largest.value);
         set_minimum(maximum, of_top_k, of_min_p);
         if (nucleus.cuts() && !(filters & kTopKBeforeTopP)) total = mass_of_base(maximum);
-        const int count = collect_candidates<Weights>(share, lowest, largest.value, storage.candidates, scratch->keys);
+        const int count = collect_candidates<Weights>(share, reduce, lowest, largest.value, storage.candidates,
+                                                      &storage.arrived, scratch->keys);
         if (count != kTooMany) {
           return share.part == 0 ? draw_candidates(count, maximum, of_min_p, draws, *scratch) : 0;
         }
@@ -198,6 +207,9 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   const int64_t index = row_index();
   const int64_t source_row = params.source_row(index);
   if (!params.has(source_row)) return params.reject(index);
+#if __CUDA_ARCH__ >= 900
+  if (Config::kTopK && threadIdx.x == 0) mbarrier_init(&storage.arrived, 1);  // RowReduce has the fence
+#endif
   RowReduce reduce(storage.reduce, row_part(), row_parts());
   typename Draw::Share share(params.load_row<typename Draw::T>(source_row), row_part(), row_parts(), held, storage.landed);
   __syncthreads();

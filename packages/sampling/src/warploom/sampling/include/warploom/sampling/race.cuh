@@ -37,8 +37,8 @@ struct Draws {
     const uint4 four = philox_words(seed, offset, row, first_block + block);
     return place < 2 ? (place ? four.y : four.x) : (place == 2 ? four.z : four.w);
   }
-  WL_DEVICE uint32_t quad_word(int quad) const { return word(uint32_t(quad / 128 * 32 + quad % 32), quad / 32 % 4); }
-  WL_DEVICE uint32_t token_word(int token) const { return word(kSecondHeat + uint32_t(token / kQuad), token % kQuad); }
+  WL_DEVICE static uint32_t quad_block(int quad) { return uint32_t(quad / 128 * 32 + quad % 32); }
+  WL_DEVICE static uint32_t token_block(int token) { return kSecondHeat + uint32_t(token / kQuad); }
 };
 
 // First group of the batch that a thread takes as number `unit` of a row, or of a part of it.
@@ -84,7 +84,8 @@ WL_DEVICE void log2_rates(int batch, const Draws& draws, float (&result)[kBatch 
 }
 
 // In float64: what decides.
-__device__ __noinline__ double exponential_exact(uint32_t word) { return -log1p(-(double(word) + 0.5) * 0x1p-32); }
+// 1 - u has 33 bits, so nothing is lost on the way to its logarithm.
+WL_DEVICE double exponential_exact(uint32_t word) { return -log(1.0 - (double(word) + 0.5) * 0x1p-32); }
 
 // When a token's quad arrives, and the token in its own heat: the race goes to the smallest, in this order.
 struct Arrival {
@@ -97,23 +98,40 @@ struct Arrival {
     const double never = __longlong_as_double(0x7ff0000000000000);
     return {never, never, 0x7fffffff, 0};
   }
-  WL_DEVICE void merge(const Arrival& other) {
-    if (other.before(*this)) *this = other;
-  }
-
- private:
-  WL_DEVICE bool before(const Arrival& other) const {
-    if (quad_time != other.quad_time) return quad_time < other.quad_time;
-    if (token / kQuad != other.token / kQuad) return token < other.token;
-    if (token_time != other.token_time) return token_time < other.token_time;
-    return token < other.token;
-  }
 };
 
+// Lanes with the smallest of positive numbers, whose bits are in their order.
+WL_DEVICE bool is_smallest(double x, bool takes_part) {
+  const uint32_t high = takes_part ? uint32_t(__double2hiint(x)) : 0xffffffffu;
+  takes_part = takes_part && high == __reduce_min_sync(kFullMask, high);
+  const uint32_t low = takes_part ? uint32_t(__double2loint(x)) : 0xffffffffu;
+  return takes_part && low == __reduce_min_sync(kFullMask, low);
+}
+
+// The first of a warp's arrivals, for all lanes.
+WL_DEVICE Arrival first_of_warp(const Arrival& mine) {
+  bool first = is_smallest(mine.quad_time, true);
+  first = is_smallest(mine.token_time, first);
+  const int token = __reduce_min_sync(kFullMask, first ? mine.token : 0x7fffffff);
+  const int lane = __ffs(__ballot_sync(kFullMask, first && mine.token == token)) - 1;
+  Arrival result;
+  result.quad_time = __shfl_sync(kFullMask, mine.quad_time, lane);
+  result.token_time = __shfl_sync(kFullMask, mine.token_time, lane);
+  result.token = token;
+  result.place = __shfl_sync(kFullMask, mine.place, lane);
+  return result;
+}
+
+// Not inline: long, and where it runs few tokens are looked at.
+__device__ __noinline__ double arrival_time(Draws draws, uint32_t block, int place, double rate) {
+  return exponential_exact(draws.word(block, place)) / rate;
+}
+
 // The arrival of a token, given the weights of its quad and its own.
-__device__ __noinline__ Arrival arrival(int token, double quad_weight, double weight, const Draws& draws, int place) {
-  return {exponential_exact(draws.quad_word(token / kQuad)) / quad_weight,
-          exponential_exact(draws.token_word(token)) / weight, token, place};
+WL_DEVICE Arrival arrival(int token, double quad_weight, double weight, const Draws& draws, int place) {
+  const int quad = token / kQuad;
+  return {arrival_time(draws, Draws::quad_block(quad), quad / 32 % 4, quad_weight),
+          arrival_time(draws, Draws::token_block(token), token % kQuad, weight), token, place};
 }
 
 // The batches of one thread that may hold the winner of the first heat.

@@ -99,44 +99,29 @@ struct Winner {
   float value;
 };
 
-// The winner of both heats if it is in this batch, exactly. By one warp, for all its lanes.
+// The first arrival of a batch, exactly. By one warp, for all its lanes; `place` is the lane that knows the token.
 template <class T, class Weights>
-WL_DEVICE Winner winner_of_batch(const SourceRow<T>& row, int batch, float minimum, const Weights& weights,
-                                 const Draws& draws) {
+WL_DEVICE Arrival first_of_batch(const SourceRow<T>& row, int batch, float minimum, const Weights& weights,
+                                 const Draws& draws, float& value) {
   constexpr int kWidth = kVecWidth<T>;
   const int lane = lane_id();
   const int token = (batch + lane / kWidth * kBatchStep<T>) * kWidth + lane % kWidth;
   const bool inside = lane < kBatch * kWidth && token < row.vocab;
-  const float value = inside ? Weights::value(to_float(row.load_token(token))) : negative_infinity();
+  value = inside ? Weights::value(to_float(row.load_token(token))) : negative_infinity();
   const double weight = inside && value >= minimum ? weights.exact(value) : 0.0;
   double quad = weight + __shfl_xor_sync(kFullMask, weight, 1);
   quad += __shfl_xor_sync(kFullMask, quad, 2);
   Arrival mine = Arrival::none();
   if (weight > 0) mine = arrival(token, quad, weight, draws, lane);
-  mine = warp_merge(mine);
-  return {mine.token, __shfl_sync(kFullMask, value, mine.place)};
+  return first_of_warp(mine);
 }
 
-// The arrivals of a batch, exactly. By one thread: where batches are too close for approximate keys.
 template <class T, class Weights>
-WL_DEVICE void enter_exactly(Arrival& first, const SourceRow<T>& row, int batch, float minimum, const Weights& weights,
-                             const Draws& draws) {
-#pragma unroll 1
-  for (int i = 0; i < kBatch * kQuadsOfGroup<T>; ++i) {
-    const int group = batch + i / kQuadsOfGroup<T> * kBatchStep<T>;
-    const int start = (group * kQuadsOfGroup<T> + i % kQuadsOfGroup<T>) * kQuad;
-    double weight[kQuad] = {};
-#pragma unroll 1
-    for (int t = 0; t < kQuad && start + t < row.vocab; ++t) {
-      const float value = Weights::value(to_float(row.load_token(start + t)));
-      if (value >= minimum) weight[t] = weights.exact(value);
-    }
-    const double quad = (weight[0] + weight[1]) + (weight[2] + weight[3]);
-#pragma unroll 1
-    for (int t = 0; t < kQuad; ++t) {
-      if (weight[t] > 0) first.merge(arrival(start + t, quad, weight[t], draws, batch));
-    }
-  }
+WL_DEVICE Winner winner_of_batch(const SourceRow<T>& row, int batch, float minimum, const Weights& weights,
+                                 const Draws& draws) {
+  float value;
+  const Arrival first = first_of_batch(row, batch, minimum, weights, draws, value);
+  return {first.token, __shfl_sync(kFullMask, value, first.place)};
 }
 
 // Leaves `state` with the batch that holds the winner, where approximate keys did not tell. For all threads of the row's
@@ -149,13 +134,22 @@ WL_DEVICE void settle_contenders(RaceState& state, const RowScan<Weights>& scan,
   const float shift = Weights::kFromLogits ? (scan.reference - state.reference) * scan.scale : 0.0f;
   const float worst = state.best - 2 * kKeyError - shift;
   Arrival first = Arrival::none();
-  if (scan.contest.best >= worst) {
-    share.visit_batches(false, [&](const Packed(&)[kBatch], int batch) {
-      const bool may_win = batch == scan.contest.batch || scan.contest.second >= worst;
-      if (may_win) enter_exactly(first, share.row, batch, minimum, weights, draws);
+  const auto enter = [&](int batch) {
+    float value;
+    const Arrival arrival = first_of_batch(share.row, batch, minimum, weights, draws, value);
+    if (arrival.quad_time < first.quad_time) first = {arrival.quad_time, arrival.token_time, arrival.token, batch};
+  };
+  // The warp takes the contenders of its lanes in turn: a lane's best batch, or all if it has several to offer.
+  const uint32_t several = __ballot_sync(kFullMask, scan.contest.second >= worst);
+  for (uint32_t left = __ballot_sync(kFullMask, scan.contest.best >= worst); left; left &= left - 1) {
+    const int lane = __ffs(left) - 1;
+    const int best = __shfl_sync(kFullMask, scan.contest.batch, lane);
+    share.for_batches(int(threadIdx.x) - lane_id() + lane, [&](int batch) {
+      if (batch == best || several >> lane & 1) enter(batch);
     });
   }
-  state.batch = reduce(first).place;
+  first = first_of_warp(reduce.of_warps(first));
+  state.batch = first_of_warp(reduce.exchange(first)).place;
 }
 
 }  // namespace warploom::sampling

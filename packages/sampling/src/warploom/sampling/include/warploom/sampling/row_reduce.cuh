@@ -80,18 +80,22 @@ struct RowReduce {
     return result;
   }
 
+  // A value for every warp: lane i of every warp gets that of warp i. Has a block barrier.
+  template <class V>
+  WL_DEVICE V of_warps(const V& value) {
+    uint4(&warps)[kWarpSize][2] = storage.warps[turn()];
+    if (lane_id() == 0) *reinterpret_cast<V*>(warps[warp_id()]) = value;
+    __syncthreads();
+    return lane_id() < int(blockDim.x) / kWarpSize ? *reinterpret_cast<const V*>(warps[lane_id()]) : V::none();
+  }
+
   // Of two copies of everything in shared memory, the one of the reduction that comes.
   WL_DEVICE uint32_t turn() const { return round & 1; }
 
  private:
   template <class V>
-  WL_DEVICE V over_block(V value) {
-    uint4(&warps)[kWarpSize][2] = storage.warps[turn()];
-    value = warp_merge(value);
-    if (lane_id() == 0) *reinterpret_cast<V*>(warps[warp_id()]) = value;
-    __syncthreads();
-    const int count = int(blockDim.x) / kWarpSize;
-    return warp_merge(lane_id() < count ? *reinterpret_cast<const V*>(warps[lane_id()]) : V::none());
+  WL_DEVICE V over_block(const V& value) {
+    return warp_merge(of_warps(warp_merge(value)));
   }
 
 #if __CUDA_ARCH__ >= 900

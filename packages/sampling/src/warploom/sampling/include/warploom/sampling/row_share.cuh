@@ -85,6 +85,15 @@ struct RowShare {
     }
   }
 
+  // Calls visitor(batch) for the batches of a thread.
+  template <class Visitor>
+  WL_DEVICE void for_batches(int thread, Visitor&& visitor) const {
+#pragma unroll 1
+    for (int unit = thread; unit / kTileUnits * kTileGroups < count; unit += int(blockDim.x)) {
+      visitor(group_of(unit / kTileUnits * kTileGroups + batch_of<T>(unit % kTileUnits)));
+    }
+  }
+
   // Calls visitor(packed, group) for every group of this thread, in less code.
   template <class Visitor>
   WL_DEVICE void visit(bool first, Visitor&& visitor) {

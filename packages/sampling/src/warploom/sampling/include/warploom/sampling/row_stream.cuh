@@ -16,6 +16,15 @@ struct RowStream {
   WL_DEVICE RowStream(const SourceRow<T>& row, int part, int parts)
       : row(row), first(part * int(blockDim.x) + int(threadIdx.x)), step(parts * int(blockDim.x)) {}
 
+  // Calls visitor(batch) for the batches of a thread.
+  template <class Visitor>
+  WL_DEVICE void for_batches(int thread, Visitor&& visitor) const {
+#pragma unroll 1
+    for (int unit = first - int(threadIdx.x) + thread; batch_of<T>(unit) < row.groups; unit += step) {
+      visitor(batch_of<T>(unit));
+    }
+  }
+
   // Calls visitor(groups, batch) for this thread's batches; groups beyond the row are `nothing`.
   template <class Visitor>
   WL_DEVICE void visit_batches(bool, Visitor&& visitor) const {

@@ -90,6 +90,13 @@ struct BinTable {
   }
 };
 
+WL_DEVICE void sync_parts(int parts) {
+#if __CUDA_ARCH__ >= 900
+  if (parts > 1) return cluster_sync();
+#endif
+  __syncthreads();
+}
+
 // Exclusive prefix sum over the threads of the block.
 template <int kThreads>
 WL_DEVICE uint64_t sum_before(uint64_t value, uint64_t* warps) {
