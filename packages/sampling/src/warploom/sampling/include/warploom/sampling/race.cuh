@@ -110,6 +110,7 @@ WL_DEVICE bool is_smallest(double x, bool takes_part) {
 
 // The first of a warp's arrivals, for all lanes.
 WL_DEVICE Arrival first_of_warp(const Arrival& mine) {
+  __syncwarp();  // unlike shuffles, these reductions do not gather lanes that a branch has parted
   bool first = is_smallest(mine.quad_time, true);
   first = is_smallest(mine.token_time, first);
   const int token = __reduce_min_sync(kFullMask, first ? mine.token : 0x7fffffff);

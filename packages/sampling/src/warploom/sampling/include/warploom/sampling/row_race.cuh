@@ -9,6 +9,7 @@ namespace warploom::sampling {
 
 // The largest number of a warp; NaN if there is one.
 WL_DEVICE float warp_max(float x) {
+  __syncwarp();
   return from_ordered(__reduce_max_sync(kFullMask, x == x ? ordered(x) : 0xffffffffu));
 }
 
