@@ -103,9 +103,11 @@ struct Arrival {
 // Lanes with the smallest of positive numbers, whose bits are in their order.
 WL_DEVICE bool is_smallest(double x, bool takes_part) {
   const uint32_t high = takes_part ? uint32_t(__double2hiint(x)) : 0xffffffffu;
-  takes_part = takes_part && high == __reduce_min_sync(kFullMask, high);
+  const uint32_t least_high = __reduce_min_sync(kFullMask, high);
+  takes_part = takes_part && high == least_high;
   const uint32_t low = takes_part ? uint32_t(__double2loint(x)) : 0xffffffffu;
-  return takes_part && low == __reduce_min_sync(kFullMask, low);
+  const uint32_t least_low = __reduce_min_sync(kFullMask, low);
+  return takes_part && low == least_low;
 }
 
 // The first of a warp's arrivals, for all lanes.
