@@ -11,6 +11,7 @@ from warploom.core.backends import Operator
 from warploom.core.device import device_guard
 from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op
+from warploom.sampling.backends.cuda.renorm import CudaRenorm, CudaTopKMask
 from warploom.sampling.backends.reference.renorm import ReferenceRenorm, ReferenceTopKMask
 from warploom.sampling.docstrings import shared_docs
 from warploom.sampling.parameters import (
@@ -27,8 +28,8 @@ from warploom.sampling.steps import SOFTMAX, Steps, check_steps, source_name
 
 __all__ = ["min_p_renorm_probs", "renorm", "top_k_mask_logits", "top_k_renorm_probs", "top_p_renorm_probs"]
 
-RENORM = Operator("renorm", family="sampling", backends=(ReferenceRenorm(),))
-TOP_K_MASK = Operator("top_k_mask_logits", family="sampling", backends=(ReferenceTopKMask(),))
+RENORM = Operator("renorm", family="sampling", backends=(CudaRenorm(), ReferenceRenorm()))
+TOP_K_MASK = Operator("top_k_mask_logits", family="sampling", backends=(CudaTopKMask(), ReferenceTopKMask()))
 
 
 @shared_docs

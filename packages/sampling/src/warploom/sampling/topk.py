@@ -10,6 +10,7 @@ from warploom.core.backends import Operator
 from warploom.core.device import device_guard
 from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op
+from warploom.sampling.backends.cuda.topk import CudaTopK
 from warploom.sampling.backends.reference.topk import ReferenceTopK
 from warploom.sampling.backends.torch.topk import TorchTopK
 from warploom.sampling.docstrings import shared_docs
@@ -18,7 +19,7 @@ from warploom.sampling.problems.topk import TopKProblem
 
 __all__ = ["top_k"]
 
-TOP_K = Operator("top_k", family="sampling", backends=(TorchTopK(), ReferenceTopK()))
+TOP_K = Operator("top_k", family="sampling", backends=(CudaTopK(), TorchTopK(), ReferenceTopK()))
 
 
 @shared_docs

@@ -12,7 +12,7 @@ from warploom.sampling.parameters import FilterParameters, RowParameter
 from warploom.sampling.randomness import RandomState
 from warploom.sampling.steps import Steps
 
-__all__ = ["DrawParams", "draw_params", "filter_bits"]
+__all__ = ["DrawParams", "draw_params", "filter_bits", "filter_params"]
 
 _BITS = {"top_k": 1, "top_p": 2, "min_p": 4}  # `Filter` in draw.cuh
 _BEFORE_TOP_P = {"top_k": 8, "min_p": 16}
@@ -24,6 +24,7 @@ class DrawParams(ParamStruct):
     indices: ptr
     tokens: ptr
     valid: ptr
+    probs: ptr
     temperature: ptr
     top_k: ptr
     top_p: ptr
@@ -34,6 +35,8 @@ class DrawParams(ParamStruct):
     token_stride: i64
     indices_stride: i64
     tokens_stride: i64
+    probs_stride: i64
+    prob_stride: i64
     temperature_stride: i64
     top_k_stride: i64
     top_p_stride: i64
@@ -63,6 +66,25 @@ def _parameter(name: str, parameter: RowParameter) -> dict[str, Any]:
     return {name: tensor, f"{name}_stride": _row_stride(tensor), f"{name}_value": parameter.value}
 
 
+def filter_params(source: torch.Tensor, probs: torch.Tensor | None, parameters: FilterParameters) -> dict[str, Any]:
+    """The fields about rows and filters, and what distributions are written to."""
+    fields: dict[str, Any] = dict.fromkeys(DrawParams.__annotations__, 0)
+    fields |= {
+        "source": source,
+        "probs": probs,
+        "source_stride": source.stride(0),
+        "token_stride": source.stride(1),
+        "probs_stride": 0 if probs is None else probs.stride(0),
+        "prob_stride": 0 if probs is None else probs.stride(1),
+        "vocab": source.shape[1],
+        "source_rows": source.shape[0],
+    }
+    for name in ("temperature", "top_k", "top_p", "min_p"):
+        fields |= _parameter(name, getattr(parameters, name))
+    fields.pop("filters")
+    return fields
+
+
 def draw_params(
     tokens: torch.Tensor,
     valid: torch.Tensor,
@@ -70,32 +92,25 @@ def draw_params(
     indices: torch.Tensor | None,
     parameters: FilterParameters,
     random: RandomState,
-    **others: int,
+    filters: int,
 ) -> DrawParams:
-    """The struct of one call."""
-    fields: dict[str, Any] = dict(
-        source=source,
-        indices=indices,
-        tokens=tokens,
-        valid=valid,
-        seed=random.seed,
-        offset=random.offset,
-        source_stride=source.stride(0),
-        token_stride=source.stride(1),
-        indices_stride=0 if indices is None else indices.stride(0),
-        tokens_stride=tokens.stride(0),
-        seed_stride=_row_stride(random.seed),
-        offset_stride=_row_stride(random.offset),
-        seed_value=random.seed_value,
-        offset_value=random.offset_value,
-        vocab=source.shape[1],
-        source_rows=source.shape[0],
-        indices_are_64_bit=indices is not None and indices.dtype == torch.int64,
-        rows_have_seeds=random.per_row_seed,
-        **others,
-    )
-    for name in ("temperature", "top_k", "top_p", "min_p"):
-        fields |= _parameter(name, getattr(parameters, name))
+    """The struct of one draw."""
+    fields = filter_params(source, None, parameters) | {
+        "filters": filters,
+        "indices": indices,
+        "tokens": tokens,
+        "valid": valid,
+        "seed": random.seed,
+        "offset": random.offset,
+        "indices_stride": 0 if indices is None else indices.stride(0),
+        "tokens_stride": tokens.stride(0),
+        "seed_stride": _row_stride(random.seed),
+        "offset_stride": _row_stride(random.offset),
+        "seed_value": random.seed_value,
+        "offset_value": random.offset_value,
+        "indices_are_64_bit": indices is not None and indices.dtype == torch.int64,
+        "rows_have_seeds": random.per_row_seed,
+    }
     return DrawParams(**fields)
 
 

@@ -6,10 +6,18 @@ import functools
 import math
 from typing import NamedTuple
 
-__all__ = ["GROUP_BYTES", "SHARE_THREADS", "RowShape", "largest_cluster", "row_shape", "stream_parts"]
+__all__ = [
+    "CANDIDATE_BYTES",
+    "SHARE_THREADS",
+    "STREAM_THREADS",
+    "RowShape",
+    "largest_cluster",
+    "row_shape",
+    "stream_parts",
+]
 
-GROUP_BYTES = 16
 SHARE_THREADS = 256
+CANDIDATE_BYTES = 12288  # `CandidateScratch`, where the share of the row was
 STREAM_THREADS = 256
 
 _TILE_BYTES = 4096  # of a row that a block takes in turn with the others, `kTileBytes` in row_share.cuh

@@ -10,15 +10,13 @@ from warploom.core.backends import Backend, Support
 from warploom.core.device import sm_count
 from warploom.core.jit import KernelSpec, cpp_type
 from warploom.sampling.backends.cuda.draw import DrawParams, draw_params, filter_bits
-from warploom.sampling.backends.cuda.rows import SHARE_THREADS, STREAM_THREADS, row_shape, stream_parts
+from warploom.sampling.backends.cuda.rows import CANDIDATE_BYTES, SHARE_THREADS, STREAM_THREADS, row_shape, stream_parts
 from warploom.sampling.parameters import FilterParameters
 from warploom.sampling.problems.sample import SampleProblem
 from warploom.sampling.randomness import RandomState
 from warploom.sampling.steps import SOFTMAX
 
 __all__ = ["CudaSample", "filtered_spec", "plain_spec"]
-
-_SCRATCH_BYTES = 12288  # `CandidateScratch`, where the share of the row was
 
 
 @functools.cache
@@ -80,7 +78,7 @@ class CudaSample(Backend):
         if filters:
             shape = row_shape(problem.vocab, itemsize, problem.arch)
             spec = filtered_spec(problem.dtype, from_logits, "top_k" in problem.steps, shape.resident)
-            parts, threads, smem = shape.parts, SHARE_THREADS, max(shape.share_bytes, _SCRATCH_BYTES)
+            parts, threads, smem = shape.parts, SHARE_THREADS, max(shape.share_bytes, CANDIDATE_BYTES)
         else:
             spec = plain_spec(problem.dtype, from_logits)
             parts = stream_parts(problem.batch, problem.vocab, itemsize, problem.arch, sm_count(source.device))

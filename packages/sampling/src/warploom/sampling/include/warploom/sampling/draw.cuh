@@ -18,8 +18,9 @@ enum Filter { kHasTopK = 1, kHasTopP = 2, kHasMinP = 4, kTopKBeforeTopP = 8, kMi
 struct DrawParams {
   const void* source;   // [source_rows, vocab], logits or probabilities
   const void* indices;  // [rows] source rows of the outputs, int32 or int64; or null
-  int* tokens;          // [rows]
+  int* tokens;          // [rows]; of draws
   bool* valid;          // [rows]
+  void* probs;          // [rows, vocab]; of distributions
   const float* temperature;  // [rows], or null: as the other parameters
   const int* top_k;
   const float* top_p;
@@ -30,6 +31,8 @@ struct DrawParams {
   int64_t token_stride;   // of tokens of a row
   int64_t indices_stride;
   int64_t tokens_stride;
+  int64_t probs_stride;  // of rows
+  int64_t prob_stride;   // of tokens of a row
   int64_t temperature_stride;
   int64_t top_k_stride;
   int64_t top_p_stride;

@@ -146,6 +146,20 @@ struct FilteredDraw {
     return few.reaching(double(nucleus.p) * double(sums.total));
   }
 
+  // Finds every threshold; returns the row's maximum.
+  WL_DEVICE float filter() {
+    const RowMaximum largest = largest_value<Weights>(share, true);
+    const float maximum = reduce(largest).value;
+    bad = !Weights::valid(maximum, scale);
+    if (bad) return maximum;
+    const Weights weights(maximum, scale);
+    float of_top_k = negative_infinity();
+    if (top_k >= 1 && top_k < share.row.vocab) of_top_k = top_k_threshold(lowest_candidate(maximum, largest.value));
+    set_minimum(maximum, of_top_k, min_p > 0 ? min_p_threshold(weights, maximum, min_p) : negative_infinity());
+    if (nucleus.cuts()) cut(weights);
+    return maximum;
+  }
+
   // The rounds of a draw over the row, of which nothing is known yet if this is the `first` visit.
   WL_DEVICE int draw_rounds(float reference, bool first, Draws draws) {
     for (int round = 0;; ++round) {

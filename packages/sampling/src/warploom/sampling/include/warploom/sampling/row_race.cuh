@@ -10,7 +10,7 @@ namespace warploom::sampling {
 // The largest number of a warp; NaN if there is one.
 WL_DEVICE float warp_max(float x) {
   __syncwarp();
-  return from_ordered(__reduce_max_sync(kFullMask, x == x ? ordered(x) : 0xffffffffu));
+  return from_ordered(__reduce_max_sync(kFullMask, ordered_with_nan(x)));
 }
 
 // Mass and best key of a block's part of a row, or of the row, and the threads whose best is within the error of it.

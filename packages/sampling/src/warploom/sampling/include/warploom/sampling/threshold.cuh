@@ -144,11 +144,12 @@ WL_DEVICE int reaching_bin(Table& table, int parts, uint64_t& above, Reached rea
 }
 
 // All threads of all blocks of the row call this, after a first RowReduce. `reached(amount)` says whether an amount is the
-// target or more; it is monotone, and false for 0. No value may be NaN. Tokens below `minimum` are known not to matter.
+// target or more; it is monotone, and false for 0. NaN is the largest value. Tokens below `minimum` are known not to matter.
 template <class Weights, int kThreads, class Share, class Amount, class Reached>
 WL_DEVICE Threshold find_threshold(Share& share, const Amount& amount, float minimum, Reached reached,
                                    ThresholdStorage& storage) {
   constexpr int kShifts[] = {23, 14, 5, 0};
+  const uint32_t lowest = ordered(minimum);
   uint32_t key = 0;
   uint64_t above = 0;
 #pragma unroll 1
@@ -158,8 +159,8 @@ WL_DEVICE Threshold find_threshold(Share& share, const Amount& amount, float min
     const uint32_t prefix_mask = level == 0 ? 0u : ~0u << kShifts[level - 1];
     BinTable<Amount::kWide, kThreads> table(storage);
     visit_values<Weights>(share, false, [&](float value) {
-      const uint32_t candidate = ordered(value);
-      if (value >= minimum && (candidate & prefix_mask) == key) table.add(int(candidate >> shift & mask), amount(value));
+      const uint32_t candidate = ordered_with_nan(value);
+      if (candidate >= lowest && (candidate & prefix_mask) == key) table.add(int(candidate >> shift & mask), amount(value));
     });
     table.flush();
     sync_parts(share.parts);

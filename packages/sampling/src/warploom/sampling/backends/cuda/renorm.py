@@ -1,0 +1,94 @@
+"""Launch of the kernels of `renorm.cuh`."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from warploom.core.backends import Backend, Support
+from warploom.core.jit import KernelSpec, cpp_type
+from warploom.sampling.backends.cuda.draw import DrawParams, filter_bits, filter_params
+from warploom.sampling.backends.cuda.rows import SHARE_THREADS, row_shape
+from warploom.sampling.parameters import FilterParameters, RowParameter
+from warploom.sampling.problems.renorm import RenormProblem, TopKMaskProblem
+from warploom.sampling.steps import SOFTMAX
+
+__all__ = ["CudaRenorm", "CudaTopKMask", "mask_spec", "renorm_spec"]
+
+_LARGEST_VOCAB = 2**20
+_NEUTRAL = RowParameter(None, 1)
+
+
+def _spec(kernel: str, dtype: torch.dtype, out: torch.dtype, from_logits: bool, resident: bool) -> KernelSpec:
+    return KernelSpec(
+        family="sampling",
+        header="warploom/sampling/renorm.cuh",
+        kernel=f"warploom::sampling::{kernel}",
+        config={
+            "In": cpp_type(dtype),
+            "Out": cpp_type(out),
+            "kFromLogits": from_logits,
+            "kTopK": True,
+            "kResident": resident,
+            "kThreads": SHARE_THREADS,
+            "kBlocksPerSm": 3,
+        },
+        params=(DrawParams,),
+    )
+
+
+@functools.cache
+def renorm_spec(dtype: torch.dtype, from_logits: bool, resident: bool) -> KernelSpec:
+    """The kernel that filters logits, or probabilities, of `dtype`."""
+    return _spec("renorm_kernel", dtype, torch.float32 if from_logits else dtype, from_logits, resident)
+
+
+@functools.cache
+def mask_spec(dtype: torch.dtype, resident: bool) -> KernelSpec:
+    """The kernel that masks logits of `dtype`."""
+    return _spec("top_k_mask_kernel", dtype, dtype, True, resident)
+
+
+def _launch(spec: KernelSpec, params: DrawParams, source: torch.Tensor, parts: int, share_bytes: int) -> None:
+    kernel = spec.load(source.device)
+    cluster = parts if parts > 1 else None
+    kernel.launch(source.shape[0] * parts, SHARE_THREADS, params, smem=share_bytes, cluster=cluster)
+
+
+class CudaRenorm(Backend):
+    """One read and one write of the row; the thresholds are found on chip."""
+
+    name = "cuda"
+    needs_gpu = True
+    min_arch = 80
+
+    def supports(self, problem: RenormProblem) -> Support:
+        return Support.of((problem.vocab <= _LARGEST_VOCAB, f"vocab {problem.vocab} is over {_LARGEST_VOCAB}"))
+
+    def run(
+        self, problem: RenormProblem, out: torch.Tensor, source: torch.Tensor, parameters: FilterParameters
+    ) -> None:
+        """Write the distribution at the end of the chain, ``[batch, vocab]``; `out` may be `source`."""
+        params = DrawParams(**filter_params(source, out, parameters), filters=filter_bits(problem.steps))
+        shape = row_shape(problem.vocab, source.element_size(), problem.arch)
+        spec = renorm_spec(problem.dtype, SOFTMAX in problem.steps, shape.resident)
+        _launch(spec, params, source, shape.parts, shape.share_bytes)
+
+
+class CudaTopKMask(Backend):
+    """One read and one write of the row."""
+
+    name = "cuda"
+    needs_gpu = True
+    min_arch = 80
+
+    def supports(self, problem: TopKMaskProblem) -> Support:
+        return Support.of((problem.vocab <= _LARGEST_VOCAB, f"vocab {problem.vocab} is over {_LARGEST_VOCAB}"))
+
+    def run(self, problem: TopKMaskProblem, out: torch.Tensor, logits: torch.Tensor, top_k: RowParameter) -> None:
+        """Write the masked logits, ``[batch, vocab]``; `out` may be `logits`."""
+        parameters = FilterParameters(_NEUTRAL, top_k, _NEUTRAL, _NEUTRAL)
+        params = DrawParams(**filter_params(logits, out, parameters), filters=filter_bits(("top_k",)))
+        shape = row_shape(problem.vocab, logits.element_size(), problem.arch)
+        _launch(mask_spec(problem.dtype, shape.resident), params, logits, shape.parts, shape.share_bytes)

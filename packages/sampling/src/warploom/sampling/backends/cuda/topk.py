@@ -1,0 +1,78 @@
+"""Launch of the kernel of `topk.cuh`."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from warploom.core.backends import Backend, Support
+from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, i64, ptr
+from warploom.sampling.backends.cuda.rows import CANDIDATE_BYTES, SHARE_THREADS, row_shape
+from warploom.sampling.problems.topk import TopKProblem
+
+__all__ = ["CudaTopK", "topk_spec"]
+
+_LARGEST_K = 256  # whose candidates fit: 512, `CandidateStorage::kCapacity`
+
+
+class TopKParams(ParamStruct):
+    cpp_name = "warploom::sampling::TopKParams"
+    source: ptr
+    values: ptr
+    indices: ptr
+    source_stride: i64
+    token_stride: i64
+    values_stride: i64
+    value_stride: i64
+    indices_stride: i64
+    index_stride: i64
+    vocab: i32
+    k: i32
+
+
+@functools.cache
+def topk_spec(dtype: torch.dtype, resident: bool) -> KernelSpec:
+    """The kernel for values of `dtype`, which keeps rows on chip or reads them several times."""
+    return KernelSpec(
+        family="sampling",
+        header="warploom/sampling/topk.cuh",
+        kernel="warploom::sampling::topk_kernel",
+        config={"In": cpp_type(dtype), "kResident": resident, "kThreads": SHARE_THREADS, "kBlocksPerSm": 3},
+        params=(TopKParams,),
+    )
+
+
+class CudaTopK(Backend):
+    """One read of the row; always ordered, equal values in order of their indices."""
+
+    name = "cuda"
+    needs_gpu = True
+    min_arch = 80
+
+    def supports(self, problem: TopKProblem) -> Support:
+        return Support.of(
+            (problem.vocab <= 2**20, f"vocab {problem.vocab} is over 2**20"),
+            (problem.k <= _LARGEST_K, f"k {problem.k} is over {_LARGEST_K}"),
+        )
+
+    def run(self, problem: TopKProblem, values: torch.Tensor, indices: torch.Tensor, source: torch.Tensor) -> None:
+        """Write `values` and `indices` (int64), ``[batch, k]``."""
+        params = TopKParams(
+            source=source,
+            values=values,
+            indices=indices,
+            source_stride=source.stride(0),
+            token_stride=source.stride(1),
+            values_stride=values.stride(0),
+            value_stride=values.stride(1),
+            indices_stride=indices.stride(0),
+            index_stride=indices.stride(1),
+            vocab=problem.vocab,
+            k=problem.k,
+        )
+        shape = row_shape(problem.vocab, source.element_size(), problem.arch)
+        kernel = topk_spec(problem.dtype, shape.resident).load(source.device)
+        smem = max(shape.share_bytes, CANDIDATE_BYTES)
+        cluster = shape.parts if shape.parts > 1 else None
+        kernel.launch(problem.batch * shape.parts, SHARE_THREADS, params, smem=smem, cluster=cluster)

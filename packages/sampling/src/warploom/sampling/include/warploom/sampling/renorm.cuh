@@ -1,0 +1,91 @@
+// The distribution that top-k, top-p and min-p leave of a row, and rows masked to their k largest logits.
+//
+// The row stays in shared memory while its thresholds are found exactly; then it is written once.
+#pragma once
+
+#include "warploom/global_store.cuh"
+#include "warploom/sampling/draw_filtered.cuh"
+
+namespace warploom::sampling {
+
+// Writes result(value) for every token of this thread; vectors where the row of `out` allows it.
+template <class Out, class Weights, class Share, class Result>
+WL_DEVICE void write_row(Share& share, Out* out, int64_t stride, Result result) {
+  using T = typename Share::Element;
+  constexpr int kWidth = kVecWidth<T>;
+  constexpr int kOutBytes = kWidth * int(sizeof(Out));
+  constexpr int kPiece = kOutBytes > 16 ? 16 / int(sizeof(Out)) : kWidth;  // elements of a store
+  const bool vectors = stride == 1 && reinterpret_cast<uint64_t>(out) % (kPiece * sizeof(Out)) == 0;
+  share.visit(false, [&](const Packed& packed, int group) {
+    float values[kWidth];
+    values_of<T>(packed, values, Weights::kFromLogits);
+    const int first = group * kWidth;
+    if (vectors && first + kWidth <= share.row.vocab) {
+#pragma unroll
+      for (int piece = 0; piece < kWidth; piece += kPiece) {
+        Vec<Out, kPiece> some;
+#pragma unroll
+        for (int i = 0; i < kPiece; ++i) some[i] = from_float<Out>(result(values[piece + i]));
+        store_global(out + first + piece, some);
+      }
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      if (first + i < share.row.vocab) out[(first + i) * stride] = from_float<Out>(result(values[i]));
+    }
+  });
+}
+
+// Grids: rows x blocks of a row, those of one row next to each other (and one cluster if more than one).
+template <class Config>
+__global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
+    renorm_kernel(const __grid_constant__ DrawParams params) {
+  using Filter = FilteredDraw<Config>;
+  using Weights = typename Filter::Weights;
+  using Out = typename Config::Out;
+  extern __shared__ __align__(128) Packed held[];
+  __shared__ FilterStorage storage;
+  const int64_t row = row_index();
+  RowReduce reduce(storage.reduce, row_part(), row_parts());
+  typename Filter::Share share(params.load_row<typename Filter::T>(row), row_part(), row_parts(), held, storage.landed);
+  __syncthreads();
+  Filter filter(params, row, storage, reduce, share);
+  const float maximum = filter.filter();
+  Out* out = static_cast<Out*>(params.probs) + row * params.probs_stride;
+  if (filter.bad) {
+    const bool empty = maximum == (Config::kFromLogits ? negative_infinity() : 0.0f) && filter.scale == filter.scale;
+    const float fill = empty ? 0.0f : quiet_nan();
+    return write_row<Out, Weights>(share, out, params.prob_stride, [=](float) { return fill; });
+  }
+  const Weights weights(maximum, filter.scale);
+  const float minimum = filter.minimum;
+  const float mass = row_mass(share, reduce, weights, [=](float value) { return value >= minimum; });
+  const float norm = 1.0f / mass;
+  write_row<Out, Weights>(share, out, params.prob_stride, [=](float value) {
+    return value >= minimum ? weights.approximate(value) * norm : 0.0f;
+  });
+}
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
+    top_k_mask_kernel(const __grid_constant__ DrawParams params) {
+  using Filter = FilteredDraw<Config>;
+  using T = typename Config::In;
+  extern __shared__ __align__(128) Packed held[];
+  __shared__ FilterStorage storage;
+  const int64_t row = row_index();
+  RowReduce reduce(storage.reduce, row_part(), row_parts());
+  typename Filter::Share share(params.load_row<T>(row), row_part(), row_parts(), held, storage.landed);
+  __syncthreads();
+  Filter filter(params, row, storage, reduce, share);
+  const RowMaximum largest = largest_value<LogitWeights>(share, true);
+  const float maximum = reduce(largest).value;
+  float minimum = negative_infinity();
+  const bool masks = maximum == maximum && filter.top_k >= 1 && filter.top_k < params.vocab;
+  if (masks) minimum = filter.top_k_threshold(reached_by(filter.top_k, maximum, largest.value, reduce));
+  write_row<T, LogitWeights>(share, static_cast<T*>(params.probs) + row * params.probs_stride, params.prob_stride,
+                             [=](float value) { return value < minimum ? negative_infinity() : value; });
+}
+
+}  // namespace warploom::sampling
