@@ -10,6 +10,7 @@ from warploom.core.backends import Operator
 from warploom.core.device import device_guard
 from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op
+from warploom.sampling.backends.cuda.speculative import CudaSpeculative
 from warploom.sampling.backends.reference.speculative import ReferenceSpeculative
 from warploom.sampling.docstrings import shared_docs
 from warploom.sampling.parameters import FLOAT_TYPES
@@ -19,7 +20,9 @@ from warploom.sampling.sample import require_no_nan
 
 __all__ = ["chain_speculative_sampling"]
 
-CHAIN_SPECULATIVE = Operator("chain_speculative_sampling", family="sampling", backends=(ReferenceSpeculative(),))
+CHAIN_SPECULATIVE = Operator(
+    "chain_speculative_sampling", family="sampling", backends=(CudaSpeculative(), ReferenceSpeculative())
+)
 
 
 @shared_docs

@@ -12,7 +12,7 @@ from warploom.sampling.parameters import FilterParameters, RowParameter
 from warploom.sampling.randomness import RandomState
 from warploom.sampling.steps import Steps
 
-__all__ = ["DrawParams", "draw_params", "filter_bits", "filter_params"]
+__all__ = ["DrawParams", "draw_params", "filter_bits", "filter_params", "row_stride"]
 
 _BITS = {"top_k": 1, "top_p": 2, "min_p": 4}  # `Filter` in draw.cuh
 _BEFORE_TOP_P = {"top_k": 8, "min_p": 16}
@@ -56,14 +56,14 @@ class DrawParams(ParamStruct):
     filters: i32
 
 
-def _row_stride(tensor: torch.Tensor | None) -> int:
+def row_stride(tensor: torch.Tensor | None) -> int:
     """Stride of a parameter with one value a row, or one for all."""
     return 0 if tensor is None or tensor.numel() == 1 else tensor.stride(0)
 
 
 def _parameter(name: str, parameter: RowParameter) -> dict[str, Any]:
     tensor = parameter.tensor
-    return {name: tensor, f"{name}_stride": _row_stride(tensor), f"{name}_value": parameter.value}
+    return {name: tensor, f"{name}_stride": row_stride(tensor), f"{name}_value": parameter.value}
 
 
 def filter_params(source: torch.Tensor, probs: torch.Tensor | None, parameters: FilterParameters) -> dict[str, Any]:
@@ -104,8 +104,8 @@ def draw_params(
         "offset": random.offset,
         "indices_stride": 0 if indices is None else indices.stride(0),
         "tokens_stride": tokens.stride(0),
-        "seed_stride": _row_stride(random.seed),
-        "offset_stride": _row_stride(random.offset),
+        "seed_stride": row_stride(random.seed),
+        "offset_stride": row_stride(random.offset),
         "seed_value": random.seed_value,
         "offset_value": random.offset_value,
         "indices_are_64_bit": indices is not None and indices.dtype == torch.int64,

@@ -9,6 +9,7 @@ from warploom.sampling.backends.reference.philox import random_words, uniform
 from warploom.sampling.backends.reference.race import race
 from warploom.sampling.problems.speculative import SpeculativeProblem
 from warploom.sampling.randomness import ACCEPT_DRAW, RandomState
+from warploom.sampling.steps import LARGEST_PROB
 
 __all__ = ["ReferenceSpeculative"]
 
@@ -77,10 +78,15 @@ def _last_distribution(
     row = torch.arange(batch, device=length.device)
     target = target_probs[row, length].to(torch.float32)
     if n == 0:
-        return target.clamp(min=0.0)
+        return _bounded(target.clamp(min=0.0))
     at = length.clamp(max=n - 1)
     excess = (target - draft_probs[row, at].to(torch.float32)).clamp(min=0.0)
     rejected = (length < n) & known[row, at]
     # Equal distributions reject by rounding alone; then the target's own is the right one.
     use_excess = rejected & ~(excess.sum(-1) == 0)
-    return torch.where(use_excess.unsqueeze(1), excess, target.clamp(min=0.0))
+    return _bounded(torch.where(use_excess.unsqueeze(1), excess, target.clamp(min=0.0)))
+
+
+def _bounded(weights: torch.Tensor) -> torch.Tensor:
+    """Weights of which those that count as infinite are."""
+    return torch.where(weights > LARGEST_PROB, torch.inf, weights)

@@ -71,7 +71,7 @@ struct FilteredDraw {
     settle_contenders<T>(state, scan, share, reduce, minimum, draws);
     // One warp, and the others wait: sixteen would fight over the units for float64.
     if (warp_id() == 0) {
-      const Winner found = winner_of_batch(share.row, state.batch, minimum, weights, draws);
+      const Winner found = winner_of_batch<T>(share.row, state.batch, minimum, weights, draws);
       if (lane_id() == 0) storage.winner = found;
     }
     __syncthreads();

@@ -101,8 +101,8 @@ struct Winner {
 };
 
 // The first arrival of a batch, exactly. By one warp, for all its lanes; `place` is the lane that knows the token.
-template <class T, class Weights>
-WL_DEVICE Arrival first_of_batch(const SourceRow<T>& row, int batch, float minimum, const Weights& weights,
+template <class T, class Row, class Weights>
+WL_DEVICE Arrival first_of_batch(const Row& row, int batch, float minimum, const Weights& weights,
                                  const Draws& draws, float& value) {
   constexpr int kWidth = kVecWidth<T>;
   const int lane = lane_id();
@@ -117,11 +117,11 @@ WL_DEVICE Arrival first_of_batch(const SourceRow<T>& row, int batch, float minim
   return first_of_warp(mine);
 }
 
-template <class T, class Weights>
-WL_DEVICE Winner winner_of_batch(const SourceRow<T>& row, int batch, float minimum, const Weights& weights,
+template <class T, class Row, class Weights>
+WL_DEVICE Winner winner_of_batch(const Row& row, int batch, float minimum, const Weights& weights,
                                  const Draws& draws) {
   float value;
-  const Arrival first = first_of_batch(row, batch, minimum, weights, draws, value);
+  const Arrival first = first_of_batch<T>(row, batch, minimum, weights, draws, value);
   return {first.token, __shfl_sync(kFullMask, value, first.place)};
 }
 
@@ -137,7 +137,7 @@ WL_DEVICE void settle_contenders(RaceState& state, const RowScan<Weights>& scan,
   Arrival first = Arrival::none();
   const auto enter = [&](int batch) {
     float value;
-    const Arrival arrival = first_of_batch(share.row, batch, minimum, weights, draws, value);
+    const Arrival arrival = first_of_batch<T>(share.row, batch, minimum, weights, draws, value);
     if (arrival.quad_time < first.quad_time) first = {arrival.quad_time, arrival.token_time, arrival.token, batch};
   };
   // The warp takes the contenders of its lanes in turn: a lane's best batch, or all if it has several to offer.

@@ -1,0 +1,112 @@
+"""Launch of the kernel of `speculative.cuh`."""
+
+from __future__ import annotations
+
+import functools
+from typing import Annotated
+
+import torch
+
+from warploom.core.backends import Backend, Support
+from warploom.core.device import sm_count
+from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, i64, ptr
+from warploom.sampling.backends.cuda.draw import row_stride
+from warploom.sampling.backends.cuda.rows import STREAM_THREADS, stream_parts
+from warploom.sampling.problems.speculative import SpeculativeProblem
+from warploom.sampling.randomness import RandomState
+
+__all__ = ["CudaSpeculative", "speculative_spec"]
+
+
+class SpeculativeParams(ParamStruct):
+    cpp_name = "warploom::sampling::SpeculativeParams"
+    draft: ptr
+    target: ptr
+    draft_ids: ptr
+    tokens: ptr
+    accepted: ptr
+    emitted: ptr
+    valid: ptr
+    seed: ptr
+    offset: ptr
+    draft_strides: Annotated[i64, 3]
+    target_strides: Annotated[i64, 3]
+    ids_strides: Annotated[i64, 2]
+    tokens_strides: Annotated[i64, 2]
+    accepted_stride: i64
+    emitted_stride: i64
+    seed_stride: i64
+    offset_stride: i64
+    seed_value: i64
+    offset_value: i64
+    n: i32
+    vocab: i32
+    ids_are_64_bit: i32
+    rows_have_seeds: i32
+
+
+@functools.cache
+def speculative_spec(dtype: torch.dtype) -> KernelSpec:
+    """The kernel for probabilities of `dtype`."""
+    return KernelSpec(
+        family="sampling",
+        header="warploom/sampling/speculative.cuh",
+        kernel="warploom::sampling::speculative_kernel",
+        config={"In": cpp_type(dtype), "kThreads": STREAM_THREADS, "kBlocksPerSm": 4},
+        params=(SpeculativeParams,),
+    )
+
+
+class CudaSpeculative(Backend):
+    """One read of the row that decides, or of the two whose difference does."""
+
+    name = "cuda"
+    needs_gpu = True
+    min_arch = 80
+
+    def supports(self, problem: SpeculativeProblem) -> Support:
+        return Support.of((problem.vocab <= 2**20, f"vocab {problem.vocab} is over 2**20"))
+
+    def run(
+        self,
+        problem: SpeculativeProblem,
+        token_ids: torch.Tensor,
+        accepted: torch.Tensor,
+        emitted: torch.Tensor,
+        valid: torch.Tensor,
+        draft_probs: torch.Tensor,
+        draft_token_ids: torch.Tensor,
+        target_probs: torch.Tensor,
+        random: RandomState,
+    ) -> None:
+        """Write `token_ids` ``[batch, n + 1]`` and `valid` ``[batch]``, add to the two counts, advance the offset."""
+        params = SpeculativeParams(
+            draft=draft_probs,
+            target=target_probs,
+            draft_ids=draft_token_ids,
+            tokens=token_ids,
+            accepted=accepted,
+            emitted=emitted,
+            valid=valid,
+            seed=random.seed,
+            offset=random.offset,
+            draft_strides=draft_probs.stride(),
+            target_strides=target_probs.stride(),
+            ids_strides=draft_token_ids.stride(),
+            tokens_strides=token_ids.stride(),
+            accepted_stride=accepted.stride(0),
+            emitted_stride=emitted.stride(0),
+            seed_stride=row_stride(random.seed),
+            offset_stride=row_stride(random.offset),
+            seed_value=random.seed_value,
+            offset_value=random.offset_value,
+            n=problem.num_draft_tokens,
+            vocab=problem.vocab,
+            ids_are_64_bit=draft_token_ids.dtype == torch.int64,
+            rows_have_seeds=random.per_row_seed,
+        )
+        itemsize = 2 * target_probs.element_size()
+        parts = stream_parts(problem.batch, problem.vocab, itemsize, problem.arch, sm_count(target_probs.device))
+        kernel = speculative_spec(problem.dtype).load(target_probs.device)
+        kernel.launch(problem.batch * parts, STREAM_THREADS, params, cluster=parts if parts > 1 else None)
+        random.advance()
