@@ -1,12 +1,14 @@
 """Benchmarks of every family against the libraries that are installed.
 
     python tools/bench                      everything
-    python tools/bench sampling gemm        some suites (a suite is a file beside this one)
+    python tools/bench sampling gemm        some suites (a suite is a file or a package beside this one)
     python tools/bench sampling --filter softmax --quick
+    python tools/bench sampling --targets   only the cases that have a target
     mpirun -n 8 python tools/bench comm     collectives, one GPU a rank
 
-Each case is verified against the reference and then timed with the L2 flushed, in CUDA graphs; the machine's own
-ceilings are measured in the same run. Tables go to the terminal; --out writes JSON, a Markdown page and a chart.
+Each case is verified against the reference and then timed with the L2 flushed, in CUDA graphs, and by direct calls; the
+machine's own ceilings are measured in the same run. Tables go to the terminal; --out writes JSON, a Markdown page and a
+chart.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from warploom.core.bench.chart import draw_chart
 from warploom.core.bench.definition import Benchmark
 from warploom.core.bench.environment import describe_environment, pick_device
 from warploom.core.bench.ranks import Ranks, current_ranks
-from warploom.core.bench.report import Report, case_table
+from warploom.core.bench.report import Report, case_table, target_table
 from warploom.core.bench.runner import CaseResult, run_cases
 from warploom.core.bench.suites import load_suite, suite_names
 from warploom.core.bench.timing import make_timer
@@ -65,6 +67,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--filter", default="", metavar="REGEX", help="only cases whose 'benchmark case' matches, as in --list"
     )
     parser.add_argument("--quick", action="store_true", help="the quick cases and less time on each")
+    parser.add_argument("--targets", action="store_true", help="only the cases that have a target")
     parser.add_argument(
         "--backends", action="store_true", help="time every backend of ours, not only what 'auto' takes"
     )
@@ -133,14 +136,20 @@ def run(
             if ranks.rank == 0:
                 print(case_table(f"{name} / {benchmark.name}", found).text() + "\n", flush=True)
             failed |= any(one.ours.problem not in ("", "not supported") for one in found)
+    if ranks.rank == 0 and (targets := target_table(report.families)):
+        print(targets.text())
     return failed
 
 
 def selected(suite: ModuleType, options: argparse.Namespace, quick: bool) -> list[Benchmark]:
-    """The suite's benchmarks with the cases that --filter and --quick leave, without those that have none."""
+    """The suite's benchmarks with the cases that --filter, --targets and --quick leave, without those that have none."""
     chosen = []
     for benchmark in getattr(suite, "BENCHMARKS", []):
-        cases = [c for c in benchmark.cases_for(quick) if options.pattern.search(f"{benchmark.name} {label(c)}")]
+        if options.targets:  # which are none of the quick cases
+            cases = [case for case in benchmark.cases if benchmark.target and benchmark.target.us(case) is not None]
+        else:
+            cases = list(benchmark.cases_for(quick))
+        cases = [case for case in cases if options.pattern.search(f"{benchmark.name} {label(case)}")]
         if cases:
             chosen.append(replace(benchmark, cases=cases, peers=benchmark.peers if options.peers else ()))
     return chosen
@@ -160,7 +169,8 @@ def describe_timing(device: torch.device, graph: bool) -> str:
     if device.type == "cpu":
         return "wall-clock on the CPU, a smoke test only"
     calls = "CUDA-graph replays" if graph else "direct calls"
-    return f"CUDA events around {calls}, L2 flushed before each; median of interleaved rounds"
+    samples = f"CUDA events around {calls}, L2 flushed before each; median of interleaved rounds"
+    return f"{samples}; eager: one direct call after another, without a flush"
 
 
 def write(report: Report, folder: Path, name: str) -> None:

@@ -20,8 +20,19 @@ from warploom.core.bench import Benchmark, Peer, Work, grid
 VOCAB = 128256
 BATCHES = [1, 64, 512]
 SPREAD = {"flat": 1.0, "peaked": 6.0}
-TEMPERATURE, TOP_K, TOP_P = 0.8, 50, 0.9
+TEMPERATURE, TOP_K, TOP_P, MIN_P = 0.8, 50, 0.9, 0.05
 SMALL = grid(batch=[3], vocab=[1000], logits=["flat"])
+# The goals' rows first, then their neighbours in batch, vocabulary, alignment and dtype.
+DRAWS = (
+    grid(batch=BATCHES, vocab=[VOCAB], logits=list(SPREAD))
+    + grid(batch=[8, 256, 1024], vocab=[VOCAB], logits=["flat"])
+    + grid(batch=[1, 64, 512], vocab=[32000, 151936, 262144], logits=["flat"])
+    + grid(batch=[64], vocab=[50257], logits=["flat"])
+    + grid(batch=[1, 64, 512], vocab=[VOCAB], logits=["flat"], dtype=[torch.bfloat16])
+)
+FILTERS = grid(batch=BATCHES, vocab=[VOCAB], logits=list(SPREAD)) + grid(
+    batch=[64], vocab=[32000, 262144], logits=["flat"]
+)
 
 
 def make_logits(case: SimpleNamespace, device: torch.device) -> Work:
@@ -130,6 +141,20 @@ def draw_by_sort(work: Any, top_k: int = 0, top_p: float = 1.0) -> torch.Tensor:
     return multinomial(keep_by_sort(scaled_softmax(work), top_k, top_p))
 
 
+def draw_by_top_k(work: Any) -> torch.Tensor:
+    """torch.topk, then everything else on the k logits: the fastest known to us without a kernel of one's own."""
+    logits, indices = torch.topk(work.logits, TOP_K, dim=-1)
+    probs = torch.softmax(logits.float() / TEMPERATURE, dim=-1)
+    probs.masked_fill_(probs.cumsum(-1) - probs >= TOP_P, 0)
+    place = (probs / torch.empty_like(probs).exponential_()).argmax(-1, keepdim=True)
+    return indices.gather(-1, place).squeeze(1).to(torch.int32)
+
+
+def draw_by_race(work: Any) -> torch.Tensor:
+    probs = scaled_softmax(work)
+    return (probs / torch.empty_like(probs).exponential_()).argmax(-1).to(torch.int32)
+
+
 def draw_with_flashinfer(work: Any, name: str, *arguments: float) -> torch.Tensor:
     probs = flashinfer().softmax(work.logits, TEMPERATURE)
     return getattr(flashinfer(), name)(probs, *arguments)
@@ -147,6 +172,12 @@ def draw_top_p(work: Any, backend: str) -> Any:
     )
 
 
+def draw_min_p(work: Any, backend: str) -> Any:
+    return sampling.min_p_sampling_from_logits(
+        work.logits, MIN_P, seed=1, temperature=TEMPERATURE, out=work.out, backend=backend
+    )
+
+
 def draw_plain(work: Any, backend: str) -> Any:
     return sampling.sampling_from_logits(work.logits, seed=1, temperature=TEMPERATURE, out=work.out, backend=backend)
 
@@ -157,7 +188,7 @@ def own_numbers(name: str, fn: Any, available: Any = lambda work: "") -> Peer:
 
 TOP_K_TOP_P = Benchmark(
     "top_k_top_p_sampling_from_logits",
-    cases=grid(batch=BATCHES, vocab=[VOCAB], logits=list(SPREAD)),
+    cases=DRAWS,
     quick=SMALL,
     make=make_draw,
     ours=draw_both,
@@ -166,6 +197,7 @@ TOP_K_TOP_P = Benchmark(
     operator="sample",
     peers=[
         own_numbers("torch sort", lambda work: draw_by_sort(work, TOP_K, TOP_P)),
+        own_numbers("torch.topk, then the rest", draw_by_top_k),
         own_numbers(
             "flashinfer",
             lambda work: draw_with_flashinfer(work, "top_k_top_p_sampling_from_probs", TOP_K, TOP_P),
@@ -177,7 +209,7 @@ TOP_K_TOP_P = Benchmark(
 
 TOP_P_ALONE = Benchmark(
     "top_p_sampling_from_logits",
-    cases=grid(batch=BATCHES, vocab=[VOCAB], logits=list(SPREAD)),
+    cases=DRAWS,
     quick=SMALL,
     make=make_draw,
     ours=draw_top_p,
@@ -195,7 +227,7 @@ TOP_P_ALONE = Benchmark(
 
 FROM_LOGITS = Benchmark(
     "sampling_from_logits",
-    cases=grid(batch=BATCHES, vocab=[VOCAB], logits=list(SPREAD)),
+    cases=DRAWS,
     quick=SMALL,
     make=make_draw,
     ours=draw_plain,
@@ -204,6 +236,7 @@ FROM_LOGITS = Benchmark(
     operator="sample",
     peers=[
         own_numbers("torch multinomial", lambda work: multinomial(scaled_softmax(work))),
+        own_numbers("torch race", draw_by_race),
         own_numbers(
             "flashinfer",
             lambda work: flashinfer().sampling_from_logits(work.logits / TEMPERATURE),
@@ -218,7 +251,7 @@ FROM_LOGITS = Benchmark(
 
 TOP_P_RENORM = Benchmark(
     "top_p_renorm_probs",
-    cases=grid(batch=BATCHES, vocab=[VOCAB], logits=list(SPREAD)),
+    cases=FILTERS,
     quick=SMALL,
     make=make_probs,
     ours=lambda work, backend: sampling.top_p_renorm_probs(work.probs, TOP_P, out=work.out, backend=backend),
@@ -234,7 +267,7 @@ TOP_P_RENORM = Benchmark(
 
 TOP_K_SELECTION = Benchmark(
     "top_k",
-    cases=grid(batch=BATCHES, vocab=[VOCAB], logits=list(SPREAD)),
+    cases=FILTERS,
     quick=SMALL,
     make=make_top_k,
     ours=lambda work, backend: sampling.top_k(work.logits, TOP_K, sorted=True, out=work.out, backend=backend)[:1],
@@ -250,4 +283,83 @@ TOP_K_SELECTION = Benchmark(
     bytes=read,
 )
 
-BENCHMARKS = [SOFTMAX, FROM_LOGITS, TOP_P_ALONE, TOP_K_TOP_P, TOP_P_RENORM, TOP_K_SELECTION]
+MIN_P_ALONE = Benchmark(
+    "min_p_sampling_from_logits",
+    cases=FILTERS,
+    quick=SMALL,
+    make=make_draw,
+    ours=draw_min_p,
+    reference=lambda work: draw_min_p(work, "reference").clone(),
+    check=most_tokens_agree,
+    operator="sample",
+    peers=[],
+    bytes=read,
+)
+
+
+def make_masked(case: SimpleNamespace, device: torch.device) -> Work:
+    work = make_logits(case, device)
+    work.out = torch.empty_like(work.logits)
+    return work
+
+
+def mask_by_top_k(logits: torch.Tensor) -> torch.Tensor:
+    least = torch.topk(logits, TOP_K, dim=-1).values[:, -1:]
+    return torch.where(logits < least, -torch.inf, logits)
+
+
+TOP_K_MASK = Benchmark(
+    "top_k_mask_logits",
+    cases=FILTERS,
+    quick=SMALL,
+    make=make_masked,
+    ours=lambda work, backend: sampling.top_k_mask_logits(work.logits, TOP_K, out=work.out, backend=backend),
+    reference=lambda work: sampling.top_k_mask_logits(work.logits, TOP_K, backend="reference"),
+    peers=[Peer("torch.topk", lambda work: mask_by_top_k(work.logits))],
+    bytes=read_and_write,
+)
+
+
+# --- Speculative verification ---
+
+
+def make_speculative(case: SimpleNamespace, device: torch.device) -> Work:
+    shape = (case.batch, case.n + 1, case.vocab)
+    target = torch.softmax(torch.randn(shape, device=device) * 2, dim=-1)
+    noise = torch.rand(case.batch, case.n, case.vocab, device=device)
+    draft = target[:, :-1] * noise
+    draft /= draft.sum(-1, keepdim=True)
+    ids = torch.argmax(draft / torch.empty_like(draft).exponential_(), dim=-1)
+    return Work(
+        draft=draft, ids=ids, target=target, out=torch.empty(case.batch, case.n + 1, dtype=torch.int32, device=device)
+    )
+
+
+def verify(work: Any, backend: str) -> torch.Tensor:
+    arguments = (work.draft, work.ids, work.target)
+    return sampling.chain_speculative_sampling(*arguments, seed=1, out=work.out, backend=backend)[0]
+
+
+SPECULATIVE = Benchmark(
+    "chain_speculative_sampling",
+    cases=grid(batch=[1, 8, 64], n=[3], vocab=[VOCAB]),
+    quick=grid(batch=[3], n=[2], vocab=[1000]),
+    make=make_speculative,
+    ours=verify,
+    reference=lambda work: verify(work, "reference").clone(),
+    check=lambda work, actual, expected: most_tokens_agree(work, actual.flatten(), expected.flatten()),
+    peers=[],
+    bytes=lambda work: float(2 * work.draft.shape[0] * work.draft.shape[2] * work.draft.element_size()),
+)
+
+BENCHMARKS = [
+    SOFTMAX,
+    FROM_LOGITS,
+    TOP_P_ALONE,
+    TOP_K_TOP_P,
+    MIN_P_ALONE,
+    TOP_P_RENORM,
+    TOP_K_MASK,
+    TOP_K_SELECTION,
+    SPECULATIVE,
+]

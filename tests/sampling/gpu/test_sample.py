@@ -204,7 +204,7 @@ def test_every_launch_shape(dtype, parts, monkeypatch):
         tiles = math.ceil(vocab * dtype.itemsize / 4096)
         for resident in (True, False):
             shape = RowShape(parts, resident, math.ceil(tiles / parts) * 4096 if resident else 0)
-            monkeypatch.setattr(launcher, "row_shape", lambda *_, shape=shape: shape)
+            monkeypatch.setattr(launcher, "_filtered_shape", lambda *_, shape=shape: shape)
             logits = random_normal((9, vocab), dtype, scale=3.0, device="cuda")
             for chain in CHAINS:
                 check(source_of(chain, logits), chain, {"top_k": 3000 if resident else 20})

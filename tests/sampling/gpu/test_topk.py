@@ -81,7 +81,7 @@ def test_every_launch_shape(parts, monkeypatch):
         tiles = math.ceil(vocab * 4 / 4096)
         for resident in (True, False):
             shape = RowShape(parts, resident, math.ceil(tiles / parts) * 4096 if resident else 0)
-            monkeypatch.setattr(launcher, "row_shape", lambda *_, shape=shape: shape)
+            monkeypatch.setattr(launcher, "selection_shape", lambda *_, shape=shape: shape)
             check(random_normal((9, vocab), scale=3.0, device="cuda"), min(50, vocab))
             check(torch.randint(0, 3, (3, vocab), device="cuda").float(), min(50, vocab))
 

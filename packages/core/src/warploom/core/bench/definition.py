@@ -1,4 +1,4 @@
-"""What a benchmark is: cases, how to make their inputs, our call, the peers' calls, and what the work costs."""
+"""What a benchmark is: cases, how to make their inputs, our call, the peers' calls, what the work costs and should cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from warploom.core.testing.compare import assert_close
 
-__all__ = ["Benchmark", "Peer", "Work"]
+__all__ = ["Benchmark", "Peer", "Target", "Work"]
 
 
 class Work(SimpleNamespace):
@@ -53,6 +53,22 @@ class Peer:
     available: Callable[[Any], str] = _always
     output: Callable[[Any], Any] = _as_it_is
     verified: bool = True
+
+
+@dataclass(frozen=True)
+class Target:
+    """What cases should take on one GPU. It is shown beside what they take, and fails nothing.
+
+    Attributes
+    ----------
+    gpu : str
+        The GPU by its driver's name, e.g. ``"NVIDIA H200"``: on others there is no target.
+    us : callable
+        ``us(case)`` returns microseconds, or None for a case that has no target.
+    """
+
+    gpu: str
+    us: Callable[[SimpleNamespace], float | None]
 
 
 def compare_all(work: Any, actual: Any, expected: Any) -> None:
@@ -102,6 +118,11 @@ class Benchmark:
         The `Operator` behind the call, whose backends ``tools/tune`` measures; by default `name`.
     check : callable
         ``check(work, actual, expected)`` raises AssertionError; by default `compare_all`.
+    check_rows : int
+        Not 0: only so many rows are compared, for references that need many times the memory of what they check.
+        `reference` then gets a work in which every tensor is cut to its first rows, and so is the `actual` of `check`:
+        rows must be the first dimension of all tensors and mean the same without those after them. Of the other rows it
+        is checked that they were written.
     quick : sequence of SimpleNamespace
         Cases of ``--quick`` and of CPU runs; by default the first case.
     calls : int
@@ -109,6 +130,11 @@ class Benchmark:
         apart the ranks start.
     flush : bool
         Flush the L2 before each run. False only with `calls` above 1, where a flush would come before the first alone.
+    axis : str
+        A numeric parameter of the cases that the chart shows as lines of time over it, e.g. ``"batch"``: a panel for
+        each setting of the others. Without it the chart has a bar for each contender of each case.
+    target : Target, optional
+        What cases should take.
 
     Examples
     --------
@@ -133,9 +159,12 @@ class Benchmark:
     math: str = "bf16"
     operator: str = ""
     check: Callable[[Any, Any, Any], None] = compare_all
+    check_rows: int = 0
     quick: Sequence[SimpleNamespace] = field(default=())
     calls: int = 1
     flush: bool = True
+    axis: str = ""
+    target: Target | None = None
 
     def __post_init__(self) -> None:
         if not self.operator:
@@ -144,6 +173,10 @@ class Benchmark:
     def cases_for(self, quick: bool) -> Sequence[SimpleNamespace]:
         """The cases of a full or of a quick run."""
         return (self.quick or self.cases[:1]) if quick else self.cases
+
+    def target_us(self, case: SimpleNamespace, gpu: str) -> float | None:
+        """Microseconds that a case should take on the GPU of that name."""
+        return self.target.us(case) if self.target and self.target.gpu == gpu else None
 
     def prepare(self, case: SimpleNamespace, device: torch.device) -> Any:
         """Make the work of a case."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from warploom.core.bench.ceilings import Ceilings
 from warploom.core.bench.runner import CaseResult, Contender
 
-__all__ = ["Report", "Table", "case_table", "detail_lines"]
+__all__ = ["Report", "Table", "case_table", "detail_lines", "target_table"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ class Report:
     tables: list[Table] = field(default_factory=list)
 
     def all_tables(self) -> list[Table]:
-        """One table for each benchmark, then the tables of the suites that are no comparison (compile times, sizes)."""
-        found = []
+        """The targets, one table for each benchmark, then those that are no comparison (compile times, sizes)."""
+        targets = target_table(self.families)
+        found = [targets] if targets else []
         for family, results in self.families.items():
             for name in dict.fromkeys(result.benchmark for result in results):
                 found.append(case_table(f"{family} / {name}", [r for r in results if r.benchmark == name]))
@@ -93,46 +94,94 @@ class Report:
         return [data, page]
 
 
-_COLUMNS = ("case", "us", "p10–p90", "rate", "of limit", "host us", "backend", "best peer", "its us", "ratio")
+_COLUMNS = ("case", "us", "p10–p90", "rate", "of limit", "target", "eager us", "host us", "backend", "best peer",
+            "its us", "its eager us", "ratio")  # fmt: skip
+# Left out of a table in which nobody has them: targets are of one GPU, direct calls are timed apart on GPUs alone.
+_OPTIONAL = {"target", "eager us", "its eager us"}
+_NONE = "–"
 
 
 def case_table(title: str, results: Sequence[CaseResult]) -> Table:
-    """One line for each case: ours and the best peer. All peers are in `detail_lines` and in the JSON."""
+    """One line for each case: ours and the best peer. All peers are in the notes and in the JSON."""
     rows = [_case_row(result) for result in results]
-    return Table(title, _COLUMNS, rows, [line for result in results for line in detail_lines(result)])
+    columns = [name for name in _COLUMNS if name not in _OPTIONAL or any(name in row for row in rows)]
+    return Table(title, columns, [[row.get(name, _NONE) for name in columns] for row in rows], _notes(results))
 
 
-def _case_row(result: CaseResult) -> list[str]:
+def _case_row(result: CaseResult) -> dict[str, str]:
     ours, peer = result.ours, result.best_peer
-    if ours.timing is None:
-        mine = ["–", "–", "–", "–", "–", ours.backend]
-    else:
-        timing = ours.timing
-        rate, share = result.rate(ours), result.share(ours)
-        mine = [
-            _us(timing.us) + ("" if timing.mode == "graph" else f" ({timing.mode})"),
-            f"{_us(timing.p10)}–{_us(timing.p90)}",
-            f"{rate[0]:.4g} {rate[1]}" if rate else "–",
-            f"{share:.0%}" if share else "–",
-            _us(timing.host_us),
-            ours.backend,
-        ]
-    theirs = [peer.name, _us(peer.timing.us)] if peer and peer.timing else ["–", "–"]
-    return [result.label, *mine, *theirs, f"{result.ratio:.2f}×" if result.ratio else "–"]
+    row = {"case": result.label, "backend": ours.backend}
+    if ours.timing is not None:
+        row["us"], row["p10–p90"] = _time(ours), f"{_us(ours.timing.p10)}–{_us(ours.timing.p90)}"
+        row["host us"] = _us(ours.timing.host_us)
+        if ours.timing.eager_us is not None:
+            row["eager us"] = _us(ours.timing.eager_us)
+    if (rate := result.rate(ours)) is not None:
+        row["rate"] = f"{rate[0]:.4g} {rate[1]}"
+    if share := result.share(ours):
+        row["of limit"] = f"{share:.0%}"
+    if result.target_us is not None:
+        row["target"] = _target(result)
+    if peer is not None and peer.timing is not None:
+        row["best peer"], row["its us"] = peer.name, _time(peer)
+        if peer.timing.eager_us is not None:
+            row["its eager us"] = _us(peer.timing.eager_us)
+    if result.ratio:
+        row["ratio"] = f"{result.ratio:.2f}×"
+    return row
 
 
-def detail_lines(result: CaseResult) -> list[str]:
+def target_table(families: Mapping[str, Sequence[CaseResult]]) -> Table | None:
+    """The cases that have a target on this GPU, of all benchmarks; None if there are none."""
+    rows = []
+    for family, results in families.items():
+        for result in (one for one in results if one.target_us is not None):
+            peer = result.best_peer
+            rows.append([
+                f"{family} / {result.benchmark} {result.label}",
+                _us(result.limit_us),
+                _time(result.ours) if result.ours.timing else _NONE,
+                _target(result),
+                peer.name if peer else _NONE,
+                _time(peer) if peer else _NONE,
+                f"{result.ratio:.2f}×" if result.ratio else _NONE,
+            ])  # fmt: skip
+    columns = ("case", "limit us", "us", "target us", "best peer", "its us", "ratio")
+    return Table("Targets", columns, rows) if rows else None
+
+
+def _target(result: CaseResult) -> str:
+    verdict = {True: " ok", False: " missed", None: ""}[result.met]
+    return f"≤ {result.target_us:g}{verdict}"
+
+
+def _notes(results: Sequence[CaseResult]) -> list[str]:
+    """Who is left out of all cases and why, then the details of each case."""
+    left_out = [{(one.name, one.problem) for one in result.contenders if one.problem} for result in results]
+    nowhere = set.intersection(*left_out) if len(results) > 1 else set()
+    lines = [f"{name}: {problem}" for name, problem in sorted(nowhere)]
+    return lines + [line for result in results for line in detail_lines(result, {name for name, _ in nowhere})]
+
+
+def detail_lines(result: CaseResult, without: Collection[str] = ()) -> list[str]:
     """The contenders that the table has no room for: slower peers, and who was left out and why."""
     shown = {result.ours.name, result.best_peer.name if result.best_peer else ""}
-    parts = [_detail(one) for one in result.contenders if one.name not in shown or one.problem]
-    return [f"{result.label}: {'; '.join(parts)}"] if parts else []
+    kept = [one for one in result.contenders if (one.name not in shown or one.problem) and one.name not in without]
+    return [f"{result.label}: {'; '.join(map(_detail, kept))}"] if kept else []
 
 
 def _detail(contender: Contender) -> str:
     if contender.timing is not None:
-        mode = "" if contender.timing.mode == "graph" else f" ({contender.timing.mode})"
-        return f"{contender.name} {_us(contender.timing.us)} us{mode}"
+        eager_us = contender.timing.eager_us
+        return f"{contender.name} {_time(contender, ' us')}" + (f", eager {_us(eager_us)}" if eager_us else "")
     return f"{contender.name}: {contender.problem}"
+
+
+def _time(contender: Contender, unit: str = "") -> str:
+    """The time, with how it was taken where that is not by a graph."""
+    assert contender.timing is not None
+    mode = "" if contender.timing.mode == "graph" else f" ({contender.timing.mode})"
+    return _us(contender.timing.us) + unit + mode
 
 
 def _us(value: float) -> str:
@@ -148,6 +197,8 @@ def _result_json(family: str, result: CaseResult) -> dict[str, Any]:
         "bytes": result.bytes,
         "flops": result.flops,
         "limit_us": result.limit_us,
+        "target_us": result.target_us,
+        "target_met": result.met,
         "ratio_to_best_peer": result.ratio,
         "contenders": [
             {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +12,12 @@ import torch
 from warploom.core.backends import OPERATORS
 from warploom.core.bench.ceilings import Ceilings, limit_us
 from warploom.core.bench.definition import Benchmark, Peer
+from warploom.core.bench.outputs import first_rows, first_rows_of_work, poison, require_written
 from warploom.core.bench.ranks import Ranks
 from warploom.core.bench.timing import Timer, Timing
+from warploom.core.device import device_name
 from warploom.core.errors import UnsupportedError
 from warploom.core.testing.grids import label
-from warploom.core.testing.inputs import poison_like
 
 __all__ = ["CaseResult", "Contender", "run_case", "run_cases"]
 
@@ -49,7 +50,7 @@ class _Runnable:
 
 @dataclass
 class CaseResult:
-    """All contenders in one case; ours is the first."""
+    """All contenders in one case; ours is the first. `axis` is that of the benchmark, `target_us` what ours should take."""
 
     benchmark: str
     case: SimpleNamespace
@@ -57,6 +58,8 @@ class CaseResult:
     flops: float
     limit_us: float
     contenders: list[Contender] = field(default_factory=list)
+    axis: str = ""
+    target_us: float | None = None
 
     @property
     def label(self) -> str:
@@ -78,6 +81,13 @@ class CaseResult:
         if self.ours.timing is None or self.best_peer is None:
             return None
         return _us(self.best_peer) / self.ours.timing.us
+
+    @property
+    def met(self) -> bool | None:
+        """Whether ours takes no longer than the target; None without a target or a time."""
+        if self.ours.timing is None or self.target_us is None:
+            return None
+        return self.ours.timing.us <= self.target_us
 
     def rate(self, contender: Contender) -> tuple[float, str] | None:
         """TFLOP/s for work that computes, GB/s for work that moves."""
@@ -143,10 +153,13 @@ def run_case(
     work = benchmark.prepare(case, device)
     nbytes = benchmark.bytes(work) if benchmark.bytes else 0.0
     flops = benchmark.flops(work) if benchmark.flops else 0.0
-    result = CaseResult(benchmark.name, case, nbytes, flops, limit_us(ceilings, nbytes, flops, benchmark.math))
+    result = CaseResult(
+        benchmark.name, case, nbytes, flops, limit_us(ceilings, nbytes, flops, benchmark.math), axis=benchmark.axis,
+        target_us=benchmark.target_us(case, device_name(device)),
+    )  # fmt: skip
     runnables = _runnables(benchmark, work, each_backend)
     result.contenders = [one.contender for one in runnables]
-    expected = benchmark.reference(work) if benchmark.reference else None
+    expected = _expected(benchmark, work)
     for runnable in runnables:
         _agree(runnable.contender, timer.ranks)
         if not runnable.contender.problem:
@@ -158,6 +171,13 @@ def run_case(
     for contender in result.contenders:
         contender.timing = timings.get(contender.name)
     return result
+
+
+def _expected(benchmark: Benchmark, work: Any) -> Any:
+    if benchmark.reference is None:
+        return None
+    rows = benchmark.check_rows
+    return benchmark.reference(first_rows_of_work(work, rows) if rows else work)
 
 
 def _runnables(benchmark: Benchmark, work: Any, each_backend: bool) -> list[_Runnable]:
@@ -185,14 +205,14 @@ def _same(result: Any) -> Any:
 def _verify(benchmark: Benchmark, work: Any, runnable: _Runnable, expected: Any) -> str:
     """Return why the contender can't be timed, "" if its result is right. Notes which backend served our call."""
     operator = OPERATORS.get(benchmark.operator)
-    _poison(getattr(work, "out", None))
+    poison(getattr(work, "out", None))
     try:
         actual = runnable.output(runnable.call())
         contender = runnable.contender
         if contender.backend == "auto" and operator is not None and operator.last is not None:
             contender.backend = operator.last.name
         if runnable.verified:
-            benchmark.check(work, actual, expected)
+            _compare(benchmark, work, actual, expected)
     except UnsupportedError:
         return "not supported"
     except AssertionError as error:
@@ -200,6 +220,13 @@ def _verify(benchmark: Benchmark, work: Any, runnable: _Runnable, expected: Any)
     except Exception as error:  # a peer may raise anything; the other contenders still count
         return f"failed: {type(error).__name__}: {_brief(error)}"
     return ""
+
+
+def _compare(benchmark: Benchmark, work: Any, actual: Any, expected: Any) -> None:
+    if benchmark.check_rows:
+        require_written(actual, benchmark.check_rows)
+        actual = first_rows(actual, benchmark.check_rows)
+    benchmark.check(work, actual, expected)
 
 
 def _brief(error: Exception) -> str:
@@ -211,11 +238,3 @@ def _agree(contender: Contender, ranks: Ranks) -> None:
     """A collective that one rank can't run must not be started by the others: they would wait for it."""
     if ranks.max(float(bool(contender.problem))) and not contender.problem:
         contender.problem = "not on every rank"
-
-
-def _poison(out: Any) -> None:
-    """Overwrite the outputs with NaN."""
-    tensors: Sequence[Any] = out if isinstance(out, (tuple, list)) else [out]
-    for tensor in tensors:
-        if isinstance(tensor, torch.Tensor):
-            tensor.copy_(poison_like(tensor))

@@ -15,6 +15,10 @@ printed with the results, and never subtracted.
 
 With ``calls > 1`` the graph holds that many calls and the time is divided by it. That is for collectives: the spread of
 the ranks' starting times falls on the first call alone.
+
+What a program without graphs sees is measured apart from the samples: direct calls one after the other, without a flush,
+between two events. Their time is the host's where launching takes longer than computing, else the device's, with what the
+L2 keeps from call to call.
 """
 
 from __future__ import annotations
@@ -30,10 +34,11 @@ import torch
 
 from warploom.core.bench.ranks import Ranks
 
-__all__ = ["CpuTimer", "GpuTimer", "Timer", "Timing", "host_time_us", "make_timer"]
+__all__ = ["CpuTimer", "GpuTimer", "Timer", "Timing", "direct_times_us", "host_time_us", "make_timer"]
 
 _ROUNDS = 5
 _MIN_SAMPLES, _MAX_SAMPLES = 10, 500
+_DIRECT_BATCHES, _MAX_DIRECT_CALLS = 5, 20
 _QUEUE = 50  # samples enqueued before a synchronisation: below the depth at which the driver's launch queue blocks
 
 Call = Callable[[], Any]
@@ -41,9 +46,10 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds of one call: median, 10th and 90th percentile over the samples, and host time.
+    """Microseconds of one call: median, 10th and 90th percentile over the samples, and what direct calls cost.
 
-    `mode` is ``"graph"``, ``"eager"`` or ``"wall"`` (the CPU's clock). Host time is always that of a direct call.
+    `mode` is ``"graph"``, ``"eager"`` or ``"wall"`` (the CPU's clock). `host_us` is the host's time for a direct call,
+    `eager_us` the time from one direct call to the next on the GPU; None on the CPU, where it is `us`.
     """
 
     us: float
@@ -52,13 +58,14 @@ class Timing:
     samples: int
     mode: str
     host_us: float
+    eager_us: float | None = None
 
     @classmethod
-    def of(cls, samples: Sequence[float], mode: str, host_us: float) -> Timing:
+    def of(cls, samples: Sequence[float], mode: str, host_us: float, eager_us: float | None = None) -> Timing:
         ordered = sorted(samples)
         last = len(ordered) - 1
         return cls(statistics.median(ordered), ordered[round(0.1 * last)], ordered[round(0.9 * last)],
-                   len(ordered), mode, host_us)  # fmt: skip
+                   len(ordered), mode, host_us, eager_us)  # fmt: skip
 
 
 def host_time_us(call: Call, *, device: torch.device | str = "cpu", calls: int = 20, batches: int = 7) -> float:
@@ -72,19 +79,44 @@ def host_time_us(call: Call, *, device: torch.device | str = "cpu", calls: int =
     >>> host_time_us(lambda: None) < 100
     True
     """
+    return direct_times_us(call, device=device, calls=calls, batches=batches)[0]
+
+
+def direct_times_us(
+    call: Call, *, device: torch.device | str = "cpu", calls: int = 20, batches: int = 7
+) -> tuple[float, float]:
+    """Return the host time of one call (`host_time_us`) and the time from one call to the next on the device.
+
+    One call more stands before the events of a batch, so that the first launch of an idle GPU is not counted. On the
+    CPU both are the call's duration.
+    """
     device = torch.device(device)
-    times = []
     call()
-    for _ in range(batches):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        times.append((time.perf_counter() - start) / calls * 1e6)
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return statistics.median(times)
+        times = [_direct_batch(call, device, calls) for _ in range(batches)]
+    else:
+        times = [(us, us) for us in (_host_us(call, calls) for _ in range(batches))]
+    host_us, eager_us = zip(*times, strict=True)
+    return statistics.median(host_us), statistics.median(eager_us)
+
+
+def _host_us(call: Call, calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - start) / calls * 1e6
+
+
+def _direct_batch(call: Call, device: torch.device, calls: int) -> tuple[float, float]:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    stream = torch.cuda.current_stream(device)
+    torch.cuda.synchronize(device)
+    call()
+    start.record(stream)
+    host_us = _host_us(call, calls)
+    end.record(stream)
+    end.synchronize()
+    return host_us, start.elapsed_time(end) * 1e3 / calls
 
 
 class Timer(ABC):
@@ -146,8 +178,9 @@ def _seconds(call: Call) -> float:
 class _Contender:
     replay: Call
     mode: str
-    host_us: float
     flushes: int
+    host_us: float = 0.0
+    eager_us: float = 0.0
 
 
 class GpuTimer(Timer):
@@ -168,7 +201,7 @@ class GpuTimer(Timer):
         l2_bytes = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 128 << 20)
         buffer = torch.zeros(l2_bytes, dtype=torch.float32, device=device)  # four bytes an element: four times the L2
         self._flush = self._capture(lambda: buffer.amax(), 1)
-        self._flush_us = statistics.median(self._sample(_Contender(self._flush, "graph", 0.0, 0), 20))
+        self._flush_us = statistics.median(self._sample(_Contender(self._flush, "graph", 0), 20))
 
     def time(self, contenders: Mapping[str, Call], *, calls: int = 1, flush: bool = True) -> dict[str, Timing]:
         prepared = {name: self._prepare(call, calls, flush) for name, call in contenders.items()}
@@ -183,20 +216,30 @@ class GpuTimer(Timer):
         timing = Timing.of(samples, contender.mode, contender.host_us)
         slowest = self.ranks.max
         return Timing(slowest(timing.us), slowest(timing.p10), slowest(timing.p90), timing.samples, timing.mode,
-                      slowest(timing.host_us))  # fmt: skip
+                      slowest(timing.host_us), slowest(contender.eager_us))  # fmt: skip
 
     def _prepare(self, call: Call, calls: int, flush: bool) -> _Contender:
-        host_us = host_time_us(call, device=self._device, calls=10, batches=5)
+        times = direct_times_us(call, device=self._device, calls=self._direct_calls(call), batches=_DIRECT_BATCHES)
         graph = self._try_capture(call, calls) if self._graph else None
         if self.ranks.max(float(graph is None)) == 0.0 and graph is not None:
-            return _Contender(graph, "graph", host_us, int(flush))
+            return _Contender(graph, "graph", int(flush), *times)
 
         def direct() -> None:
             for _ in range(calls):
                 call()
 
-        outlast = int(2 * host_us * calls / self._flush_us) + 1
-        return _Contender(direct, "eager", host_us, outlast if flush else 0)
+        outlast = int(2 * times[0] * calls / self._flush_us) + 1
+        return _Contender(direct, "eager", outlast if flush else 0, *times)
+
+    def _direct_calls(self, call: Call) -> int:
+        """Direct calls in a batch: all batches take at most a quarter of the budget; the same number on all ranks."""
+        call()  # compiles and loads what it needs
+        torch.cuda.synchronize(self._device)
+        start = time.perf_counter()
+        call()
+        torch.cuda.synchronize(self._device)
+        seconds = self.ranks.max(time.perf_counter() - start)
+        return max(2, min(_MAX_DIRECT_CALLS, int(self._budget_s / 4 / _DIRECT_BATCHES / seconds)))
 
     def _try_capture(self, call: Call, calls: int) -> Call | None:
         """`_capture`, or None for a call that does what a graph can't hold."""

@@ -71,8 +71,15 @@ def row_shape(vocab: int, itemsize: int, arch: int) -> RowShape:
 
 
 @functools.cache
-def stream_parts(batch: int, vocab: int, itemsize: int, arch: int, sms: int) -> int:
+def stream_parts(batch: int, vocab: int, itemsize: int, arch: int, sms: int, end: float = 2.5) -> int:
     """Blocks of `STREAM_THREADS` threads that read a row once: those that end soonest, as rows of whole waves go.
+
+    Parameters
+    ----------
+    batch, vocab, itemsize, arch, sms : int
+        Rows, their tokens and the bytes of each; architecture and multiprocessors of the GPU.
+    end : float
+        Microseconds between a block's last read and its end.
 
     Examples
     --------
@@ -86,7 +93,26 @@ def stream_parts(batch: int, vocab: int, itemsize: int, arch: int, sms: int) -> 
         """Roughly microseconds: waves of blocks, each at its share of the memory's rate, and the end of each."""
         blocks = batch * parts
         rate = min(32e3, 4.2e6 / min(blocks, slots))  # bytes a microsecond: one block by itself, its share of all
-        return math.ceil(blocks / slots) * (row_bytes / parts / rate + 2.5)
+        return math.ceil(blocks / slots) * (row_bytes / parts / rate + end)
 
     choices = [parts for parts in (1, 2, 4, 8, 16) if parts <= largest_cluster(arch)]
     return min(choices, key=lambda parts: (cost(parts), parts))
+
+
+def selection_shape(batch: int, vocab: int, itemsize: int, arch: int, sms: int) -> RowShape:
+    """Blocks that look at all of a row once, and then at few tokens of it.
+
+    Rows of small batches are kept on chip. Of large ones fewer blocks read a row, and read again what they need: there
+    are enough rows to hide that behind.
+
+    Examples
+    --------
+    >>> selection_shape(1, 128256, 4, arch=90, sms=132)
+    RowShape(parts=8, resident=True, share_bytes=65536)
+    >>> selection_shape(512, 128256, 4, arch=90, sms=132)
+    RowShape(parts=1, resident=False, share_bytes=0)
+    """
+    held = row_shape(vocab, itemsize, arch)
+    if batch * held.parts <= 2 * sms:
+        return held
+    return RowShape(stream_parts(batch, vocab, itemsize, arch, sms, end=8.0), False, 0)

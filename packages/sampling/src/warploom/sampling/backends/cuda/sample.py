@@ -10,7 +10,15 @@ from warploom.core.backends import Backend, Support
 from warploom.core.device import sm_count
 from warploom.core.jit import KernelSpec, cpp_type
 from warploom.sampling.backends.cuda.draw import DrawParams, draw_params, filter_bits
-from warploom.sampling.backends.cuda.rows import CANDIDATE_BYTES, SHARE_THREADS, STREAM_THREADS, row_shape, stream_parts
+from warploom.sampling.backends.cuda.rows import (
+    CANDIDATE_BYTES,
+    SHARE_THREADS,
+    STREAM_THREADS,
+    RowShape,
+    row_shape,
+    selection_shape,
+    stream_parts,
+)
 from warploom.sampling.parameters import FilterParameters
 from warploom.sampling.problems.sample import SampleProblem
 from warploom.sampling.randomness import RandomState
@@ -44,10 +52,17 @@ def filtered_spec(dtype: torch.dtype, from_logits: bool, top_k: bool, resident: 
             "kTopK": top_k,
             "kResident": resident,
             "kThreads": SHARE_THREADS,
-            "kBlocksPerSm": 3,
+            "kBlocksPerSm": 3 if resident else 4,
         },
         params=(DrawParams,),
     )
+
+
+def _filtered_shape(problem: SampleProblem, itemsize: int, sms: int) -> RowShape:
+    """Top-p looks at a row several times, unless top-k leaves few tokens of it. Tokens do not depend on the shape."""
+    if "top_p" in problem.steps and "top_k" not in problem.steps:
+        return row_shape(problem.vocab, itemsize, problem.arch)
+    return selection_shape(problem.batch, problem.vocab, itemsize, problem.arch, sms)
 
 
 class CudaSample(Backend):
@@ -76,7 +91,7 @@ class CudaSample(Backend):
         from_logits = SOFTMAX in problem.steps
         itemsize = source.element_size()
         if filters:
-            shape = row_shape(problem.vocab, itemsize, problem.arch)
+            shape = _filtered_shape(problem, itemsize, sm_count(source.device))
             spec = filtered_spec(problem.dtype, from_logits, "top_k" in problem.steps, shape.resident)
             parts, threads, smem = shape.parts, SHARE_THREADS, max(shape.share_bytes, CANDIDATE_BYTES)
         else:

@@ -7,8 +7,9 @@ import functools
 import torch
 
 from warploom.core.backends import Backend, Support
+from warploom.core.device import sm_count
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, i64, ptr
-from warploom.sampling.backends.cuda.rows import CANDIDATE_BYTES, SHARE_THREADS, row_shape
+from warploom.sampling.backends.cuda.rows import CANDIDATE_BYTES, SHARE_THREADS, selection_shape
 from warploom.sampling.problems.topk import TopKProblem
 
 __all__ = ["CudaTopK", "topk_spec"]
@@ -38,7 +39,12 @@ def topk_spec(dtype: torch.dtype, resident: bool) -> KernelSpec:
         family="sampling",
         header="warploom/sampling/topk.cuh",
         kernel="warploom::sampling::topk_kernel",
-        config={"In": cpp_type(dtype), "kResident": resident, "kThreads": SHARE_THREADS, "kBlocksPerSm": 3},
+        config={
+            "In": cpp_type(dtype),
+            "kResident": resident,
+            "kThreads": SHARE_THREADS,
+            "kBlocksPerSm": 3 if resident else 4,
+        },
         params=(TopKParams,),
     )
 
@@ -71,7 +77,8 @@ class CudaTopK(Backend):
             vocab=problem.vocab,
             k=problem.k,
         )
-        shape = row_shape(problem.vocab, source.element_size(), problem.arch)
+        sms = sm_count(source.device)
+        shape = selection_shape(problem.batch, problem.vocab, source.element_size(), problem.arch, sms)
         kernel = topk_spec(problem.dtype, shape.resident).load(source.device)
         smem = max(shape.share_bytes, CANDIDATE_BYTES)
         cluster = shape.parts if shape.parts > 1 else None
