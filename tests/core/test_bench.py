@@ -1,36 +1,29 @@
-"""The harness: wrong results are never timed, numbers follow from times, reports hold what was measured."""
+"""The harness: wrong results are never timed, numbers follow from times, tables from measurements."""
 
 from __future__ import annotations
 
-import json
-import runpy
-import subprocess
-import sys
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from warploom.core.backends import OPERATORS, Backend, Operator, Support
-from warploom.core.bench import Benchmark, Peer, Timing, Work, grid, host_time_us, make_timer
+from warploom.core.bench import Benchmark, Peer, Target, Timing, Work, grid, host_time_us, make_timer
 from warploom.core.bench.ceilings import Ceilings, limit_us, measure_ceilings
-from warploom.core.bench.chart import draw_chart
 from warploom.core.bench.environment import commit_of, describe_environment
+from warploom.core.bench.outputs import poison, require_written
 from warploom.core.bench.ranks import Ranks, current_ranks
-from warploom.core.bench.report import Report, Table
 from warploom.core.bench.runner import run_case, run_cases
-from warploom.core.bench.suites import load_suite, suite_names
-from warploom.core.bench.timing import CpuTimer, Timer
+from warploom.core.bench.timing import CpuTimer, Timer, direct_times_us
 from warploom.core.bench.tuner import measure_backends, write_table
+from warploom.core.device import device_name
 from warploom.core.problem import Problem
 from warploom.core.testing import random_normal
 from warploom.core.tuning import load_table
 
 CPU = torch.device("cpu")
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
 CEILINGS = Ceilings(4000.0, 3000.0, {"bf16": 800.0}, 2.0)
 
 
@@ -45,7 +38,7 @@ class FakeTimer(Timer):
         for call in contenders.values():
             call()
         return {
-            name: Timing(self.us[name], self.us[name] * 0.9, self.us[name] * 1.1, 7, "graph", 1.5)
+            name: Timing(self.us[name], self.us[name] * 0.9, self.us[name] * 1.1, 7, "graph", 1.5, 20.0)
             for name in contenders
         }
 
@@ -194,6 +187,73 @@ def test_several_results_are_compared_one_by_one(operator):
     assert "got 2 results, expected 1" in problems[3]
 
 
+def test_a_target_is_of_one_gpu_and_met_by_the_graph_time(operator):
+    target = Target(gpu=device_name(CPU), us=lambda case: {32: 4.0}.get(case.n))
+    run = {"device": CPU, "timer": FakeTimer(TIMES), "ceilings": CEILINGS}
+    small, large = run_cases([scale_benchmark(operator, target=target)], **run)
+    assert (small.target_us, small.met) == (4.0, True)
+    assert (large.target_us, large.met) == (None, None)
+    missed = run_cases([scale_benchmark(operator, target=replace(target, us=lambda case: 3.9))], **run)
+    assert [result.met for result in missed] == [False, False]
+    elsewhere = run_cases([scale_benchmark(operator, target=replace(target, gpu="NVIDIA H200"))], **run)
+    assert [result.target_us for result in elsewhere] == [None, None]
+
+
+def rows_benchmark(operator, ours, **changes):
+    """Sums of rows, of which the first two are compared."""
+
+    def make(case, device):
+        return Work(x=random_normal((case.n, 4)), out=torch.empty(case.n))
+
+    return scale_benchmark(
+        operator, make=make, ours=lambda work, backend: ours(work), reference=lambda work: work.x.sum(1), peers=[],
+        check_rows=2, cases=grid(n=[5]), **changes,
+    )  # fmt: skip
+
+
+def sum_rows(work, rows=slice(None), scale=1.0):
+    work.out[rows] = work.x[rows].sum(1) * scale
+    return work.out
+
+
+def test_the_reference_sees_the_checked_rows_alone(operator):
+    seen = []
+
+    def reference(work):
+        seen.append((work.x.shape[0], work.out.shape[0], work.case.n))
+        return work.x.sum(1)
+
+    benchmark = replace(rows_benchmark(operator, sum_rows), reference=reference)
+    assert run_case(benchmark, *benchmark.cases, CPU, FakeTimer(TIMES), CEILINGS).ours.problem == ""
+    assert seen == [(2, 2, 5)]
+
+
+@pytest.mark.parametrize(
+    ("ours", "problem"),
+    [
+        (lambda work: sum_rows(work, scale=2.0), "WRONG: 2 of 2 elements differ"),
+        (lambda work: sum_rows(work, slice(0, 3)), "WRONG: 2 of 5 rows were not written, the first is 3"),
+    ],
+    ids=["wrong in the checked rows", "other rows left out"],
+)
+def test_checked_rows_are_compared_and_the_others_written(operator, ours, problem):
+    benchmark = rows_benchmark(operator, ours)
+    result = run_case(benchmark, *benchmark.cases, CPU, FakeTimer(TIMES), CEILINGS)
+    assert result.ours.problem.startswith(problem)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32, torch.int64])
+def test_rows_that_were_not_written_are_found_in_every_dtype(dtype):
+    outputs = torch.zeros(4, 3, dtype=dtype), torch.zeros(4, dtype=dtype)
+    poison(outputs)
+    for out in outputs:
+        out[:3] = 1
+    require_written(outputs, after=4)
+    for out in outputs:
+        with pytest.raises(AssertionError, match="1 of 4 rows were not written, the first is 3"):
+            require_written(out, after=1)
+
+
 def test_quick_runs_take_the_quick_cases(operator):
     benchmark = scale_benchmark(operator)
     assert [case.n for case in benchmark.cases_for(True)] == [32]
@@ -236,6 +296,13 @@ def test_cpu_timer_orders_short_and_long_work():
     assert all(t.mode == "wall" and t.p10 <= t.us <= t.p90 and t.samples >= 5 for t in timings.values())
 
 
+def test_direct_calls_are_timed_apart_on_gpus_alone():
+    timing = make_timer(CPU, budget_s=0.01).time({"add": lambda: torch.ones(8) + 1})["add"]
+    assert timing.eager_us is None
+    host_us, eager_us = direct_times_us(lambda: torch.ones(8) + 1, calls=5, batches=3)
+    assert host_us == eager_us > 0
+
+
 def test_host_time_measures_the_call():
     calls = []
     assert 0 < host_time_us(lambda: calls.append(1), calls=10, batches=3) < 1000
@@ -254,48 +321,9 @@ def test_environment_names_device_versions_and_commit(tmp_path):
     assert environment["commit"] == "abc"
     assert environment["torch"] == torch.__version__
     assert environment["device"].startswith("CPU")
+    assert {type(value) for value in environment.values()} == {str}  # tuning tables are YAML
     assert "warploom-core" in environment
     assert commit_of(tmp_path) == "unknown"
-
-
-@pytest.fixture
-def report(operator):
-    results = run_cases([scale_benchmark(operator)], CPU, FakeTimer(TIMES), CEILINGS)
-    table = Table("wheels", ("wheel", "kB"), [["warploom_core", "78"]], ["a note"])
-    return Report({"device": "NVIDIA H200", "commit": "abc"}, CEILINGS, {"quick": False}, {"toy": results}, [table])
-
-
-def test_reports_hold_the_numbers_in_every_form(report, tmp_path):
-    data, page = report.write(tmp_path / "new", "toy")
-    loaded = json.loads(data.read_text())
-    first = loaded["results"][0]
-    assert (first["family"], first["case"], first["ratio_to_best_peer"]) == ("toy", {"n": 32}, 1.5)
-    assert [one["us"] for one in first["contenders"]] == [4.0, 6.0, 9.0]
-    assert loaded["ceilings"]["copy_gbs"] == 4000.0
-    assert loaded["environment"]["device"] == "NVIDIA H200"
-    text = page.read_text()
-    assert "| n32 | 4.0 | 3.6–4.4 | 0.064 GB/s | 0% | 1.5 | cuda | add | 6.0 | 1.50× |" in text
-    assert "- n32: slow 9.0 us" in text
-    assert "| warploom_core | 78 |" in text
-    assert "- a note" in text
-
-
-def test_text_tables_are_aligned(report):
-    lines = report.all_tables()[0].text().splitlines()
-    assert lines[0] == "toy / scale"
-    assert lines[1].split()[:2] == ["case", "us"]
-    assert lines[2].index("4.0") == lines[1].index("us") - 1
-
-
-def test_charts_are_drawn_or_say_why_not(report, tmp_path, monkeypatch):
-    path = tmp_path / "toy.svg"
-    assert draw_chart(Report({}), path) == "no chart: nothing was timed"
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "pip install" in draw_chart(report, path)
-    monkeypatch.undo()
-    pytest.importorskip("matplotlib")
-    assert draw_chart(report, path) == ""
-    assert path.read_text().lstrip().startswith("<?xml")
 
 
 def test_tuner_writes_what_lookup_reads(operator, tmp_path):
@@ -326,76 +354,3 @@ def test_tuner_skips_what_leaves_no_choice(operator):
         assert measure_backends([scale_benchmark(operator, operator="unknown")], CPU, FakeTimer(TIMES)) == []
     finally:
         del OPERATORS["bench_single"]
-
-
-SUITE = """
-import torch
-from warploom.core.bench import Benchmark, Peer, Work, grid
-BENCHMARKS = [Benchmark(
-    "twice", cases=grid(n=[8, 1 << 20]), make=lambda case, device: Work(x=torch.randn(case.n, device=device)),
-    ours=lambda work, backend: work.x * {factor}, reference=lambda work: work.x + work.x,
-    peers=[Peer("add", fn=lambda work: work.x + work.x)], bytes=lambda work: 2 * work.x.nbytes)]
-"""
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """``python tools/bench`` in this process, over a folder with one suite."""
-
-    def run(*argv: str, factor: int = 2):
-        main = runpy.run_path(str(TOOLS / "bench" / "__main__.py"))["main"]
-        (tmp_path / "toy.py").write_text(SUITE.format(factor=factor))
-        monkeypatch.setitem(main.__globals__, "FOLDER", tmp_path)
-        code = main(argv)
-        return code, capsys.readouterr().out
-
-    return run
-
-
-def test_command_prints_and_writes_results(command, tmp_path):
-    code, out = command("toy", "--device", "cpu", "--out", str(tmp_path / "out"), "--commit", "abc")
-    assert code == 0
-    assert "toy / twice" in out
-    assert "n8 " in out
-    assert "commit: abc" in out
-    assert "ceilings: copy" in out
-    assert json.loads((tmp_path / "out" / "toy.json").read_text())["results"][0]["contenders"][1]["name"] == "add"
-
-
-def test_command_fails_when_ours_is_wrong(command):
-    code, out = command("--device", "cpu", factor=3)
-    assert code == 1
-    assert "warploom: WRONG" in out
-
-
-def test_command_lists_and_filters(command):
-    assert command("--list", "--filter", r"twice n8$")[1].split("\n")[:2] == [
-        "toy / twice  against add",
-        "    twice n8",
-    ]
-    assert "n1048576" in command("--list")[1]
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"), [(["nothing"], "no suite nothing; there are toy"), (["--filter", "("], "--filter:")]
-)
-def test_command_refuses_bad_arguments_in_one_line(command, capsys, argv, message):
-    with pytest.raises(SystemExit) as stop:
-        command(*argv)
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", suite_names(TOOLS / "bench"))
-def test_shipped_suites_load(name):
-    suite = load_suite(TOOLS / "bench", name)
-    assert hasattr(suite, "BENCHMARKS") or hasattr(suite, "tables")
-    names = [benchmark.name for benchmark in getattr(suite, "BENCHMARKS", [])]
-    assert len(names) == len(set(names))
-
-
-def test_tune_needs_a_gpu_or_says_so():
-    command = [sys.executable, str(TOOLS / "tune"), "jit"]
-    done = subprocess.run(command, capture_output=True, text=True, env={"CUDA_VISIBLE_DEVICES": "", "PATH": ""})
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].endswith("measured, never guessed")

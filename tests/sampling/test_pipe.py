@@ -71,7 +71,7 @@ def test_fused_is_unfused_in_the_fewest_operators(processors, input_type):
     if Sample in processors:
         parameters["seed"] = 5
     first, second = fused(tensor, **parameters), unfused(tensor, **parameters)
-    if TopP in processors and Sample in processors:  # rejects in rounds, where a distribution apart is drawn from once
+    if TopP in processors and Sample in processors:  # may draw twice, where a distribution apart is drawn from once
         probs = LogitsPipe(made[:-1], input_type=input_type)(
             tensor, **{k: v for k, v in parameters.items() if k != "seed"}
         )

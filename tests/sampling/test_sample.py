@@ -147,7 +147,7 @@ def test_draws_with_top_p_are_the_stated_rounds(p, order):
         by_k = oracle.kept_by_top_k(weights, top_k)
         base = weights if order == "joint" else [w if t in by_k else 0.0 for t, w in enumerate(weights)]
         nucleus = oracle.kept_by_top_p(base, p) & by_k
-        assert int(tokens[row]) == oracle.draw_nucleus(weights, weights, by_k, nucleus, row, 7)
+        assert int(tokens[row]) == oracle.draw_nucleus(weights, by_k, nucleus, row, 7)
 
 
 def test_indices_share_rows_and_parameters_belong_to_outputs():

@@ -142,7 +142,7 @@ def run(
 
 
 def selected(suite: ModuleType, options: argparse.Namespace, quick: bool) -> list[Benchmark]:
-    """The suite's benchmarks with the cases that --filter, --targets and --quick leave, without those that have none."""
+    """The suite's benchmarks that have cases left by --filter, --targets and --quick, with those cases."""
     chosen = []
     for benchmark in getattr(suite, "BENCHMARKS", []):
         if options.targets:  # which are none of the quick cases

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.gpu
 ROWS, VOCAB = 24, 3000
 PIPE = LogitsPipe([Temperature(), Softmax(), TopK(), TopP(), MinP(), Sample()])
 UNFUSED = LogitsPipe([Temperature(), TopK(), Softmax(), TopP(), MinP(), Sample()], compile=False)
+BACKENDS = ("reference", "cuda")
 REFERENCE = {"backend": "reference"}
 
 
@@ -53,12 +54,12 @@ DRAWS = {
     "unfused pipe": lambda x, **o: UNFUSED(x["logits"], **pipe_parameters(x), **o),
 }
 OTHERS = {
-    "top_p_renorm": lambda x: sampling.top_p_renorm_probs(x["probs"], x["top_p"], **REFERENCE),
-    "top_k_renorm": lambda x: sampling.top_k_renorm_probs(x["probs"], x["top_k"], **REFERENCE),
-    "min_p_renorm": lambda x: sampling.min_p_renorm_probs(x["probs"], x["min_p"], **REFERENCE),
-    "mask": lambda x: sampling.top_k_mask_logits(x["logits"], x["top_k"], **REFERENCE),
-    "top_k": lambda x: sampling.top_k(x["logits"], 50, sorted=True, deterministic=True, **REFERENCE),
-    "torch top_k": lambda x: sampling.top_k(x["logits"], 50, sorted=True, backend="torch"),
+    "top_p_renorm": lambda x, **o: sampling.top_p_renorm_probs(x["probs"], x["top_p"], **o),
+    "top_k_renorm": lambda x, **o: sampling.top_k_renorm_probs(x["probs"], x["top_k"], **o),
+    "min_p_renorm": lambda x, **o: sampling.min_p_renorm_probs(x["probs"], x["min_p"], **o),
+    "mask": lambda x, **o: sampling.top_k_mask_logits(x["logits"], x["top_k"], **o),
+    "top_k": lambda x, **o: sampling.top_k(x["logits"], 50, sorted=True, deterministic=True, **o),
+    "torch top_k": lambda x, **o: sampling.top_k(x["logits"], 50, sorted=True, backend="torch"),
 }
 
 
@@ -79,35 +80,35 @@ def test_draws_the_tokens_of_the_cpu(name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_others_match_the_cpu(name):
-    for cpu, gpu in zip(flat(OTHERS[name](inputs("cpu"))), flat(OTHERS[name](inputs("cuda"))), strict=True):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_others_match_the_cpu(name, backend):
+    results = OTHERS[name](inputs("cpu"), **REFERENCE), OTHERS[name](inputs("cuda"), backend=backend)
+    for cpu, gpu in zip(*map(flat, results), strict=True):
         assert_close(gpu, cpu)
 
 
 @pytest.mark.parametrize("name", [*DRAWS, *OTHERS])
-def test_waits_for_nothing(name):
-    x = inputs("cuda")
-
-    def call():
-        return DRAWS[name](x, **REFERENCE) if name in DRAWS else OTHERS[name](x)
-
-    call()
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_waits_for_nothing(name, backend):
+    x, call = inputs("cuda"), {**DRAWS, **OTHERS}[name]
+    call(x, backend=backend)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        call()
+        call(x, backend=backend)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_graph_replays_draw_anew_and_advance_the_offset(name):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_graph_replays_draw_anew_and_advance_the_offset(name, backend):
     x, offset = inputs("cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
-    DRAWS[name](x, seed=1, **REFERENCE)
+    DRAWS[name](x, seed=1, backend=backend)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        drawn = flat(DRAWS[name](x, seed=1, offset=offset, **REFERENCE))[0]
+        drawn = flat(DRAWS[name](x, seed=1, offset=offset, backend=backend))[0]
     offset.zero_()
     for step in range(3):
         graph.replay()

@@ -27,12 +27,12 @@ def check(source, k):
 
 
 @pytest.mark.parametrize(*cases(vocab=[1, 2, 5, 33, 1001, 32000, 128256, 262144, 1_000_000], dtype=DTYPES))
-@pytest.mark.parametrize("k", [1, 2, 50, 200, 256])
+@pytest.mark.parametrize("k", [1, 2, 50, 256, 257, 512, 513, 2047, 2048])
 def test_random_rows(case, k):
     check(random_normal((4, case.vocab), case.dtype, scale=3.0, device="cuda"), min(k, case.vocab))
 
 
-@pytest.mark.parametrize("k", [1, 7, 50, 256])
+@pytest.mark.parametrize("k", [1, 7, 50, 256, 300, 700, 2048])
 @pytest.mark.parametrize("vocab", [300, 5000, 128256])
 def test_adversarial_rows(vocab, k):
     torch.manual_seed(1)
@@ -55,7 +55,7 @@ def test_adversarial_rows(vocab, k):
         torch.randn(vocab) * 1e-40,
         torch.cat([torch.randn(vocab - 64), torch.full((64,), 9.0)]),
     ]
-    check(torch.stack(rows).cuda(), k)
+    check(torch.stack(rows).cuda(), min(k, vocab))
 
 
 @pytest.mark.parametrize(*cases(vocab=[33, 1001, 40_003], padding=[1, 4], dtype=DTYPES))
@@ -82,8 +82,9 @@ def test_every_launch_shape(parts, monkeypatch):
         for resident in (True, False):
             shape = RowShape(parts, resident, math.ceil(tiles / parts) * 4096 if resident else 0)
             monkeypatch.setattr(launcher, "selection_shape", lambda *_, shape=shape: shape)
-            check(random_normal((9, vocab), scale=3.0, device="cuda"), min(50, vocab))
-            check(torch.randint(0, 3, (3, vocab), device="cuda").float(), min(50, vocab))
+            for k in (50, 1500):
+                check(random_normal((9, vocab), scale=3.0, device="cuda"), min(k, vocab))
+                check(torch.randint(0, 3, (3, vocab), device="cuda").float(), min(k, vocab))
 
 
 def test_graph_replay_and_no_waiting():

@@ -13,6 +13,7 @@ module              what it does
 ``ranks``           benchmarks under ``mpirun``
 ``runner``          verify, then time, case by case
 ``outputs``         poisoned outputs, and the rows of them that are checked
+``suites``          the definitions of a checkout
 ``report``          tables as text, Markdown and JSON
 ``chart``           a chart of the results, if matplotlib is there
 ``tuner``           measurements of all backends, written as tuning tables

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,22 +16,27 @@ __all__ = ["draw_chart"]
 
 _MAX_CASES = 24  # of a panel with bars; more labels than that cannot be read
 _MAX_GROUPS = 4  # of cases that a benchmark has lines for, side by side
-_STYLE = {"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}  # text as text
+_STYLE: Any = {"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}  # text as text
 
 
 @dataclass
 class _Panel:
-    """One benchmark: the results of its bars, or groups of results whose cases differ in `axis` alone."""
+    """One benchmark; `groups` are those of its results that lines go through, none where there are bars."""
 
     title: str
     results: list[CaseResult]
-    axis: str = ""
-    groups: dict[str, list[CaseResult]] = field(default_factory=dict)
+    axis: str
+    groups: dict[str, list[CaseResult]]
+
+    @property
+    def bars(self) -> list[CaseResult]:
+        """The results that have bars where there are no lines."""
+        return self.results[:_MAX_CASES]
 
     @property
     def height(self) -> float:
         """Inches."""
-        return 3.6 if self.groups else 1.2 + 0.18 * sum(len(_timed(result)) + 1 for result in self.results)
+        return 3.6 if self.groups else 1.2 + 0.18 * sum(len(_timed(result)) + 1 for result in self.bars)
 
 
 def draw_chart(report: Report, path: Path) -> str:
@@ -58,7 +63,7 @@ def draw_chart(report: Report, path: Path) -> str:
             if panel.groups:
                 _draw_lines(part, panel, colours, least_us)
             else:
-                _draw_bars(part.subplots(), panel.title, panel.results, colours)
+                _draw_bars(part.subplots(), panel, colours, least_us)
         figure.savefig(path)
         pyplot.close(figure)
     return ""
@@ -71,12 +76,12 @@ def _panels(report: Report) -> list[_Panel]:
             timed = [result for result in results if result.benchmark == name and _timed(result)]
             if timed:
                 axis = timed[0].axis
-                panels.append(_Panel(f"{family} / {name}", timed[:_MAX_CASES], axis, _groups(timed, axis)))
+                panels.append(_Panel(f"{family} / {name}", timed, axis, _groups(timed, axis)))
     return panels
 
 
 def _groups(results: Sequence[CaseResult], axis: str) -> dict[str, list[CaseResult]]:
-    """Results by the label of what their cases have besides `axis`: the groups with the most points, if that is a line."""
+    """Results by the label of what cases have besides `axis`: the groups with the most points, if that is a line."""
     groups: dict[str, list[CaseResult]] = {}
     for result in results:
         others = {name: value for name, value in vars(result.case).items() if name != axis}
@@ -124,7 +129,7 @@ def _draw_group(plot: Any, results: Sequence[CaseResult], colours: dict[str, Any
     ticks = [_at(result) for result in results]
     plot.set_xscale("log", base=2)
     plot.set_yscale("log")
-    plot.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    plot.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize="small")
     handles: dict[str, Any] = {}
 
     def line(name: str, points: list[tuple[float, float]], **style: Any) -> None:
@@ -140,14 +145,14 @@ def _draw_group(plot: Any, results: Sequence[CaseResult], colours: dict[str, Any
     line("target", [(_at(one), one.target_us) for one in results if one.target_us], color="black", marker="_",
          markersize=12, markeredgewidth=2, linestyle="none", zorder=4)  # fmt: skip
     limits = [(_at(one), max(one.limit_us, least_us)) for one in results if one.limit_us]
-    line("limit, at least a launch" if least_us else "limit", limits, color="black", linestyle="--", linewidth=1)
+    line("limit, at least a launch", limits, color="black", linestyle="--", linewidth=1)
     return handles
 
 
-def _draw_bars(plot: Any, title: str, results: Sequence[CaseResult], colours: dict[str, Any]) -> None:
+def _draw_bars(plot: Any, panel: _Panel, colours: dict[str, Any], least_us: float) -> None:
     """Horizontal bars, one group a case, on a logarithmic scale; the limit is a black line across the group."""
     position, ticks, labelled = 0.0, [], set()
-    for result in reversed(results):
+    for result in reversed(panel.bars):
         times = _timed(result)
         start = position
         for name in reversed(times):
@@ -155,9 +160,9 @@ def _draw_bars(plot: Any, title: str, results: Sequence[CaseResult], colours: di
             labelled.add(name)
             position += 1.0
         if result.limit_us:
-            plot.vlines(result.limit_us, start - 0.5, position - 0.5, color="black")
+            plot.vlines(max(result.limit_us, least_us), start - 0.5, position - 0.5, color="black")
         ticks.append(((start + position - 1.0) / 2, result.label))
         position += 1.0
     plot.set_yticks([at for at, _ in ticks], [text for _, text in ticks])
-    plot.set(xscale="log", xlabel="us (black line: limit by bytes or operations)", title=title)
+    plot.set(xscale="log", xlabel="us (black line: limit, at least a launch)", title=panel.title)
     plot.legend(loc="best", fontsize="small")

@@ -1,4 +1,4 @@
-"""What a benchmark is: cases, how to make their inputs, our call, the peers' calls, what the work costs and should cost."""
+"""What a benchmark is: cases, how to make their inputs, our call, the peers' calls, what it costs and should cost."""
 
 from __future__ import annotations
 

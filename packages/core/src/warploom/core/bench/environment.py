@@ -32,7 +32,7 @@ def describe_environment(device: torch.device, commit: str = "") -> dict[str, st
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "commit": commit or commit_of(Path.cwd()),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a subclass of str, which YAML refuses
     }
     if device.type == "cuda":
         found["cuda"] = str(torch.version.cuda)

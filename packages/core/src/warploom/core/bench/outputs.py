@@ -18,7 +18,7 @@ def poison(out: Any) -> None:
 
 
 def first_rows(value: Any, rows: int) -> Any:
-    """Cut a tensor, or every tensor of a tuple or list (the result is a tuple), to its first rows; leave the rest alone.
+    """Cut a tensor, or every tensor of a sequence (the result is a tuple), to its first rows; leave the rest alone.
 
     Examples
     --------

@@ -50,7 +50,7 @@ class _Runnable:
 
 @dataclass
 class CaseResult:
-    """All contenders in one case; ours is the first. `axis` is that of the benchmark, `target_us` what ours should take."""
+    """All contenders in one case, ours first. `axis` is that of the benchmark, `target_us` what ours should take."""
 
     benchmark: str
     case: SimpleNamespace

@@ -23,10 +23,9 @@ def load_suite(folder: Path, name: str) -> ModuleType:
     something that has no peers. A package's modules import one another relatively.
     """
     package = folder / name / "__init__.py"
-    spec = importlib.util.spec_from_file_location(
-        f"warploom_bench_{name}", package if package.exists() else folder / f"{name}.py"
-    )
-    if spec is None or spec.loader is None:
+    path = package if package.exists() else folder / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"warploom_bench_{name}", path)
+    if not path.exists() or spec is None or spec.loader is None:
         raise ModuleNotFoundError(f"no suite {name} in {folder}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # relative imports look their package up there

@@ -16,9 +16,9 @@ printed with the results, and never subtracted.
 With ``calls > 1`` the graph holds that many calls and the time is divided by it. That is for collectives: the spread of
 the ranks' starting times falls on the first call alone.
 
-What a program without graphs sees is measured apart from the samples: direct calls one after the other, without a flush,
-between two events. Their time is the host's where launching takes longer than computing, else the device's, with what the
-L2 keeps from call to call.
+What a program without graphs sees is measured apart from the samples: direct calls one after the other, without a
+flush, between two events. Their time is the host's where launching takes longer than computing, else the device's, with
+what the L2 keeps from call to call.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 import struct
-from typing import Annotated, Any, ClassVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
 
 import torch
 
@@ -78,12 +78,17 @@ class ParamStruct:
 
     cpp_name: ClassVar[str]
     _fields: ClassVar[dict[str, tuple[str, int]]] = {}
+    _offsets: ClassVar[dict[str, int]] = {}
     _packer: ClassVar[struct.Struct]
 
     def __init_subclass__(cls) -> None:
         annotations = inspect.get_annotations(cls, eval_str=True)
         cls._fields = {name: _field(kind) for name, kind in annotations.items() if name != "cpp_name"}
-        codes = [f"{count}{code}" if count > 1 else code for code, count in cls._fields.values()]
+        codes = []
+        cls._offsets = {}
+        for name, (code, count) in cls._fields.items():
+            cls._offsets[name] = struct.calcsize(f"@{''.join(codes)}0{code}")
+            codes.append(f"{count}{code}" if count > 1 else code)
         # The closing "0Q" pads the size to 8 bytes; every struct holds a pointer or a 64-bit value, so C++ does too.
         cls._packer = struct.Struct("@" + "".join(codes) + "0Q")
 
@@ -100,13 +105,29 @@ class ParamStruct:
         self.packed = self._packer.pack(*flat)
         self.buffer = ctypes.create_string_buffer(self.packed, len(self.packed))
 
+    def replaced(self, name: str, value: Any) -> Self:
+        """A copy with another value of a field that is no array, for the next of several launches.
+
+        Examples
+        --------
+        >>> class ScaleParams(ParamStruct):
+        ...     cpp_name = "doc::ScaleParams"
+        ...     x: ptr
+        ...     n: i32
+        >>> ScaleParams(x=None, n=3).replaced("n", 4).packed.hex()
+        '00000000000000000400000000000000'
+        """
+        code, _ = self._fields[name]
+        other = type(self).__new__(type(self))
+        other.buffer = ctypes.create_string_buffer(self.packed, len(self.packed))
+        struct.pack_into(f"@{code}", other.buffer, self._offsets[name], _address(value) if code == "P" else value)
+        other.packed = other.buffer.raw
+        return other
+
     @classmethod
     def assertions(cls) -> list[str]:
         """C++ static assertions that the C++ struct has this layout."""
         lines = [f'static_assert(sizeof({cls.cpp_name}) == {cls._packer.size}, "{cls.cpp_name}: size");']
-        codes = ""
-        for name, (code, count) in cls._fields.items():
-            offset = struct.calcsize(f"@{codes}0{code}")
+        for name, offset in cls._offsets.items():
             lines.append(f'static_assert(WL_OFFSETOF({cls.cpp_name}, {name}) == {offset}, "{cls.cpp_name}::{name}");')
-            codes += f"{count}{code}" if count > 1 else code
         return lines

@@ -9,12 +9,12 @@ namespace warploom {
 
 WL_DEVICE uint32_t cluster_rank() {
   uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
 WL_DEVICE uint32_t cluster_size() {
   uint32_t size;
-  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
   return size;
 }
 
@@ -41,6 +41,12 @@ WL_DEVICE uint32_t load_cluster_u32(uint32_t address) {
   uint32_t value;
   asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
   return value;
+}
+// Adds, and returns what was there.
+WL_DEVICE uint32_t add_cluster(uint32_t address, uint32_t value) {
+  uint32_t before;
+  asm volatile("atom.shared::cluster.add.u32 %0, [%1], %2;" : "=r"(before) : "r"(address), "r"(value) : "memory");
+  return before;
 }
 WL_DEVICE void store_cluster(uint32_t address, uint32_t value) {
   asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");

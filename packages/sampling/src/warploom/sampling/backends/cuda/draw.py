@@ -54,6 +54,7 @@ class DrawParams(ParamStruct):
     indices_are_64_bit: i32
     rows_have_seeds: i32
     filters: i32
+    only_pending: i32
 
 
 def row_stride(tensor: torch.Tensor | None) -> int:
@@ -81,7 +82,7 @@ def filter_params(source: torch.Tensor, probs: torch.Tensor | None, parameters: 
     }
     for name in ("temperature", "top_k", "top_p", "min_p"):
         fields |= _parameter(name, getattr(parameters, name))
-    fields.pop("filters")
+    del fields["filters"]
     return fields
 
 

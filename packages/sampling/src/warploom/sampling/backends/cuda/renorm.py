@@ -29,10 +29,9 @@ def _spec(kernel: str, dtype: torch.dtype, out: torch.dtype, from_logits: bool, 
             "In": cpp_type(dtype),
             "Out": cpp_type(out),
             "kFromLogits": from_logits,
-            "kTopK": True,
             "kResident": resident,
             "kThreads": SHARE_THREADS,
-            "kBlocksPerSm": 3,
+            "kBlocksPerSm": 3 if resident and not from_logits else 2,  # exact weights of logits take registers
         },
         params=(DrawParams,),
     )

@@ -1,4 +1,4 @@
-"""Launch of the drawing kernels, `draw_plain.cuh` and `draw_filtered.cuh`."""
+"""Launch of the drawing kernels: `draw_plain.cuh`, `draw_top_k.cuh`, `draw_top_p.cuh` and `draw_filtered.cuh`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from warploom.sampling.backends.cuda.rows import (
     CANDIDATE_BYTES,
     SHARE_THREADS,
     STREAM_THREADS,
-    RowShape,
     row_shape,
     selection_shape,
     stream_parts,
@@ -24,49 +23,56 @@ from warploom.sampling.problems.sample import SampleProblem
 from warploom.sampling.randomness import RandomState
 from warploom.sampling.steps import SOFTMAX
 
-__all__ = ["CudaSample", "filtered_spec", "plain_spec"]
+__all__ = ["CudaSample", "filtered_spec", "plain_spec", "top_k_spec", "top_p_spec"]
 
 
-@functools.cache
-def plain_spec(dtype: torch.dtype, from_logits: bool) -> KernelSpec:
-    """The kernel that draws from the whole distribution."""
+def _spec(name: str, blocks_per_sm: int, dtype: torch.dtype, from_logits: bool, **config: bool) -> KernelSpec:
+    assert STREAM_THREADS == SHARE_THREADS
     return KernelSpec(
         family="sampling",
-        header="warploom/sampling/draw_plain.cuh",
-        kernel="warploom::sampling::draw_plain_kernel",
-        config={"In": cpp_type(dtype), "kFromLogits": from_logits, "kThreads": STREAM_THREADS, "kBlocksPerSm": 4},
-        params=(DrawParams,),
-    )
-
-
-@functools.cache
-def filtered_spec(dtype: torch.dtype, from_logits: bool, top_k: bool, resident: bool) -> KernelSpec:
-    """The kernel that draws from what filters keep; with or without top-k among them."""
-    return KernelSpec(
-        family="sampling",
-        header="warploom/sampling/draw_filtered.cuh",
-        kernel="warploom::sampling::draw_filtered_kernel",
+        header=f"warploom/sampling/{name}.cuh",
+        kernel=f"warploom::sampling::{name}_kernel",
         config={
             "In": cpp_type(dtype),
             "kFromLogits": from_logits,
-            "kTopK": top_k,
-            "kResident": resident,
+            **config,
             "kThreads": SHARE_THREADS,
-            "kBlocksPerSm": 3 if resident else 4,
+            "kBlocksPerSm": blocks_per_sm,
         },
         params=(DrawParams,),
     )
 
 
-def _filtered_shape(problem: SampleProblem, itemsize: int, sms: int) -> RowShape:
-    """Top-p looks at a row several times, unless top-k leaves few tokens of it. Tokens do not depend on the shape."""
-    if "top_p" in problem.steps and "top_k" not in problem.steps:
-        return row_shape(problem.vocab, itemsize, problem.arch)
-    return selection_shape(problem.batch, problem.vocab, itemsize, problem.arch, sms)
+@functools.cache
+def plain_spec(dtype: torch.dtype, from_logits: bool) -> KernelSpec:
+    """The kernel that draws from the whole distribution."""
+    return _spec("draw_plain", 4, dtype, from_logits)
+
+
+@functools.cache
+def top_p_spec(dtype: torch.dtype, from_logits: bool) -> KernelSpec:
+    """The kernel that draws from the nucleus of most rows."""
+    return _spec("draw_top_p", 4, dtype, from_logits)
+
+
+@functools.cache
+def top_k_spec(dtype: torch.dtype, from_logits: bool, resident: bool) -> KernelSpec:
+    """The kernel that draws from a few hundred of the largest values of a row, or of those what other filters keep."""
+    blocks = 3 if resident or dtype.itemsize == 2 else 4  # 16-bit values take registers
+    return _spec("draw_top_k", blocks, dtype, from_logits, kResident=resident)
+
+
+@functools.cache
+def filtered_spec(dtype: torch.dtype, from_logits: bool, resident: bool) -> KernelSpec:
+    """The kernel that draws from what filters keep, for every row that there is."""
+    return _spec("draw_filtered", 2, dtype, from_logits, kResident=resident)
+
+
+_FEW_ROWS = 16  # that are kept on chip all at once: top-p then needs no kernel of its own
 
 
 class CudaSample(Backend):
-    """One read of the row."""
+    """One read of the row, and a second launch for the rows that are not settled by that."""
 
     name = "cuda"
     needs_gpu = True
@@ -87,17 +93,29 @@ class CudaSample(Backend):
     ) -> None:
         """Draw `tokens` ``[batch]`` (int32) with `valid` ``[batch]`` (bool) and advance the offset."""
         filters = filter_bits(problem.steps)
-        params = draw_params(tokens, valid, source, indices, parameters, random, filters=filters)
-        from_logits = SOFTMAX in problem.steps
-        itemsize = source.element_size()
-        if filters:
-            shape = _filtered_shape(problem, itemsize, sm_count(source.device))
-            spec = filtered_spec(problem.dtype, from_logits, "top_k" in problem.steps, shape.resident)
-            parts, threads, smem = shape.parts, SHARE_THREADS, max(shape.share_bytes, CANDIDATE_BYTES)
-        else:
-            spec = plain_spec(problem.dtype, from_logits)
-            parts = stream_parts(problem.batch, problem.vocab, itemsize, problem.arch, sm_count(source.device))
-            threads, smem = STREAM_THREADS, 0
-        kernel = spec.load(source.device)
-        kernel.launch(problem.batch * parts, threads, params, smem=smem, cluster=parts if parts > 1 else None)
-        random.advance()
+        params = draw_params(tokens, valid, source, indices, parameters, random, filters)
+        launch = functools.partial(_launch, batch=problem.batch, device=source.device)
+        from_logits, itemsize = SOFTMAX in problem.steps, source.element_size()
+        size = (problem.batch, problem.vocab, itemsize, problem.arch, sm_count(source.device))
+        held = row_shape(problem.vocab, itemsize, problem.arch)
+        if not filters:
+            launch(plain_spec(problem.dtype, from_logits), params, parts=stream_parts(*size))
+            return random.advance()
+        if "top_k" in problem.steps:
+            shape = selection_shape(*size)
+            smem = max(shape.share_bytes, CANDIDATE_BYTES)
+            launch(top_k_spec(problem.dtype, from_logits, shape.resident), params, parts=shape.parts, smem=smem)
+            params = params.replaced("only_pending", 1)
+        elif "min_p" not in problem.steps and problem.batch > _FEW_ROWS:
+            launch(top_p_spec(problem.dtype, from_logits), params, parts=stream_parts(*size))
+            params = params.replaced("only_pending", 1)
+        spec = filtered_spec(problem.dtype, from_logits, held.resident)
+        launch(spec, params, parts=held.parts, smem=held.share_bytes, pdl=True)
+        return random.advance()
+
+
+def _launch(
+    spec: KernelSpec, params: DrawParams, batch: int, device: torch.device, parts: int, smem: int = 0, pdl: bool = False
+) -> None:
+    cluster = parts if parts > 1 else None
+    spec.load(device).launch(batch * parts, SHARE_THREADS, params, smem=smem, cluster=cluster, pdl=pdl)

@@ -14,7 +14,9 @@ from warploom.sampling.problems.topk import TopKProblem
 
 __all__ = ["CudaTopK", "topk_spec"]
 
-_LARGEST_K = 256  # whose candidates fit: 512, `CandidateStorage::kCapacity`
+_LARGEST_K = 2048
+_FEW_K = 256  # whose candidates fit: 512, `CandidateStorage::kCapacity`
+_KEY_COUNT = 4096  # of more tokens, so that ties find room
 
 
 class TopKParams(ParamStruct):
@@ -30,6 +32,8 @@ class TopKParams(ParamStruct):
     index_stride: i64
     vocab: i32
     k: i32
+    key_bytes: i32
+    key_count: i32
 
 
 @functools.cache
@@ -43,7 +47,7 @@ def topk_spec(dtype: torch.dtype, resident: bool) -> KernelSpec:
             "In": cpp_type(dtype),
             "kResident": resident,
             "kThreads": SHARE_THREADS,
-            "kBlocksPerSm": 3 if resident else 4,
+            "kBlocksPerSm": 3,
         },
         params=(TopKParams,),
     )
@@ -64,6 +68,9 @@ class CudaTopK(Backend):
 
     def run(self, problem: TopKProblem, values: torch.Tensor, indices: torch.Tensor, source: torch.Tensor) -> None:
         """Write `values` and `indices` (int64), ``[batch, k]``."""
+        sms = sm_count(source.device)
+        shape = selection_shape(problem.batch, problem.vocab, source.element_size(), problem.arch, sms)
+        few = problem.k <= _FEW_K
         params = TopKParams(
             source=source,
             values=values,
@@ -76,10 +83,10 @@ class CudaTopK(Backend):
             index_stride=indices.stride(1),
             vocab=problem.vocab,
             k=problem.k,
+            key_bytes=shape.share_bytes,
+            key_count=0 if few else _KEY_COUNT,
         )
-        sms = sm_count(source.device)
-        shape = selection_shape(problem.batch, problem.vocab, source.element_size(), problem.arch, sms)
         kernel = topk_spec(problem.dtype, shape.resident).load(source.device)
-        smem = max(shape.share_bytes, CANDIDATE_BYTES)
+        smem = max(shape.share_bytes, CANDIDATE_BYTES) if few else shape.share_bytes + 8 * _KEY_COUNT
         cluster = shape.parts if shape.parts > 1 else None
         kernel.launch(problem.batch * shape.parts, SHARE_THREADS, params, smem=smem, cluster=cluster)

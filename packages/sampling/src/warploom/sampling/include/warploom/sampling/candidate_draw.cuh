@@ -1,4 +1,4 @@
-// A draw from a row's candidates, exact throughout, by one block: what `draw_filtered.cuh` does over the row, for a few tokens.
+// A draw from a row's candidates, exact throughout, by one block: what `draw_filtered.cuh` does over a row, for a few tokens.
 //
 // No sorting: every candidate is compared with every other, by as many threads as there are for each.
 #pragma once
@@ -7,8 +7,6 @@
 #include "warploom/sampling/row_race.cuh"
 
 namespace warploom::sampling {
-
-constexpr int kTopPRounds = 7;
 
 // In the memory that the row's share was in.
 struct CandidateScratch {
@@ -86,11 +84,12 @@ struct CandidateDraw {
   template <class Kept>
   WL_DEVICE Arrival arrival_of(int i, const CandidateFacts& mine, const Draws& draws, Kept kept) const {
     const int token = candidate_token(all.keys[i]);
-    double halves[2] = {};  // of the quad
-    halves[token % kQuad / 2] += all.weights[i];
+    const bool second = token % kQuad >= 2;
+    double halves[2] = {second ? 0.0 : all.weights[i], second ? all.weights[i] : 0.0};  // of the quad
     for (uint32_t others = mine.partners; others; others >>= 10) {
       const int j = int(others & 1023) - 1;
-      if (kept(value(j))) halves[candidate_token(all.keys[j]) % kQuad / 2] += all.weights[j];
+      if (!kept(value(j))) continue;
+      (candidate_token(all.keys[j]) % kQuad >= 2 ? halves[1] : halves[0]) += all.weights[j];
     }
     return arrival(token, halves[0] + halves[1], all.weights[i], draws, i);
   }

@@ -60,6 +60,13 @@ WL_DEVICE float reached_by(int k, float maximum, float largest_of_thread, RowRed
   return reduce(RowMinimum{count >= wanted ? from_ordered(bound) : negative_infinity()}).value;
 }
 
+// A value that no token outside the k largest reaches, or a lower one, for draws.
+template <class Weights, int kThreads>
+WL_DEVICE float lowest_candidate(int k, float maximum, float largest_of_thread, RowReduce& reduce) {
+  const float lowest = Weights::kFromLogits ? -kLargestFinite : 0x1p-149f;  // that can be drawn
+  return k <= kThreads * reduce.parts ? fmaxf(reached_by(k, maximum, largest_of_thread, reduce), lowest) : lowest;
+}
+
 // To the first block, whose barrier counts the bytes.
 WL_DEVICE void send_candidate(uint64_t* slot, uint64_t key, uint64_t* arrived, int parts) {
 #if __CUDA_ARCH__ >= 900

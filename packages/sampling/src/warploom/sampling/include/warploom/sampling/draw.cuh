@@ -15,6 +15,33 @@ WL_DEVICE V of_row(const V* values, int64_t stride, V value, int64_t row) {
 // Filters of the chain, and those whose result top_p is a share of.
 enum Filter { kHasTopK = 1, kHasTopP = 2, kHasMinP = 4, kTopKBeforeTopP = 8, kMinPBeforeTopP = 16 };
 
+// Those of a row; absent ones keep all.
+struct RowFilters {
+  int steps;  // bits of `Filter`
+  int top_k;
+  float top_p;
+  float min_p;
+
+  WL_DEVICE bool selects(int vocab) const { return top_k >= 1 && top_k < vocab; }
+  WL_DEVICE bool cut() const { return top_p < 1 && top_p > 0; }  // a mass has to be found
+  // Whether the row's maximum is needed before anything can be drawn.
+  WL_DEVICE bool ask_first(int vocab) const { return selects(vocab) || min_p > 0 || top_p <= 0; }
+
+  // Given the smallest values that top_k and min_p keep: that of what can be drawn, before top_p cuts, ...
+  WL_DEVICE float minimum(float maximum, float of_top_k, float of_min_p) const {
+    return top_p <= 0 ? maximum : fmaxf(of_top_k, of_min_p);
+  }
+  // ... and that of what top_p is a share of.
+  WL_DEVICE float base(float of_top_k, float of_min_p) const {
+    const float none = negative_infinity();
+    return fmaxf(steps & kTopKBeforeTopP ? of_top_k : none, steps & kMinPBeforeTopP ? of_min_p : none);
+  }
+};
+
+// Instead of a token: the next kernel has to find it; there is none.
+constexpr int kPending = -1;
+constexpr int kBadRow = -2;
+
 struct DrawParams {
   const void* source;   // [source_rows, vocab], logits or probabilities
   const void* indices;  // [rows] source rows of the outputs, int32 or int64; or null
@@ -49,7 +76,8 @@ struct DrawParams {
   int source_rows;
   int indices_are_64_bit;
   int rows_have_seeds;   // the row's number is left out of its random numbers
-  int filters;  // bits of `Filter`
+  int filters;           // bits of `Filter`
+  int only_pending;      // rows that the kernel before this one has left
 
   WL_DEVICE int64_t source_row(int64_t row) const {
     if (!indices) return row;
@@ -65,30 +93,22 @@ struct DrawParams {
   WL_DEVICE float scale(int64_t row) const {
     return exponent_scale(of_row(temperature, temperature_stride, temperature_value, row));
   }
-  // The filters of a row; those that are absent keep all.
-  WL_DEVICE int row_top_k(int64_t row) const {
-    return filters & kHasTopK ? of_row(top_k, top_k_stride, top_k_value, row) : 0;
+  WL_DEVICE RowFilters row_filters(int64_t row) const {
+    return {filters, filters & kHasTopK ? of_row(top_k, top_k_stride, top_k_value, row) : 0,
+            filters & kHasTopP ? of_row(top_p, top_p_stride, top_p_value, row) : 1.0f,
+            filters & kHasMinP ? of_row(min_p, min_p_stride, min_p_value, row) : 0.0f};
   }
-  WL_DEVICE float row_top_p(int64_t row) const {
-    return filters & kHasTopP ? of_row(top_p, top_p_stride, top_p_value, row) : 1.0f;
-  }
-  WL_DEVICE float row_min_p(int64_t row) const {
-    return filters & kHasMinP ? of_row(min_p, min_p_stride, min_p_value, row) : 0.0f;
-  }
-  WL_DEVICE Draws draws(int64_t row) const {
+  WL_DEVICE Draws draws(int64_t row, int round = 0) const {
     return {uint64_t(of_row(seed, seed_stride, seed_value, row)), uint64_t(of_row(offset, offset_stride, offset_value, row)),
-            rows_have_seeds ? 0u : uint32_t(row), 0u};
+            rows_have_seeds ? 0u : uint32_t(row), uint32_t(round) * kRoundBlocks};
   }
 
-  // By all threads, or by the first warp of the first block of the row.
-  WL_DEVICE void finish(int64_t row, int token) const { write(row, token, true); }
-  WL_DEVICE void reject(int64_t row) const { write(row, 0, false); }
-
- private:
-  WL_DEVICE void write(int64_t row, int token, bool good) const {
+  WL_DEVICE bool is_pending(int64_t row) const { return tokens[row * tokens_stride] == kPending; }
+  // By all threads, or by the first warp of the first block of the row; only that block has to know the token.
+  WL_DEVICE void finish(int64_t row, int token) const {
     if (row_part() != 0 || threadIdx.x != 0) return;
-    tokens[row * tokens_stride] = token;
-    valid[row] = good;
+    tokens[row * tokens_stride] = token == kBadRow ? 0 : token;
+    valid[row] = token >= 0;
   }
 };
 

@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   __shared__ RaceStorage race_storage;
   const int64_t index = row_index();
   const int64_t source_row = params.source_row(index);
-  if (!params.has(source_row)) return params.reject(index);
+  if (!params.has(source_row)) return params.finish(index, kBadRow);
   RowReduce reduce(reduce_storage, row_part(), row_parts());
   RowStream<T> stream(params.load_row<T>(source_row), row_part(), row_parts());
   const Draws draws = params.draws(index);
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   });
   RaceState state = race_of_row(scan, reduce, race_storage);
 
-  if (!can_draw<Weights>(state)) return params.reject(index);
+  if (!can_draw<Weights>(state)) return params.finish(index, kBadRow);
   settle_contenders<T>(state, scan, stream, reduce, all, draws);
   if (row_part() != 0 || warp_id() != 0) return;
   params.finish(index, winner_of_batch<T>(stream.row, state.batch, all, Weights(state.reference, scan.scale), draws).token);

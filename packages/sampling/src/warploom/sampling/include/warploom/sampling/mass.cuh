@@ -1,4 +1,4 @@
-// Sums over a row that decide about its nucleus: approximate in float32, and exact in units.
+// What a row's blocks find out together: its largest value, masses of parts of it.
 #pragma once
 
 #include "warploom/sampling/row_reduce.cuh"
@@ -13,31 +13,29 @@ struct RowMaximum {
   WL_DEVICE void merge(const RowMaximum& other) { value = max_or_nan(value, other.value); }
 };
 
-struct MassSum {
-  float mass;
+// Approximate masses of the tokens above a value, and of those of at least another.
+struct MassSums {
+  float above;
+  float total;
 
-  WL_DEVICE static MassSum none() { return {0.0f}; }
-  WL_DEVICE void merge(const MassSum& other) { mass += other.mass; }
+  WL_DEVICE static MassSums none() { return {0.0f, 0.0f}; }
+  WL_DEVICE void merge(const MassSums& other) { above += other.above, total += other.total; }
 };
 
-// Units of the tokens above a value, and of all.
-struct UnitSums {
-  uint64_t above;
-  uint64_t total;
-
-  WL_DEVICE static UnitSums none() { return {0, 0}; }
-  WL_DEVICE void merge(const UnitSums& other) { above += other.above, total += other.total; }
-};
-
-// Calls visitor(value) for every token of this thread; those beyond the row are -inf or 0.
+// Calls visitor(value) for every token of this thread; those beyond the row are -inf or 0. Logits one after the
+// other: a copy of the visitor for each would be too much code where it is about exact weights.
 template <class Weights, class Share, class Visitor>
 WL_DEVICE void visit_values(Share& share, bool first, Visitor&& visitor) {
   using T = typename Share::Element;
-  share.visit(first, [&](const Packed& packed, int) {
-    float values[kVecWidth<T>];
-    values_of<T>(packed, values, Weights::kFromLogits);
+  share.visit(first, [&](Packed packed, int) {
+#pragma unroll(Weights::kFromLogits ? 1 : 4)
+    for (int word = 0; word < 4; ++word) {
+      float values[4 / sizeof(T)];
+      unpack_word(packed.x, values, T());
+      packed = {packed.y, packed.z, packed.w, 0};
 #pragma unroll
-    for (float value : values) visitor(value);
+      for (float value : values) visitor(Weights::value(value));
+    }
   });
 }
 
@@ -64,55 +62,15 @@ WL_DEVICE RowMaximum largest_value(Share& share, bool first) {
   return largest;
 }
 
-// Approximate mass of the row's tokens for which keep(value).
-template <class Weights, class Share, class Keep>
-WL_DEVICE float row_mass(Share& share, RowReduce& reduce, const Weights& weights, Keep keep) {
-  MassSum sum = MassSum::none();
-  visit_values_fast<Weights>(share, false, [&](float value) {
-    if (keep(value)) sum.mass += weights.approximate(value);
-  });
-  return reduce(sum).mass;
-}
-
-// Units of the row's tokens of at least `minimum`, and of those above `value`.
 template <class Weights, class Share>
-WL_DEVICE UnitSums row_units(Share& share, RowReduce& reduce, const Weights& weights, float minimum, float value) {
-  UnitSums sums = UnitSums::none();
-  visit_values<Weights>(share, false, [&](float each) {
-    const uint64_t units = each >= minimum ? weights.units(each) : 0;
-    sums.total += units;
-    sums.above += each > value ? units : 0;
+WL_DEVICE MassSums row_masses(Share& share, RowReduce& reduce, const Weights& weights, float value, float base) {
+  MassSums sums = MassSums::none();
+  visit_values_fast<Weights>(share, false, [&](float each) {
+    const float weight = weights.approximate(each);
+    if (each > value) sums.above += weight;
+    if (each >= base) sums.total += weight;
   });
   return reduce(sums);
 }
-
-// A share p of the row's tokens of at least `base`: what the nucleus of top_p is decided by.
-struct Nucleus {
-  float p;
-  float base;
-
-  // p below 1 and above 0: a mass has to be found.
-  WL_DEVICE bool cuts() const { return p < 1 && p > 0; }
-  WL_DEVICE bool reached(uint64_t amount, uint64_t total) const { return double(amount) >= double(p) * double(total); }
-
-  // Whether tokens of this value are inside: less than a share p lies above them.
-  template <class Weights, class Share>
-  WL_DEVICE bool keeps(float value, float total, const Weights& weights, Share& share, RowReduce& reduce) const {
-    const float above = row_mass(share, reduce, weights, [=](float each) { return each > value; });
-    const float difference = above - p * total;
-    const float error = 2 * mass_error(share.tokens_of_thread()) * total;
-    if (difference < -error) return true;
-    if (difference > error) return false;
-    const Weights exact = exact_weights(weights, share, reduce);
-    const UnitSums sums = row_units(share, reduce, exact, base, value);
-    return !reached(sums.above, sums.total);
-  }
-
-  // Weights relative to the row's maximum, which units are.
-  template <class Weights, class Share>
-  WL_DEVICE static Weights exact_weights(const Weights& weights, Share& share, RowReduce& reduce) {
-    return weights.with_maximum(reduce(largest_value<Weights>(share, false)).value);
-  }
-};
 
 }  // namespace warploom::sampling

@@ -9,8 +9,9 @@ namespace warploom::sampling {
 // p is above 0.
 WL_DEVICE float min_p_threshold(const ProbWeights&, float maximum, float p) { return maximum * fminf(p, 1.0f); }
 
-// By bisection over the numbers in their order: weights grow with values. 32 lanes divide the range, in seven steps.
-WL_DEVICE float min_p_threshold(const LogitWeights& weights, float maximum, float p) {
+// By bisection over the numbers in their order: weights grow with values. 32 lanes divide the range, in seven steps. Not
+// inline, so that its float64 numbers take no registers from what is around it.
+__device__ __noinline__ float min_p_threshold(LogitWeights weights, float maximum, float p) {
   const double target = double(fminf(p, 1.0f));
   uint64_t low = ordered(negative_infinity()), high = ordered(maximum);  // `high` weighs enough, `low` does not
   while (high - low > 1) {

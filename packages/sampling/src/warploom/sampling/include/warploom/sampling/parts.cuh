@@ -11,7 +11,7 @@ WL_DEVICE int row_parts() { return int(cluster_size()); }
 WL_DEVICE int row_part() { return int(cluster_rank()); }
 WL_DEVICE int64_t row_index() {
   uint32_t index;
-  asm volatile("mov.u32 %0, %%clusterid.x;" : "=r"(index));
+  asm("mov.u32 %0, %%clusterid.x;" : "=r"(index));
   return index;
 }
 #else

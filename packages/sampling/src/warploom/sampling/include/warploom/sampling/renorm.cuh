@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   RowReduce reduce(storage.reduce, row_part(), row_parts());
   typename Filter::Share share(params.load_row<typename Filter::T>(row), row_part(), row_parts(), held, storage.landed);
   __syncthreads();
-  Filter filter(params, row, storage, reduce, share);
+  Filter filter(params, storage, reduce, share);
   const float maximum = filter.filter();
   Out* out = static_cast<Out*>(params.probs) + row * params.probs_stride;
   if (filter.bad) {
@@ -60,7 +60,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   }
   const Weights weights(maximum, filter.scale);
   const float minimum = filter.minimum;
-  const float mass = row_mass(share, reduce, weights, [=](float value) { return value >= minimum; });
+  float mass = filter.mass;
+  if (!(mass == mass)) mass = row_masses(share, reduce, weights, maximum, minimum).total;
   const float norm = 1.0f / mass;
   write_row<Out, Weights>(share, out, params.prob_stride, [=](float value) {
     return value >= minimum ? weights.approximate(value) * norm : 0.0f;
@@ -78,12 +79,12 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   RowReduce reduce(storage.reduce, row_part(), row_parts());
   typename Filter::Share share(params.load_row<T>(row), row_part(), row_parts(), held, storage.landed);
   __syncthreads();
-  Filter filter(params, row, storage, reduce, share);
+  Filter filter(params, storage, reduce, share);
   const RowMaximum largest = largest_value<LogitWeights>(share, true);
   const float maximum = reduce(largest).value;
   float minimum = negative_infinity();
-  const bool masks = maximum == maximum && filter.top_k >= 1 && filter.top_k < params.vocab;
-  if (masks) minimum = filter.top_k_threshold(reached_by(filter.top_k, maximum, largest.value, reduce));
+  const bool masks = maximum == maximum && filter.filters().selects(params.vocab);
+  if (masks) minimum = filter.find(true, maximum, filter.lowest(maximum, largest.value)).value();
   write_row<T, LogitWeights>(share, static_cast<T*>(params.probs) + row * params.probs_stride, params.prob_stride,
                              [=](float value) { return value < minimum ? negative_infinity() : value; });
 }

@@ -100,29 +100,33 @@ struct Winner {
   float value;
 };
 
-// The first arrival of a batch, exactly. By one warp, for all its lanes; `place` is the lane that knows the token.
+struct FirstOfBatch {
+  Arrival arrival;
+  float value;  // of the token
+};
+
+// The first arrival of a batch, exactly. By one warp, for all its lanes. Not inline: long, and done once a row.
 template <class T, class Row, class Weights>
-WL_DEVICE Arrival first_of_batch(const Row& row, int batch, float minimum, const Weights& weights,
-                                 const Draws& draws, float& value) {
+__device__ __noinline__ FirstOfBatch first_of_batch(Row row, int batch, float minimum, Weights weights, Draws draws) {
   constexpr int kWidth = kVecWidth<T>;
   const int lane = lane_id();
   const int token = (batch + lane / kWidth * kBatchStep<T>) * kWidth + lane % kWidth;
   const bool inside = lane < kBatch * kWidth && token < row.vocab;
-  value = inside ? Weights::value(to_float(row.load_token(token))) : negative_infinity();
+  const float value = inside ? Weights::value(to_float(row.load_token(token))) : negative_infinity();
   const double weight = inside && value >= minimum ? weights.exact(value) : 0.0;
   double quad = weight + __shfl_xor_sync(kFullMask, weight, 1);
   quad += __shfl_xor_sync(kFullMask, quad, 2);
   Arrival mine = Arrival::none();
   if (weight > 0) mine = arrival(token, quad, weight, draws, lane);
-  return first_of_warp(mine);
+  mine = first_of_warp(mine);
+  return {mine, __shfl_sync(kFullMask, value, mine.place)};
 }
 
 template <class T, class Row, class Weights>
 WL_DEVICE Winner winner_of_batch(const Row& row, int batch, float minimum, const Weights& weights,
                                  const Draws& draws) {
-  float value;
-  const Arrival first = first_of_batch<T>(row, batch, minimum, weights, draws, value);
-  return {first.token, __shfl_sync(kFullMask, value, first.place)};
+  const FirstOfBatch first = first_of_batch<T>(row, batch, minimum, weights, draws);
+  return {first.arrival.token, first.value};
 }
 
 // Leaves `state` with the batch that holds the winner, where approximate keys did not tell. For all threads of the row's
@@ -136,8 +140,7 @@ WL_DEVICE void settle_contenders(RaceState& state, const RowScan<Weights>& scan,
   const float worst = state.best - 2 * kKeyError - shift;
   Arrival first = Arrival::none();
   const auto enter = [&](int batch) {
-    float value;
-    const Arrival arrival = first_of_batch<T>(share.row, batch, minimum, weights, draws, value);
+    const Arrival arrival = first_of_batch<T>(share.row, batch, minimum, weights, draws).arrival;
     if (arrival.quad_time < first.quad_time) first = {arrival.quad_time, arrival.token_time, arrival.token, batch};
   };
   // The warp takes the contenders of its lanes in turn: a lane's best batch, or all if it has several to offer.

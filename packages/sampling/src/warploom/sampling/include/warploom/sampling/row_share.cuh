@@ -25,7 +25,7 @@ struct RowShare {
   int part;
   int parts;
   int count;        // groups of this block
-  int stage_tiles;  // that arrive together
+  int log2_stage;   // tiles that arrive together
   Packed* held;     // [count] in shared memory, unless the row is too long
   uint64_t* landed; // [kShareStages] mbarriers
   bool copied;      // by the copy engine
@@ -39,7 +39,8 @@ struct RowShare {
     const int mine = (max(tiles - part, 0) + parts - 1) >> log2_parts;
     const bool has_last = mine > 0 && ((tiles - 1) & (parts - 1)) == part;
     count = mine * kTileGroups - (has_last ? tiles * kTileGroups - row.groups : 0);
-    stage_tiles = ceil_div(mine, kShareStages);
+    log2_stage = 0;
+    while (kShareStages << log2_stage < mine) ++log2_stage;
 #if __CUDA_ARCH__ >= 900
     copied = kResident && row.aligned;
     if (copied) start_copy();
@@ -73,7 +74,7 @@ struct RowShare {
       const int local = tile * kTileGroups + batch_of<T>(unit % kTileUnits);
       if (tile * kTileGroups >= count) break;
 #if __CUDA_ARCH__ >= 900
-      if (kResident && first && copied) mbarrier_wait(&landed[tile / stage_tiles], 0);
+      if (kResident && first && copied) mbarrier_wait(&landed[tile >> log2_stage], 0);
 #endif
       Packed groups[kBatch];
 #pragma unroll
@@ -102,7 +103,7 @@ struct RowShare {
       const int tile = unit / kTileUnits;
       if (tile * kTileGroups >= count) break;
 #if __CUDA_ARCH__ >= 900
-      if (kResident && first && copied) mbarrier_wait(&landed[tile / stage_tiles], 0);
+      if (kResident && first && copied) mbarrier_wait(&landed[tile >> log2_stage], 0);
 #endif
       int local = tile * kTileGroups + batch_of<T>(unit % kTileUnits);
 #pragma unroll 1
@@ -127,7 +128,7 @@ struct RowShare {
     if (has_partial && threadIdx.x == blockDim.x - 1) held[count - 1] = row.load(row.groups - 1);
     if (warp_id() != 0) return;
     const int whole = count - (has_partial ? 1 : 0);
-    const int stage_groups = stage_tiles * kTileGroups;
+    const int stage_groups = kTileGroups << log2_stage;
     if (lane_id() < kShareStages) {
       const int begin = min(lane_id() * stage_groups, whole), end = min(begin + stage_groups, whole);
       mbarrier_init(&landed[lane_id()], 1);
@@ -138,7 +139,7 @@ struct RowShare {
     for (int tile = lane_id(); tile * kTileGroups < whole; tile += kWarpSize) {
       const int local = tile * kTileGroups;
       const T* from = row.start + int64_t(group_of(local)) * SourceRow<T>::kWidth;
-      bulk_load(held + local, from, min(kTileGroups, whole - local) * 16, &landed[tile / stage_tiles]);
+      bulk_load(held + local, from, min(kTileGroups, whole - local) * 16, &landed[tile >> log2_stage]);
     }
   }
 #endif

@@ -16,6 +16,22 @@ struct RowStream {
   WL_DEVICE RowStream(const SourceRow<T>& row, int part, int parts)
       : row(row), first(part * int(blockDim.x) + int(threadIdx.x)), step(parts * int(blockDim.x)) {}
 
+  // At most.
+  WL_DEVICE int tokens_of_thread() const { return ceil_div(row.groups, kBatch * step) * kBatch * kVecWidth<T>; }
+
+  // The largest token of this thread's first batch, or of some of it.
+  WL_DEVICE float first_largest() const {
+    Packed groups[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int group = batch_of<T>(first) + i * kBatchStep<T>;
+      groups[i] = row.aligned && group < row.whole_groups() ? row.load(group) : nothing<T>();
+    }
+    const int token = batch_of<T>(first) * kVecWidth<T>;
+    const float edge = token < row.vocab ? to_float(row.load_token(token)) : negative_infinity();
+    return fmaxf(max_element<T>(groups), edge);
+  }
+
   // Calls visitor(batch) for the batches of a thread.
   template <class Visitor>
   WL_DEVICE void for_batches(int thread, Visitor&& visitor) const {

@@ -1,7 +1,8 @@
-// The k largest values of each row and where they are, for a k of some hundreds: exact, equal values in order of their tokens.
+// The k largest values of each row and where they are: exact, equal values in order of their tokens.
 //
-// The candidates (`candidates.cuh`) are brought into order by comparing each with all others. Rows of which too many tokens
-// could be among the k largest, those with many equal values, go by their exact threshold.
+// For a k of some hundreds the candidates (`candidates.cuh`) are brought into order by comparing each with all others. For
+// larger ones, and where too many tokens could be among the k largest, the k-th value is found first (`threshold.cuh`), then
+// the tokens that are not smaller are collected, and sorted.
 #pragma once
 
 #include "warploom/sampling/candidates.cuh"
@@ -23,6 +24,8 @@ struct TopKParams {
   int64_t index_stride;
   int vocab;
   int k;
+  int key_bytes;  // of dynamic shared memory before the keys of the tokens not smaller than the k-th
+  int key_count;  // for which there is room: a power of two, or 0
 };
 
 struct TopKStorage {
@@ -34,8 +37,26 @@ struct TopKStorage {
   uint64_t landed[kShareStages];
   uint64_t arrived;
   int warps[kWarpSize];
-  int larger;
+  uint32_t collected;
 };
+
+// Descending order, by all threads of a block. `count` is a power of two.
+template <int kThreads>
+WL_DEVICE void sort_keys(uint64_t* keys, int count) {
+#pragma unroll 1
+  for (int size = 2; size <= count; size *= 2) {
+#pragma unroll 1
+    for (int step = size / 2; step > 0; step /= 2) {
+      __syncthreads();
+      for (int pair = threadIdx.x; pair < count / 2; pair += kThreads) {
+        const int low = pair / step * step * 2 + pair % step;
+        const uint64_t a = keys[low], b = keys[low + step];
+        if ((a < b) == ((low & size) == 0)) keys[low] = b, keys[low + step] = a;
+      }
+    }
+  }
+  __syncthreads();
+}
 
 template <class Config>
 struct TopKRow {
@@ -47,36 +68,75 @@ struct TopKRow {
   RowReduce& reduce;
   Share& share;
 
-  // The keys to choose from, in any order; 0 for blocks that have nothing to do.
-  WL_DEVICE int find_keys(uint64_t* keys) {
+  // For all threads of the row's blocks; the first writes.
+  WL_DEVICE void run(Packed* held) {
     const RowMaximum largest = largest_value<LogitWeights>(share, true);
     const float maximum = reduce(largest).value;
-    float minimum = negative_infinity();
-    if (maximum == maximum) {
-      minimum = reached_by(params.k, maximum, largest.value, reduce);
-      const int count = collect_candidates<LogitWeights>(share, reduce, minimum, largest.value, storage.candidates,
+    uint64_t* keys = reinterpret_cast<uint64_t*>(held);  // where the share was
+    float lowest = negative_infinity();
+    if (maximum == maximum && params.k <= CandidateStorage::kCapacity) {
+      lowest = reached_by(params.k, maximum, largest.value, reduce);
+      const int count = collect_candidates<LogitWeights>(share, reduce, lowest, largest.value, storage.candidates,
                                                          &storage.arrived, keys);
-      if (count != kTooMany) return count;
+      if (count != kTooMany) {
+        if (share.part == 0) write_by_rank(keys, count);
+        return;
+      }
     }
-    const uint64_t target = params.k;
+    const double target = params.k;
     const Threshold threshold = find_threshold<LogitWeights, Config::kThreads>(
-        share, CountAmount(), minimum, [=](uint64_t count) { return count >= target; }, storage.threshold);
-    if (share.part != 0) return 0;
+        share, reduce, storage.threshold, Amount<LogitWeights>{LogitWeights(0.0f, 0.0f), true}, LogitWeights::key(maximum),
+        lowest, [=](double count, double) { return count >= target; });
+    const int count = int(threshold.above + threshold.at);
+    if (count <= params.key_count) {
+      keys = reinterpret_cast<uint64_t*>(reinterpret_cast<char*>(held) + params.key_bytes);
+      collect(threshold.key, keys);
+      if (share.part == 0) write_sorted(keys, int(storage.collected));  // no places beyond the row
+      return;
+    }
+    sync_parts(share.parts);  // nobody needs the share
+    if (share.part != 0) return;
     gather_by_threshold(threshold, keys);
-    return params.k;
+    params.k <= CandidateStorage::kCapacity ? write_by_rank(keys, params.k) : write_sorted(keys, params.k);
+  }
+
+ private:
+  // The keys not smaller than a threshold to the first block, in any order.
+  WL_DEVICE void collect(uint32_t threshold, uint64_t* keys) {
+    if (share.part == 0 && threadIdx.x == 0) storage.collected = 0;
+    sync_parts(share.parts);
+    share.visit(false, [&](const Packed& packed, int group) {
+      constexpr int kWidth = kVecWidth<T>;
+      float values[kWidth];
+      values_of<T>(packed, values, true);
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) {
+        const int token = group * kWidth + i;
+        const uint32_t key = ordered_with_nan(values[i]);
+        if (key < threshold || token >= share.row.vocab) continue;
+        const uint64_t entry = uint64_t(key) << 32 | (0xffffffffu - uint32_t(token));
+#if __CUDA_ARCH__ >= 900
+        const uint32_t place = add_cluster(map_to_rank(&storage.collected, 0), 1);
+        store_cluster(map_to_rank(keys + place, 0), entry);
+#else
+        keys[atomicAdd(&storage.collected, 1u)] = entry;
+#endif
+      }
+    });
+    sync_parts(share.parts);
   }
 
   // All above the threshold, and as many of those at it as there is room for, from the row's start on. By one block.
   WL_DEVICE void gather_by_threshold(const Threshold& threshold, uint64_t* keys) {
     const int above = int(threshold.above), lane_mask = (1 << lane_id()) - 1;
     int at = above;  // where the next one at the threshold goes
-    if (threadIdx.x == 0) storage.larger = 0;
+    if (threadIdx.x == 0) storage.collected = 0;
     __syncthreads();
     for (int start = 0; start < params.vocab; start += Config::kThreads) {
       const int token = start + int(threadIdx.x);
       const uint32_t key = token < params.vocab ? ordered_with_nan(to_float(share.row.load_token(token))) : 0;
       const uint64_t entry = uint64_t(key) << 32 | (0xffffffffu - uint32_t(token));
-      if (key > threshold.key) keys[atomicAdd(&storage.larger, 1)] = entry;
+      if (key > threshold.key) keys[atomicAdd(&storage.collected, 1u)] = entry;
       const uint32_t equal = __ballot_sync(kFullMask, key == threshold.key);
       if (lane_id() == 0) storage.warps[warp_id()] = __popc(equal);
       __syncthreads();
@@ -88,26 +148,38 @@ struct TopKRow {
       const int place = before + __popc(equal & lane_mask);
       if (key == threshold.key && place < params.k) keys[place] = entry;
       at += all;
-      const bool done = at >= params.k && storage.larger == above;
+      const bool done = at >= params.k && int(storage.collected) == above;
       __syncthreads();
       if (done) break;
     }
   }
 
-  // Every key to its place.
-  WL_DEVICE void write(const uint64_t* keys, int count, int64_t row) const {
-    T* values = static_cast<T*>(params.values) + row * params.values_stride;
-    int64_t* indices = params.indices + row * params.indices_stride;
+  WL_DEVICE void write(int place, uint64_t key) const {
+    if (place >= params.k) return;
+    const int token = candidate_token(key);
+    T* values = static_cast<T*>(params.values) + row_index() * params.values_stride;
+    int64_t* indices = params.indices + row_index() * params.indices_stride;
+    values[place * params.value_stride] = share.row.load_token(token);
+    indices[place * params.index_stride] = token;
+  }
+
+  // Every key to its place; a few keys.
+  WL_DEVICE void write_by_rank(const uint64_t* keys, int count) const {
+    __syncthreads();
     for (int i = threadIdx.x; i < count; i += Config::kThreads) {
       const uint64_t key = keys[i];
       int place = 0;
 #pragma unroll 4
       for (int j = 0; j < count; ++j) place += keys[j] > key;
-      if (place >= params.k) continue;
-      const int token = candidate_token(key);
-      values[place * params.value_stride] = share.row.load_token(token);
-      indices[place * params.index_stride] = token;
+      write(place, key);
     }
+  }
+
+  WL_DEVICE void write_sorted(uint64_t* keys, int count) const {
+    const int size = count > 1 ? 1 << (32 - __clz(count - 1)) : 1;
+    for (int i = count + int(threadIdx.x); i < size; i += Config::kThreads) keys[i] = 0;
+    sort_keys<Config::kThreads>(keys, size);
+    for (int i = threadIdx.x; i < params.k; i += Config::kThreads) write(i, keys[i]);
   }
 };
 
@@ -126,11 +198,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
                          params.vocab);
   RowShare<T, Config::kResident> share(row, row_part(), row_parts(), held, storage.landed);
   __syncthreads();
-  TopKRow<Config> top{params, storage, reduce, share};
-  uint64_t* keys = reinterpret_cast<uint64_t*>(held);
-  const int count = top.find_keys(keys);
-  __syncthreads();
-  if (share.part == 0) top.write(keys, count, row_index());
+  TopKRow<Config>{params, storage, reduce, share}.run(held);
 }
 
 }  // namespace warploom::sampling

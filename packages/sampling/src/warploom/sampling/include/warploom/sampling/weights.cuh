@@ -5,6 +5,7 @@
 // the definition, its torch reference computes the same.
 #pragma once
 
+#include "warploom/sampling/ordered.cuh"
 #include "warploom/sampling/softmax_stats.cuh"
 
 namespace warploom::sampling {
@@ -47,6 +48,7 @@ struct LogitWeights {
   WL_DEVICE LogitWeights with_maximum(float row_maximum) const { return {row_maximum, scale}; }
 
   WL_DEVICE static float value(float source) { return source; }
+  WL_DEVICE static uint32_t key(float value) { return ordered_with_nan(value); }
   // Whether a row with this maximum (NaN if it has a NaN) and scale has a distribution.
   WL_DEVICE static bool valid(float row_maximum, float scale) {
     return fabsf(row_maximum) <= kLargestFinite && scale == scale;
@@ -69,6 +71,7 @@ struct ProbWeights {
   WL_DEVICE ProbWeights with_maximum(float row_maximum) const { return {row_maximum, 0.0f}; }
 
   WL_DEVICE static float value(float source) { return source < 0 ? 0.0f : source; }  // NaN stays
+  WL_DEVICE static uint32_t key(float value) { return __float_as_uint(value) | 0x80000000u; }  // ordered(), of what value() gives
   // Larger numbers count as infinite: sums of four must not overflow.
   WL_DEVICE static bool valid(float row_maximum, float) { return row_maximum > 0 && row_maximum <= 0x1p120f; }
 
