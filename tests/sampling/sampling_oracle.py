@@ -97,11 +97,13 @@ def race(weights, row, seed, offset=0, draw_round=0):
 
 
 def draw_nucleus(weights, kept, nucleus, row, seed, offset=0):
-    """One of the tokens of `kept`, and if that is not in `nucleus` one of these; sets of tokens."""
-    for draw_round, left in enumerate((kept, nucleus)):
+    """Rounds among the tokens of `kept` until one is in `nucleus`; sets of tokens."""
+    for draw_round in range(4):
+        left = kept & nucleus if draw_round == 3 else kept
         token = race([w if t in left else 0.0 for t, w in enumerate(weights)], row, seed, offset, draw_round)
         if token in nucleus:
             return token
+        kept = {t for t in kept if weights[t] > weights[token]}
     raise AssertionError("the last round draws from the nucleus")
 
 

@@ -28,8 +28,9 @@ exponential arrivals is an exponential arrival at the sum of the rates; a quarte
 inverting the cumulative sum, a race does not depend on the order of an addition.
 
 **Draws with top_p** (between 0 and 1) take place among all tokens that the other filters keep. A token outside the nucleus is
-rejected, and drawn again with new numbers from the nucleus alone; the distribution is the same. One sum over the row decides
-about a token, where finding the nucleus takes a selection, which is now needed for few rows.
+rejected, together with all values not above its own, and drawn again with new numbers: up to `TOP_P_ROUNDS` times, then among
+the tokens of the nucleus. One sum over the row decides about a token, where finding the nucleus would take a selection; the
+distribution is the same.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ __all__ = [
     "FILTERS",
     "LARGEST_PROB",
     "SOFTMAX",
+    "TOP_P_ROUNDS",
     "UNIT_BITS",
     "Steps",
     "chain_of_order",
@@ -53,6 +55,7 @@ SOFTMAX = "softmax"
 FILTERS = ("top_k", "top_p", "min_p")
 UNIT_BITS = 42
 LARGEST_PROB = 2.0**120
+TOP_P_ROUNDS = 3
 LOGITS_FILTERS = ("top_k",)  # the others weigh probabilities against each other and need the softmax first
 
 

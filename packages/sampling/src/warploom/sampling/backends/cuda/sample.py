@@ -107,6 +107,8 @@ class CudaSample(Backend):
             launch(top_k_spec(problem.dtype, from_logits, shape.resident), params, parts=shape.parts, smem=smem)
             params = params.replaced("only_pending", 1)
         elif "min_p" not in problem.steps and problem.batch > _FEW_ROWS:
+            rejected = torch.empty(problem.batch, 2, dtype=torch.float32, device=source.device)
+            params = params.replaced("rejected", rejected)
             launch(top_p_spec(problem.dtype, from_logits), params, parts=stream_parts(*size))
             params = params.replaced("only_pending", 1)
         spec = filtered_spec(problem.dtype, from_logits, held.resident)

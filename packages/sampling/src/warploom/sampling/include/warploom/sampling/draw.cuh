@@ -38,9 +38,17 @@ struct RowFilters {
   }
 };
 
+constexpr int kTopPRounds = 3;  // TOP_P_ROUNDS of `warploom.sampling.steps`
+
 // Instead of a token: the next kernel has to find it; there is none.
 constexpr int kPending = -1;
 constexpr int kBadRow = -2;
+
+// A value that has been rejected, and what its row's weights were relative to.
+struct Rejected {
+  float value;  // NaN: none
+  float reference;
+};
 
 struct DrawParams {
   const void* source;   // [source_rows, vocab], logits or probabilities
@@ -48,6 +56,7 @@ struct DrawParams {
   int* tokens;          // [rows]; of draws
   bool* valid;          // [rows]
   void* probs;          // [rows, vocab]; of distributions
+  Rejected* rejected;   // [rows]; of pending rows, or null
   const float* temperature;  // [rows], or null: as the other parameters
   const int* top_k;
   const float* top_p;
@@ -103,6 +112,9 @@ struct DrawParams {
             rows_have_seeds ? 0u : uint32_t(row), uint32_t(round) * kRoundBlocks};
   }
 
+  WL_DEVICE Rejected rejected_before(int64_t row) const {
+    return only_pending && rejected ? rejected[row] : Rejected{quiet_nan(), -kLargestFinite};
+  }
   WL_DEVICE bool is_pending(int64_t row) const { return tokens[row * tokens_stride] == kPending; }
   // By all threads, or by the first warp of the first block of the row; only that block has to know the token.
   WL_DEVICE void finish(int64_t row, int token) const {

@@ -1,8 +1,9 @@
 // A draw from what top-k, top-p and min-p keep of a row that stays in shared memory.
 //
-// Top-k and min-p are thresholds on the values, found first. Top-p is not: a token is drawn from all that the others keep, and
-// only then its place in the nucleus is asked for, which takes one sum. Only if it lies outside, or too close to say, the
-// nucleus is cut out exactly, and drawn from.
+// Top-k and min-p are thresholds on the values, found first. Top-p is no threshold to be found: a token is drawn from all that
+// the others keep, and only then its place in the nucleus is asked for, which takes one sum. If it lies outside, so do all
+// tokens of its value and below, and the draw is repeated among those above: for top_p = 0.9 once in ten rows. After three
+// rounds, or if a token is too close to say, the nucleus is cut out exactly, so that no distribution takes longer.
 #pragma once
 
 #include "warploom/sampling/candidates.cuh"
@@ -94,43 +95,57 @@ struct FilteredDraw {
     return storage.winner;
   }
 
-  // Whether a value is in the nucleus beyond doubt: less than its share lies above.
-  WL_DEVICE bool surely_inside(float value, const Weights& weights) {
+  // Whether a value is in the nucleus: 1 or -1, or 0 if it is too close to say. It is if less than its share lies above.
+  WL_DEVICE int place(float value, const Weights& weights) {
     const MassSums sums = row_masses(share, reduce, weights, value, base);
-    return sums.above < (filters().top_p - 2 * mass_error(share.tokens_of_thread())) * sums.total;
+    const float difference = sums.above - filters().top_p * sums.total;
+    const float error = 2 * mass_error(share.tokens_of_thread()) * sums.total;
+    return difference < -error ? 1 : difference > error ? -1 : 0;
   }
 
-  // A token or what is the matter.
-  WL_DEVICE int draw() {
-    bool fresh = true;  // nothing of the row has been visited
-    float reference = RowScan<Weights>::lowest();
-    // Two rounds of one loop, because what is in it is long.
+  // A token or what is the matter. Values up to `rejected`, if that is a number, have been rejected in the first round.
+  WL_DEVICE int draw(float rejected, float reference) {
+    constexpr int kSure = 1, kDoubt = 0;
+    int round = 0;
+    bool fresh = true, started = false, doubts = false;  // nothing has been visited; drawn; the winner's place is not known
+    bool asks = filters().ask_first(share.row.vocab);
+    float inside = quiet_nan();  // the smallest value of the nucleus, once it is known
+    if (rejected == rejected) minimum = next_above(rejected), round = 1, started = true;
+    // One loop, because a search and a race are long: a search where the next step asks for it, then a race.
 #pragma unroll 1
-    for (int round = 0;; ++round) {
-      if (round > 0 || filters().ask_first(share.row.vocab)) {
+    for (;;) {
+      if (asks) {
         const RowMaximum largest = largest_value<Weights>(share, fresh);
         const float maximum = reduce(largest).value;
         if (!Weights::valid(maximum, scale)) return kBadRow;
-        fresh = false;
+        fresh = asks = false;
         reference = Weights(maximum, scale).reference();
         float threshold = negative_infinity();
-        if (round > 0 || filters().selects(share.row.vocab)) {
-          threshold = find(round == 0, maximum, round > 0 ? base : lowest(maximum, largest.value)).value();
+        if (started || filters().selects(share.row.vocab)) {
+          threshold = find(!started, maximum, started ? base : lowest(maximum, largest.value)).value();
         }
-        if (round == 0) {
+        if (!started) {
           set_minimum(maximum, threshold);
         } else {
-          if (storage.winner.value >= threshold) return storage.winner.token;
-          minimum = fmaxf(minimum, threshold);
+          inside = threshold;
+          if (doubts && storage.winner.value >= inside) return storage.winner.token;
+          if (doubts) minimum = next_above(storage.winner.value), ++round;
         }
       }
+      if (round == kTopPRounds) minimum = fmaxf(minimum, inside);
       const Draws draws = this->draws(round);
       RowScan<Weights> scan(scale, reference);
       const RaceState state = race(scan, draws, fresh);
-      if (fresh && !can_draw<Weights>(state)) return kBadRow;
-      fresh = false;
+      if (!started && fresh && !can_draw<Weights>(state)) return kBadRow;
+      fresh = false, started = true;
       const Winner found = winner(state, scan, draws);
-      if (round > 0 || !filters().cut() || surely_inside(found.value, Weights(state.reference, scale))) return found.token;
+      if (!filters().cut() || found.value >= inside) return found.token;
+      const bool known = inside == inside;
+      const int place = known ? -1 : this->place(found.value, Weights(state.reference, scale));
+      if (place == kSure) return found.token;
+      doubts = place == kDoubt;
+      if (!doubts) minimum = next_above(found.value), ++round;
+      asks = doubts || (round == kTopPRounds && !known);
     }
   }
 
@@ -178,7 +193,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   typename Draw::Share share(params.load_row<typename Draw::T>(source_row), row_part(), row_parts(), held, storage.landed);
   __syncthreads();
   Draw draw(params, storage, reduce, share);
-  params.finish(index, draw.draw());
+  const Rejected before = params.rejected_before(index);
+  params.finish(index, draw.draw(before.value, Draw::Weights(before.reference, draw.scale).reference()));
 }
 
 }  // namespace warploom::sampling

@@ -7,6 +7,7 @@
 #include "warploom/sampling/draw.cuh"
 #include "warploom/sampling/min_p.cuh"
 #include "warploom/sampling/row_share.cuh"
+#include "warploom/sync.cuh"
 
 namespace warploom::sampling {
 
@@ -55,15 +56,19 @@ struct TopKDraw {
     Few few(scratch, count, storage.reduce, weights);
     const float of_top_k = few.largest_but(filters.top_k);
     const float minimum = filters.minimum(maximum, of_top_k, of_min_p), base = filters.base(of_top_k, of_min_p);
-    float inside = minimum;
-    // At most two rounds, see `warploom.sampling.steps`.
+    float left = minimum, inside = negative_infinity();
+    // Rounds of `warploom.sampling.steps`.
     for (int round = 0;; ++round) {
-      const CandidateRound found = few.round(fmaxf(minimum, inside), base, draws);
-      if (round > 0 || !filters.cut()) return found.first.token;
-      const bool has_all = filters.steps & kTopKBeforeTopP || count < filters.top_k;
-      inside = has_all ? few.reaching(double(filters.top_p) * double(found.units)) : nucleus_of_row(few, weights, mass);
-      if (!(inside == inside)) return kPending;
-      if (few.value(found.first.place) >= inside) return found.first.token;
+      const CandidateRound found = few.round(round < kTopPRounds ? left : fmaxf(left, inside), base, draws);
+      if (!filters.cut()) return found.first.token;
+      if (round == 0) {
+        const bool has_all = filters.steps & kTopKBeforeTopP || count < filters.top_k;
+        inside = has_all ? few.reaching(double(filters.top_p) * double(found.units)) : nucleus_of_row(few, weights, mass);
+        if (!(inside == inside)) return kPending;
+      }
+      const float value = few.value(found.first.place);
+      if (value >= inside) return found.first.token;
+      left = next_above(value);
       draws.next_round();
     }
   }
@@ -85,6 +90,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   extern __shared__ __align__(128) Packed held[];
   __shared__ TopKDrawStorage storage;
   const int64_t index = row_index();
+  allow_next_kernel();
   const int64_t source_row = params.source_row(index);
   if (!params.has(source_row)) return params.finish(index, kBadRow);
   const RowFilters filters = params.row_filters(index);

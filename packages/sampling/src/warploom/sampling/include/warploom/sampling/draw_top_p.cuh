@@ -6,8 +6,17 @@
 #include "warploom/sampling/draw.cuh"
 #include "warploom/sampling/mass.cuh"
 #include "warploom/sampling/row_stream.cuh"
+#include "warploom/sync.cuh"
 
 namespace warploom::sampling {
+
+struct Bounds {
+  float least;
+  float most;
+
+  WL_DEVICE static Bounds none() { return {0.0f, 0.0f}; }
+  WL_DEVICE void merge(const Bounds& other) { least += other.least, most += other.most; }
+};
 
 // Tokens of a block, by the logarithm of their weight relative to one of the larger ones.
 template <class Weights>
@@ -32,13 +41,16 @@ struct WeightTable {
   // In units of what the reference weighs.
   WL_DEVICE static float weight(int bin) { return exp2_approx(float(bin) * (kOctaves / (kBins - 1)) - kBelow); }
 
-  // What this thread's bins say of the mass above a value: at most.
-  WL_DEVICE float most_above(float value) const {
+  // Bounds of the mass above a value, by this thread's bins: [least, most].
+  WL_DEVICE Bounds above(float value) const {
     const int own = bin(value);
-    if (own == 0 || counts[kBins - 1] > 0) return -negative_infinity();
-    float sum = 0.0f;
-    for (int bin = own + int(threadIdx.x); bin < kBins; bin += int(blockDim.x)) sum += float(counts[bin]) * weight(bin);
-    return sum * kFactor;
+    if (own == 0 || counts[kBins - 1] > 0) return {0.0f, -negative_infinity()};
+    Bounds sum{0.0f, threadIdx.x == 0 ? float(counts[own]) * weight(own) : 0.0f};
+    for (int bin = own + 1 + int(threadIdx.x); bin < kBins; bin += int(blockDim.x)) {
+      const float mass = float(counts[bin]) * weight(bin);
+      sum.least += mass, sum.most += mass;
+    }
+    return {sum.least / kFactor, sum.most * kFactor};
   }
 };
 
@@ -61,7 +73,7 @@ struct TopPDraw {
   float top_p;
 
   // A token or what is the matter.
-  WL_DEVICE int draw(const Draws& draws) {
+  WL_DEVICE int draw(const Draws& draws, Rejected* rejected) {
     const float all = negative_infinity(), reference = clear_table();
     const WeightTable<Weights> table{storage.counts, reference, Weights::kFromLogits ? scale : log2_approx_full(reference)};
     RowScan<Weights> scan(scale, Weights::kFromLogits ? reference : RowScan<Weights>::lowest());
@@ -86,10 +98,14 @@ struct TopPDraw {
     __syncthreads();
     const Winner found = storage.winner;
     if (!(top_p < 1)) return found.token;
-    // Relative to the row's reference, not to the block's.
-    const float most = reduce(MassSums{table.most_above(found.value) * weights.approximate(reference), 0.0f}).above;
+    Bounds above = table.above(found.value);
+    const float relative = weights.approximate(reference);  // to the row's reference, not to the block's
+    above = reduce(Bounds{above.least * relative, above.most * relative});
     const float error = 1e-4f + 2 * mass_error(stream.tokens_of_thread());
-    return most < (top_p - error) * state.mass ? found.token : kPending;
+    if (above.most < (top_p - error) * state.mass) return found.token;
+    const bool outside = above.least > (top_p + error) * state.mass;
+    if (threadIdx.x == 0 && row_part() == 0) *rejected = {outside ? found.value : quiet_nan(), state.reference};
+    return kPending;
   }
 
  private:
@@ -114,14 +130,18 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   using T = typename Config::In;
   __shared__ TopPStorage storage;
   const int64_t index = row_index();
+  allow_next_kernel();
   const int64_t source_row = params.source_row(index);
   if (!params.has(source_row)) return params.finish(index, kBadRow);
   const float top_p = params.row_filters(index).top_p;
-  if (top_p <= 0) return params.finish(index, kPending);
+  if (top_p <= 0) {
+    params.rejected[index] = {quiet_nan(), 0.0f};
+    return params.finish(index, kPending);
+  }
   RowReduce reduce(storage.reduce, row_part(), row_parts());
   const RowStream<T> stream(params.load_row<T>(source_row), row_part(), row_parts());
   TopPDraw<Config> draw{storage, reduce, stream, params.scale(index), top_p};
-  params.finish(index, draw.draw(params.draws(index)));
+  params.finish(index, draw.draw(params.draws(index), params.rejected + index));
 }
 
 }  // namespace warploom::sampling

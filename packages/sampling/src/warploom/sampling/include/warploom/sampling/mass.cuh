@@ -22,26 +22,9 @@ struct MassSums {
   WL_DEVICE void merge(const MassSums& other) { above += other.above, total += other.total; }
 };
 
-// Calls visitor(value) for every token of this thread; those beyond the row are -inf or 0. Logits one after the
-// other: a copy of the visitor for each would be too much code where it is about exact weights.
+// Calls visitor(value) for every token of this thread; those beyond the row are -inf or 0.
 template <class Weights, class Share, class Visitor>
 WL_DEVICE void visit_values(Share& share, bool first, Visitor&& visitor) {
-  using T = typename Share::Element;
-  share.visit(first, [&](Packed packed, int) {
-#pragma unroll(Weights::kFromLogits ? 1 : 4)
-    for (int word = 0; word < 4; ++word) {
-      float values[4 / sizeof(T)];
-      unpack_word(packed.x, values, T());
-      packed = {packed.y, packed.z, packed.w, 0};
-#pragma unroll
-      for (float value : values) visitor(Weights::value(value));
-    }
-  });
-}
-
-// Sixteen tokens at once, where it is worth the code.
-template <class Weights, class Share, class Visitor>
-WL_DEVICE void visit_values_fast(Share& share, bool first, Visitor&& visitor) {
   using T = typename Share::Element;
   share.visit_batches(first, [&](const Packed(&groups)[kBatch], int) {
 #pragma unroll
@@ -54,18 +37,40 @@ WL_DEVICE void visit_values_fast(Share& share, bool first, Visitor&& visitor) {
   });
 }
 
+// And rare(value, token) for those, a few of the row, for which visitor(value) says so.
+template <class Weights, class Share, class Visitor, class Rare>
+WL_DEVICE void visit_hits(Share& share, Visitor&& visitor, Rare&& rare) {
+  using T = typename Share::Element;
+  constexpr int kWidth = kVecWidth<T>;
+  share.visit_batches(false, [&](const Packed(&groups)[kBatch], int batch) {
+    uint32_t hits = 0;
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      float values[kWidth];
+      values_of<T>(groups[i], values, Weights::kFromLogits);
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) hits |= uint32_t(visitor(values[j])) << (i * kWidth + j);
+    }
+#pragma unroll 1
+    for (; hits; hits &= hits - 1) {
+      const int n = __ffs(hits) - 1, group = batch + n / kWidth * kBatchStep<T>, token = group * kWidth + n % kWidth;
+      if (token < share.row.vocab) rare(Weights::value(to_float(share.token(group, n % kWidth))), token);
+    }
+  });
+}
+
 // Of this thread's part.
 template <class Weights, class Share>
 WL_DEVICE RowMaximum largest_value(Share& share, bool first) {
   RowMaximum largest = RowMaximum::none();
-  visit_values_fast<Weights>(share, first, [&](float value) { largest.value = max_or_nan(largest.value, value); });
+  visit_values<Weights>(share, first, [&](float value) { largest.value = max_or_nan(largest.value, value); });
   return largest;
 }
 
 template <class Weights, class Share>
 WL_DEVICE MassSums row_masses(Share& share, RowReduce& reduce, const Weights& weights, float value, float base) {
   MassSums sums = MassSums::none();
-  visit_values_fast<Weights>(share, false, [&](float each) {
+  visit_values<Weights>(share, false, [&](float each) {
     const float weight = weights.approximate(each);
     if (each > value) sums.above += weight;
     if (each >= base) sums.total += weight;

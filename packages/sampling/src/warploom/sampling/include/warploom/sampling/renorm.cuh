@@ -16,23 +16,27 @@ WL_DEVICE void write_row(Share& share, Out* out, int64_t stride, Result result) 
   constexpr int kOutBytes = kWidth * int(sizeof(Out));
   constexpr int kPiece = kOutBytes > 16 ? 16 / int(sizeof(Out)) : kWidth;  // elements of a store
   const bool vectors = stride == 1 && reinterpret_cast<uint64_t>(out) % (kPiece * sizeof(Out)) == 0;
-  share.visit(false, [&](const Packed& packed, int group) {
-    float values[kWidth];
-    values_of<T>(packed, values, Weights::kFromLogits);
-    const int first = group * kWidth;
-    if (vectors && first + kWidth <= share.row.vocab) {
+  const int whole = vectors ? share.row.whole_groups() : 0;
+  share.visit_batches(false, [&](const Packed(&groups)[kBatch], int batch) {
 #pragma unroll
-      for (int piece = 0; piece < kWidth; piece += kPiece) {
-        Vec<Out, kPiece> some;
+    for (int i = 0; i < kBatch; ++i) {
+      float values[kWidth];
+      values_of<T>(groups[i], values, Weights::kFromLogits);
+      const int group = batch + i * kBatchStep<T>, first = group * kWidth;
+      if (group < whole) {
 #pragma unroll
-        for (int i = 0; i < kPiece; ++i) some[i] = from_float<Out>(result(values[piece + i]));
-        store_global(out + first + piece, some);
+        for (int piece = 0; piece < kWidth; piece += kPiece) {
+          Vec<Out, kPiece> some;
+#pragma unroll
+          for (int j = 0; j < kPiece; ++j) some[j] = from_float<Out>(result(values[piece + j]));
+          store_global(out + first + piece, some);
+        }
+        continue;
       }
-      return;
-    }
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      if (first + i < share.row.vocab) out[(first + i) * stride] = from_float<Out>(result(values[i]));
+      for (int j = 0; j < kWidth; ++j) {
+        if (first + j < share.row.vocab) out[(first + j) * stride] = from_float<Out>(result(values[j]));
+      }
     }
   });
 }

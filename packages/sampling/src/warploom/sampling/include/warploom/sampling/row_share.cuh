@@ -95,24 +95,6 @@ struct RowShare {
     }
   }
 
-  // Calls visitor(packed, group) for every group of this thread, in less code.
-  template <class Visitor>
-  WL_DEVICE void visit(bool first, Visitor&& visitor) {
-#pragma unroll 1
-    for (int unit = threadIdx.x;; unit += int(blockDim.x)) {
-      const int tile = unit / kTileUnits;
-      if (tile * kTileGroups >= count) break;
-#if __CUDA_ARCH__ >= 900
-      if (kResident && first && copied) mbarrier_wait(&landed[tile >> log2_stage], 0);
-#endif
-      int local = tile * kTileGroups + batch_of<T>(unit % kTileUnits);
-#pragma unroll 1
-      for (int i = 0; i < kBatch; ++i, local += kBatchStep<T>) {
-        if (local < count) visitor(fetch(first, local), group_of(local));
-      }
-    }
-  }
-
  private:
   WL_DEVICE Packed fetch(bool first, int local) {
     if constexpr (!kResident) return row.load(group_of(local));

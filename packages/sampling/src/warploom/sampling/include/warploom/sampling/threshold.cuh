@@ -1,10 +1,10 @@
 // The threshold of a filter, without sorting: the largest value such that the tokens at or above it amount to a target,
 // by count (top-k) or by mass (top-p).
 //
-// First an estimate: rough amounts are added up by value, 64 bins for each power of two, in a table in shared memory of each
-// block, and the sums lead to the few bins between which the target lies. Then exactly: everything above them is added up,
-// and what lies in them by finer and finer bins, until a bin has one value. Exact amounts are integers, so their sums do not
-// depend on an order. Should the estimate be wrong, the exact search starts with all values.
+// First an estimate: tokens are counted by value, 64 bins for each power of two, in a table in shared memory of each block,
+// and the sums over the row's blocks lead to the few bins between which the target lies. Then exactly: what lies above them is
+// added up, and what lies in them by finer and finer bins, until a bin has one value. Exact amounts are integers, so their
+// sums do not depend on an order. Should the estimate be wrong, the exact search starts again with all values.
 #pragma once
 
 #include "warploom/sampling/mass.cuh"
@@ -18,12 +18,10 @@ struct Amount {
   bool counts;
 
   WL_DEVICE uint64_t exact(float value) const { return counts ? 1 : weights.units(value); }
-  // In steps of which the largest has so many that those of `tokens` fit 32 bits. One token more or less than half a step.
-  WL_DEVICE float rough_scale(int tokens) const {
-    const int bits = min(17, __clz(tokens) - 1) - kUnitBits;
-    return counts ? 1.0f : float(fmin(weights.unit_scale() * ldexp(1.0, bits), 0x1p126));
+  // Of many tokens of about a value.
+  WL_DEVICE uint64_t rough(uint32_t tokens, float value) const {
+    return counts ? tokens : uint64_t(float(tokens) * weights.approximate(value) * float(weights.unit_scale()));
   }
-  WL_DEVICE float rough(float value) const { return counts ? 1.0f : weights.approximate(value); }
 };
 
 struct ThresholdStorage {
@@ -33,7 +31,6 @@ struct ThresholdStorage {
     uint32_t rough[kRoughBins];
     uint32_t halves[2][kBins];  // low and high, of 64-bit sums
   };
-  uint64_t warps[kWarpSize];
 };
 
 struct Threshold {
@@ -62,9 +59,13 @@ struct Crossing {
   uint64_t at;
 
   WL_DEVICE static Crossing none() { return {-1, -1, 0, 0}; }
-  WL_DEVICE void merge(const Crossing& other) {
-    if (other.begin >= 0) begin = other.begin, above = other.above, at = other.at;
-    end = max(end, other.end);
+
+  // The one that a lane of the warp has found; begin and end may be of different lanes.
+  WL_DEVICE Crossing of_warp() const {
+    const uint32_t begins = __ballot_sync(kFullMask, begin >= 0), ends = __ballot_sync(kFullMask, end >= 0);
+    const int lane = max(__ffs(begins) - 1, 0);
+    const int last = __shfl_sync(kFullMask, end, max(__ffs(ends) - 1, 0));
+    return {__shfl_sync(kFullMask, begin, lane), last, __shfl_sync(kFullMask, above, lane), __shfl_sync(kFullMask, at, lane)};
   }
 };
 
@@ -80,8 +81,11 @@ WL_DEVICE void sync_parts(int parts) {
 // the row, after a first reduction.
 template <class Weights, int kThreads, class Share, class Reached>
 struct ThresholdSearch {
+  using T = typename Share::Element;
   using Storage = ThresholdStorage;
   static constexpr int kRoughShift = 17;
+  // Distance of neighbouring numbers of T among those of float32.
+  static constexpr uint32_t kGrain = is_same_v<T, __nv_bfloat16> ? 1u << 16 : is_same_v<T, __half> ? 1u << 13 : 1u;
 
   Share& share;
   RowReduce& reduce;
@@ -104,7 +108,9 @@ struct ThresholdSearch {
 #pragma unroll 1
     for (;;) {
       clear();
-      const Crossing found = exact ? cross(add_exact(begin, last, first), true) : cross(add_rough(), false);
+      TableSums sums = TableSums::none();
+      exact ? add_exact(sums, begin, last, first) : add_rough();
+      const Crossing found = cross(sums, exact);
       if (!exact) {
         narrowed = narrow(found, begin, last);
         exact = true;
@@ -141,41 +147,29 @@ struct ThresholdSearch {
     return true;
   }
 
-  // Steps of a rough sum in the largest amount.
-  WL_DEVICE float scale() const { return amount.rough_scale(share.count * kVecWidth<typename Share::Element>); }
-
-  WL_DEVICE TableSums add_rough() {
-    const float scale = this->scale();
-    float mass = 0.0f;
-    visit_values_fast<Weights>(share, false, [&](float value) {
+  WL_DEVICE void add_rough() {
+    visit_values<Weights>(share, false, [&](float value) {
       const uint32_t at = top - Weights::key(value);
-      if (at > lowest) return;
-      const float rough = amount.rough(value);
-      mass += rough;
-      const uint32_t steps = __float_as_uint(fmaf(rough, scale, 0x1p23f)) & 0x7fffffu;
-      atomicAdd(&storage.rough[min(at >> kRoughShift, uint32_t(Storage::kRoughBins - 1))], steps);
+      if (at <= lowest) atomicAdd(&storage.rough[min(at >> kRoughShift, uint32_t(Storage::kRoughBins - 1))], 1u);
     });
-    return {0, 0, uint64_t(mass * scale) >> dropped(false)};
   }
 
   // One digit of the values in [begin, last]; `first`: what lies above and below them is not known yet.
-  WL_DEVICE TableSums add_exact(uint32_t begin, uint32_t last, bool first) {
+  WL_DEVICE void add_exact(TableSums& sums, uint32_t begin, uint32_t last, bool first) {
     const uint32_t span = last - begin;
     const int shift = shift_of(span);
-    TableSums sums = TableSums::none();
-    visit_values<Weights>(share, false, [&](float value) {
-      const uint32_t at = top - Weights::key(value);
-      const bool inside = at - begin <= span;
-      if (at > lowest || !(inside || first)) return;
-      const uint64_t units = amount.exact(value);
-      sums.total += first ? units : 0;
-      if (inside) {
-        add(int((at - begin) >> shift), units);
-      } else if (at < begin) {
-        sums.above += units;
-      }
-    });
-    return sums;
+    visit_hits<Weights>(
+        share,
+        [&](float value) {
+          const uint32_t at = top - Weights::key(value);
+          if (first) {
+            const uint64_t units = at <= lowest ? amount.exact(value) : 0;
+            sums.total += units;
+            sums.above += at < begin ? units : 0;
+          }
+          return at - begin <= span && at <= lowest;
+        },
+        [&](float value, int) { add(int((top - Weights::key(value) - begin) >> shift), amount.exact(value)); });
   }
 
   // 64-bit sums as two atomic additions: shared memory has none of 64 bits.
@@ -185,55 +179,61 @@ struct ThresholdSearch {
     if (high + carry) atomicAdd(&storage.halves[1][bin], high + carry);
   }
 
+  // A block's own bins once `add_tables` is done.
   WL_DEVICE uint64_t sum(int bin, bool exact) const {
-    return exact ? storage.halves[0][bin] | uint64_t(storage.halves[1][bin]) << 32 : storage.rough[bin];
+    if (exact) return storage.halves[0][bin] | uint64_t(storage.halves[1][bin]) << 32;
+    const uint32_t middle = (uint32_t(bin) << kRoughShift) + ((1u << kRoughShift) - kGrain) / 2;
+    return amount.rough(storage.rough[bin], from_ordered(top - min(middle, lowest)));
   }
-
-  // Bits that rough sums lose, so that those of sixteen blocks fit.
-  WL_DEVICE int dropped(bool exact) const { return exact || amount.counts ? 0 : 4; }
 
   // Blocks divide the bins: each adds up its own over all tables.
   WL_DEVICE void add_tables(int begin, int end, bool exact) {
+#if __CUDA_ARCH__ >= 900
+    if (share.parts == 1) return;
     for (int bin = begin + int(threadIdx.x); bin < end; bin += kThreads) {
       uint64_t all = 0;
-#if __CUDA_ARCH__ >= 900
-#pragma unroll 4
+#pragma unroll 8
       for (int part = 0; part < share.parts; ++part) {
         all += load_cluster_u32(map_to_rank(&storage.rough[bin], part));
         if (exact) all += uint64_t(load_cluster_u32(map_to_rank(&storage.halves[1][bin], part))) << 32;
       }
-#else
-      all = sum(bin, exact);
-#endif
-      storage.rough[bin] = uint32_t(all >> dropped(exact));
+      storage.rough[bin] = uint32_t(all);
       if (exact) storage.halves[1][bin] = uint32_t(all >> 32);
     }
     __syncthreads();
+#endif
   }
 
-  // Where the target lies in the tables of the row's blocks, whose threads have each added up `sums`.
+  // Where the target lies in the tables of the row's blocks, whose threads have each added up `sums`. Every warp does all of
+  // it: that takes no barrier.
   WL_DEVICE Crossing cross(TableSums sums, bool exact) {
-    sums = warp_merge(reduce.of_warps(warp_merge(sums)));
+    sums = warp_merge_fast(reduce.of_warps(warp_merge_fast(sums)));
     sync_parts(share.parts);
     const int slice = (exact ? Storage::kBins : Storage::kRoughBins) >> (__ffs(share.parts) - 1);
-    const int begin = share.part * slice, own = max(slice / kThreads, 1);
-    add_tables(begin, begin + slice, exact);
-    const int first = begin + min(int(threadIdx.x) * own, slice), end = begin + min(int(threadIdx.x + 1) * own, slice);
+    const int own = slice / kWarpSize, first = share.part * slice + lane_id() * own;
+    add_tables(share.part * slice, (share.part + 1) * slice, exact);
     uint64_t mine = 0;
-    for (int bin = first; bin < end; ++bin) mine += sum(bin, exact);
-    uint64_t before = sum_before(mine, sums.bins);
+    for (int bin = first; bin < first + own; ++bin) mine += sum(bin, exact);
+    uint64_t before = mine;  // of this block's bins up to and with the lane's
+#pragma unroll
+    for (int offset = 1; offset < kWarpSize; offset *= 2) {
+      const uint64_t other = __shfl_up_sync(kFullMask, before, offset);
+      if (lane_id() >= offset) before += other;
+    }
+    sums.bins = __shfl_sync(kFullMask, before, kWarpSize - 1);
+    if (!exact) sums.total = sums.bins;
     const TableSums blocks = reduce.exchange(sums);
-    before += warp_reduce(lane_id() < share.part ? blocks.bins : 0, Sum());
-    sums = warp_merge(blocks);
+    sums = warp_merge_fast(TableSums{lane_id() < share.part ? blocks.bins : 0, blocks.above, blocks.total});
     above += sums.above, total += sums.total;
-    before += above;
+    before += above + sums.bins - mine;
     Crossing found = Crossing::none();
-    for (int bin = first; bin < end; ++bin) {
+    for (int bin = first; bin < first + own; ++bin) {
       const uint64_t here = sum(bin, exact);
       exact ? cross_exact(found, bin, before, here) : cross_rough(found, bin, before, here);
       before += here;
     }
-    return warp_merge(reduce.exchange(warp_merge(reduce.of_warps(warp_merge(found)))));
+    __syncthreads();  // between exchanges
+    return reduce.exchange(found.of_warp()).of_warp();
   }
 
   WL_DEVICE void cross_exact(Crossing& found, int bin, uint64_t before, uint64_t here) const {
@@ -241,40 +241,11 @@ struct ThresholdSearch {
     found = {bin, bin + 1, before, here};
   }
 
+  // Rough sums are nearly exact where bins have tokens of many values.
   WL_DEVICE void cross_rough(Crossing& found, int bin, uint64_t before, uint64_t here) const {
-    const bool counts = amount.counts;
-    const float slack = counts ? 0.0f : this->slack(bin), next_slack = counts ? 0.0f : this->slack(bin + 1);
-    const float most = (float(before) + float(counts ? 0 : bin)) * (1.0f + slack);
-    const float next_most = (float(before + here) + float(counts ? 0 : bin + 1)) * (1.0f + next_slack);
-    if (!reached(most, double(total)) && reached(next_most, double(total))) found.begin = bin;
-    const float least = float(before) * (1.0f - slack), next_least = float(before + here) * (1.0f - next_slack);
-    if (!reached(least, double(total)) && reached(next_least, double(total))) found.end = bin + 1;
-  }
-
-  // Error of a rough sum of values above a bin: half a step of each, which is at least the bin's edge, and of exponentials.
-  WL_DEVICE float slack(int bin) const {
-    const uint32_t edge = top - min(top - ordered(negative_infinity()), uint32_t(bin) << kRoughShift);
-    return fminf(0.5f / (amount.rough(from_ordered(edge)) * scale()), 1.0f) + 1e-4f;
-  }
-
-  // Sum over the threads before this one, and over the block.
-  WL_DEVICE uint64_t sum_before(uint64_t value, uint64_t& block) {
-    uint64_t inclusive = value;
-#pragma unroll
-    for (int offset = 1; offset < kWarpSize; offset *= 2) {
-      const uint64_t before = __shfl_up_sync(kFullMask, inclusive, offset);
-      if (lane_id() >= offset) inclusive += before;
-    }
-    if (lane_id() == kWarpSize - 1) storage.warps[warp_id()] = inclusive;
-    __syncthreads();
-    uint64_t base = 0;
-    block = 0;
-#pragma unroll 1
-    for (int warp = 0; warp < kThreads / kWarpSize; ++warp) {
-      base += warp < warp_id() ? storage.warps[warp] : 0;
-      block += storage.warps[warp];
-    }
-    return base + inclusive - value;
+    const double slack = amount.counts ? 0.0 : 3e-4 * double(total), all = double(total);
+    if (!reached(double(before) + slack, all) && reached(double(before + here) + slack, all)) found.begin = bin;
+    if (!reached(double(before) - slack, all) && reached(double(before + here) - slack, all)) found.end = bin + 1;
   }
 };
 

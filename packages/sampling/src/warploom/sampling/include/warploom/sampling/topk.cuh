@@ -105,24 +105,17 @@ struct TopKRow {
   WL_DEVICE void collect(uint32_t threshold, uint64_t* keys) {
     if (share.part == 0 && threadIdx.x == 0) storage.collected = 0;
     sync_parts(share.parts);
-    share.visit(false, [&](const Packed& packed, int group) {
-      constexpr int kWidth = kVecWidth<T>;
-      float values[kWidth];
-      values_of<T>(packed, values, true);
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) {
-        const int token = group * kWidth + i;
-        const uint32_t key = ordered_with_nan(values[i]);
-        if (key < threshold || token >= share.row.vocab) continue;
-        const uint64_t entry = uint64_t(key) << 32 | (0xffffffffu - uint32_t(token));
+    visit_hits<LogitWeights>(
+        share, [=](float value) { return ordered_with_nan(value) >= threshold; },
+        [&](float value, int token) {
+          const uint64_t entry = uint64_t(ordered_with_nan(value)) << 32 | (0xffffffffu - uint32_t(token));
 #if __CUDA_ARCH__ >= 900
-        const uint32_t place = add_cluster(map_to_rank(&storage.collected, 0), 1);
-        store_cluster(map_to_rank(keys + place, 0), entry);
+          const uint32_t place = add_cluster(map_to_rank(&storage.collected, 0), 1);
+          store_cluster(map_to_rank(keys + place, 0), entry);
 #else
-        keys[atomicAdd(&storage.collected, 1u)] = entry;
+          keys[atomicAdd(&storage.collected, 1u)] = entry;
 #endif
-      }
-    });
+        });
     sync_parts(share.parts);
   }
 
