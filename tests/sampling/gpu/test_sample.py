@@ -1,5 +1,6 @@
 """The drawing kernels: the tokens of the reference, on every path that they have."""
 
+import itertools
 import math
 
 import pytest
@@ -290,8 +291,8 @@ def test_addresses_beyond_32_bits():
 
 def test_shapes_leave_no_row_out():
     for vocab in VOCABS:
-        for itemsize in (2, 4):
-            shape = row_shapes.row_shape(vocab, itemsize, 90)
+        for itemsize, rows in itertools.product((2, 4), (1, 20, 1000)):
+            shape = row_shapes.row_shape(rows, vocab, itemsize, 90, 132)
             assert not shape.resident or shape.parts * shape.share_bytes >= vocab * itemsize
 
 

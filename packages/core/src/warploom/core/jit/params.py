@@ -9,11 +9,14 @@ from __future__ import annotations
 import ctypes
 import inspect
 import struct
-from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
 import torch
 
 __all__ = ["ParamStruct", "f32", "i32", "i64", "ptr", "u32", "u64"]
+
+
+_Params = TypeVar("_Params", bound="ParamStruct")
 
 
 class _Scalar:
@@ -84,7 +87,7 @@ class ParamStruct:
     def __init_subclass__(cls) -> None:
         annotations = inspect.get_annotations(cls, eval_str=True)
         cls._fields = {name: _field(kind) for name, kind in annotations.items() if name != "cpp_name"}
-        codes = []
+        codes: list[str] = []
         cls._offsets = {}
         for name, (code, count) in cls._fields.items():
             cls._offsets[name] = struct.calcsize(f"@{''.join(codes)}0{code}")
@@ -105,7 +108,7 @@ class ParamStruct:
         self.packed = self._packer.pack(*flat)
         self.buffer = ctypes.create_string_buffer(self.packed, len(self.packed))
 
-    def replaced(self, name: str, value: Any) -> Self:
+    def replaced(self: _Params, name: str, value: Any) -> _Params:
         """A copy with another value of a field that is no array, for the next of several launches.
 
         Examples

@@ -7,6 +7,7 @@ import functools
 import torch
 
 from warploom.core.backends import Backend, Support
+from warploom.core.device import sm_count
 from warploom.core.jit import KernelSpec, cpp_type
 from warploom.sampling.backends.cuda.draw import DrawParams, filter_bits, filter_params
 from warploom.sampling.backends.cuda.rows import SHARE_THREADS, row_shape
@@ -70,7 +71,7 @@ class CudaRenorm(Backend):
     ) -> None:
         """Write the distribution at the end of the chain, ``[batch, vocab]``; `out` may be `source`."""
         params = DrawParams(**filter_params(source, out, parameters), filters=filter_bits(problem.steps))
-        shape = row_shape(problem.vocab, source.element_size(), problem.arch)
+        shape = row_shape(*source.shape, source.element_size(), problem.arch, sm_count(source.device))
         spec = renorm_spec(problem.dtype, SOFTMAX in problem.steps, shape.resident)
         _launch(spec, params, source, shape.parts, shape.share_bytes)
 
@@ -89,5 +90,5 @@ class CudaTopKMask(Backend):
         """Write the masked logits, ``[batch, vocab]``; `out` may be `logits`."""
         parameters = FilterParameters(_NEUTRAL, top_k, _NEUTRAL, _NEUTRAL)
         params = DrawParams(**filter_params(logits, out, parameters), filters=filter_bits(("top_k",)))
-        shape = row_shape(problem.vocab, logits.element_size(), problem.arch)
+        shape = row_shape(*logits.shape, logits.element_size(), problem.arch, sm_count(logits.device))
         _launch(mask_spec(problem.dtype, shape.resident), params, logits, shape.parts, shape.share_bytes)

@@ -21,6 +21,7 @@ CANDIDATE_BYTES = 12288  # `CandidateScratch`, where the share of the row was
 STREAM_THREADS = 256
 
 _TILE_BYTES = 4096  # of a row that a block takes in turn with the others, `kTileBytes` in row_share.cuh
+_SPREAD_TILES = 4  # at least, where more blocks take a row than need to
 _SHARE_BYTES = 64 * 1024  # three blocks an SM keep theirs and what else they need
 _LARGEST_SHARE_BYTES = 192 * 1024  # one block an SM
 _PORTABLE_CLUSTER = 8
@@ -47,23 +48,29 @@ class RowShape(NamedTuple):
     share_bytes: int
 
 
-@functools.cache
-def row_shape(vocab: int, itemsize: int, arch: int) -> RowShape:
-    """Blocks of `SHARE_THREADS` threads that keep a row in shared memory: the fewest, without taking a whole SM each.
+@functools.lru_cache(1024)
+def row_shape(batch: int, vocab: int, itemsize: int, arch: int, sms: int) -> RowShape:
+    """Blocks of `SHARE_THREADS` threads that keep a row in shared memory.
+
+    The fewest, without taking a whole SM each; more where there are few rows.
 
     Examples
     --------
-    >>> row_shape(128256, 4, arch=90)
+    >>> row_shape(64, 128256, 4, arch=90, sms=132)
     RowShape(parts=8, resident=True, share_bytes=65536)
-    >>> row_shape(1000, 4, arch=90)
+    >>> row_shape(1, 128256, 4, arch=90, sms=132)
+    RowShape(parts=16, resident=True, share_bytes=32768)
+    >>> row_shape(1, 1000, 4, arch=90, sms=132)
     RowShape(parts=1, resident=True, share_bytes=4096)
-    >>> row_shape(128256, 4, arch=80)
+    >>> row_shape(1, 128256, 4, arch=80, sms=132)
     RowShape(parts=1, resident=False, share_bytes=0)
     """
     tiles = math.ceil(vocab * itemsize / _TILE_BYTES)
     most = largest_cluster(arch)
     parts = 1
     while parts < most and math.ceil(tiles / parts) * _TILE_BYTES > _SHARE_BYTES:
+        parts *= 2
+    while parts < most and 2 * parts * batch <= 2 * sms and tiles >= 2 * parts * _SPREAD_TILES:
         parts *= 2
     share_bytes = math.ceil(tiles / parts) * _TILE_BYTES
     limit = _LARGEST_SHARE_BYTES if arch >= 90 else _SHARE_BYTES
@@ -108,11 +115,11 @@ def selection_shape(batch: int, vocab: int, itemsize: int, arch: int, sms: int) 
     Examples
     --------
     >>> selection_shape(1, 128256, 4, arch=90, sms=132)
-    RowShape(parts=8, resident=True, share_bytes=65536)
+    RowShape(parts=16, resident=True, share_bytes=32768)
     >>> selection_shape(512, 128256, 4, arch=90, sms=132)
     RowShape(parts=1, resident=False, share_bytes=0)
     """
-    held = row_shape(vocab, itemsize, arch)
+    held = row_shape(batch, vocab, itemsize, arch, sms)
     if batch * held.parts <= 2 * sms:
         return held
     return RowShape(stream_parts(batch, vocab, itemsize, arch, sms, end=8.0), False, 0)

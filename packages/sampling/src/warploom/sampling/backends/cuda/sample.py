@@ -92,27 +92,29 @@ class CudaSample(Backend):
         random: RandomState,
     ) -> None:
         """Draw `tokens` ``[batch]`` (int32) with `valid` ``[batch]`` (bool) and advance the offset."""
-        filters = filter_bits(problem.steps)
-        params = draw_params(tokens, valid, source, indices, parameters, random, filters)
+        params = draw_params(tokens, valid, source, indices, parameters, random, filter_bits(problem.steps))
         launch = functools.partial(_launch, batch=problem.batch, device=source.device)
-        from_logits, itemsize = SOFTMAX in problem.steps, source.element_size()
-        size = (problem.batch, problem.vocab, itemsize, problem.arch, sm_count(source.device))
-        held = row_shape(problem.vocab, itemsize, problem.arch)
+        kind = (problem.dtype, SOFTMAX in problem.steps)
+        sizes = (problem.vocab, source.element_size(), problem.arch, sm_count(source.device))
+        filters = set(problem.steps) - {SOFTMAX}
+        left, pending = problem.batch, True  # rows for the last kernel, at a guess, and whether others come before it
         if not filters:
-            launch(plain_spec(problem.dtype, from_logits), params, parts=stream_parts(*size))
+            launch(plain_spec(*kind), params, parts=stream_parts(problem.batch, *sizes))
             return random.advance()
-        if "top_k" in problem.steps:
-            shape = selection_shape(*size)
+        if "top_k" in filters:
+            shape = selection_shape(problem.batch, *sizes)
             smem = max(shape.share_bytes, CANDIDATE_BYTES)
-            launch(top_k_spec(problem.dtype, from_logits, shape.resident), params, parts=shape.parts, smem=smem)
-            params = params.replaced("only_pending", 1)
-        elif "min_p" not in problem.steps and problem.batch > _FEW_ROWS:
+            launch(top_k_spec(*kind, shape.resident), params, parts=shape.parts, smem=smem)
+        elif filters == {"top_p"} and problem.batch > _FEW_ROWS:
             rejected = torch.empty(problem.batch, 2, dtype=torch.float32, device=source.device)
             params = params.replaced("rejected", rejected)
-            launch(top_p_spec(problem.dtype, from_logits), params, parts=stream_parts(*size))
-            params = params.replaced("only_pending", 1)
-        spec = filtered_spec(problem.dtype, from_logits, held.resident)
-        launch(spec, params, parts=held.parts, smem=held.share_bytes, pdl=True)
+            launch(top_p_spec(*kind), params, parts=stream_parts(problem.batch, *sizes))
+            left = problem.batch // 8
+        else:
+            pending = False
+        shape = row_shape(left, *sizes)
+        params = params.replaced("only_pending", pending)
+        launch(filtered_spec(*kind, shape.resident), params, parts=shape.parts, smem=shape.share_bytes, pdl=pending)
         return random.advance()
 
 

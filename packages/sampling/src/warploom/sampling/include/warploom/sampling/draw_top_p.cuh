@@ -23,7 +23,7 @@ template <class Weights>
 struct WeightTable {
   static constexpr int kBins = 2048;
   static constexpr float kOctaves = 32.0f;
-  static constexpr float kBelow = 20.0f;  // octaves of it below the reference; the outermost bins have all beyond
+  static constexpr float kBelow = 12.0f;  // octaves of it below the reference; the outermost bins have all beyond
   // Weights of a bin are within this factor of each other: half a bin, and the errors of logarithms and of their places.
   static constexpr float kFactor = 1.0058f;
 
@@ -101,6 +101,7 @@ struct TopPDraw {
     Bounds above = table.above(found.value);
     const float relative = weights.approximate(reference);  // to the row's reference, not to the block's
     above = reduce(Bounds{above.least * relative, above.most * relative});
+    above.most -= weights.approximate(found.value);  // its own, which is not above
     const float error = 1e-4f + 2 * mass_error(stream.tokens_of_thread());
     if (above.most < (top_p - error) * state.mass) return found.token;
     const bool outside = above.least > (top_p + error) * state.mass;

@@ -104,29 +104,33 @@ struct ThresholdSearch {
 
   WL_DEVICE Threshold find() {
     uint32_t begin = 0, last = lowest;  // of the values in question, as offsets from the top
-    bool exact = false, first = true, narrowed = false;
+    bool exact = false, weighs = false, narrowed = false;  // `weighs`: what lies above and below the range is not known
 #pragma unroll 1
     for (;;) {
       clear();
-      TableSums sums = TableSums::none();
-      exact ? add_exact(sums, begin, last, first) : add_rough();
-      const Crossing found = cross(sums, exact);
+      if (!exact) {
+        add_rough();
+      } else if (weighs) {
+        weigh(begin, last);
+      }
+      if (exact) add_exact(begin, last);
+      const Crossing found = cross(exact, weighs);
       if (!exact) {
         narrowed = narrow(found, begin, last);
-        exact = true;
+        exact = true, weighs = !amount.counts;
+        if (amount.counts) above = found.above;  // counts are exact
       } else if (found.begin >= 0) {
         const int shift = shift_of(last - begin);
         begin += uint32_t(found.begin) << shift;
         last = min(last, begin + ((1u << shift) - 1));
         above = found.above;
         if (shift == 0) return {top - begin, above, found.at};
-        first = false;
-      } else if (narrowed) {  // the estimate was wrong
+        weighs = false;
+      } else if (narrowed && weighs) {  // the estimate was wrong
         begin = 0, last = lowest, narrowed = false;
       } else {
         return {0, 0, 0};
       }
-      if (first) above = total = 0;
     }
   }
 
@@ -147,28 +151,39 @@ struct ThresholdSearch {
     return true;
   }
 
+  WL_DEVICE uint32_t rough_bin(uint32_t at) const { return min(at >> kRoughShift, uint32_t(Storage::kRoughBins - 1)); }
+
   WL_DEVICE void add_rough() {
+    if (amount.counts) {  // mostly of few values: the others may queue for one bin
+      return visit_values<Weights>(share, false, [&](float value) {
+        const uint32_t at = top - Weights::key(value);
+        if (at <= lowest) atomicAdd(&storage.rough[rough_bin(at)], 1u);
+      });
+    }
     visit_values<Weights>(share, false, [&](float value) {
-      const uint32_t at = top - Weights::key(value);
-      if (at <= lowest) atomicAdd(&storage.rough[min(at >> kRoughShift, uint32_t(Storage::kRoughBins - 1))], 1u);
+      atomicAdd(&storage.rough[rough_bin(top - Weights::key(value))], 1u);  // `sum` leaves out those below `lowest`
     });
   }
 
-  // One digit of the values in [begin, last]; `first`: what lies above and below them is not known yet.
-  WL_DEVICE void add_exact(TableSums& sums, uint32_t begin, uint32_t last, bool first) {
+  // The units before `begin`, and all beside those up to `last`.
+  WL_DEVICE void weigh(uint32_t begin, uint32_t last) {
+    TableSums sums = TableSums::none();
+    visit_values<Weights>(share, false, [&](float value) {
+      const uint32_t at = top - Weights::key(value);
+      const uint64_t units = amount.weights.units(value);
+      sums.above += at < begin ? units : 0;
+      sums.total += at <= lowest ? units : 0;
+    });
+    sums = warp_merge_fast(reduce.of_warps(warp_merge_fast(sums)));
+    above = sums.above, total = sums.total;  // of the block; `cross` adds up the row's
+  }
+
+  // One digit of the values in [begin, last].
+  WL_DEVICE void add_exact(uint32_t begin, uint32_t last) {
     const uint32_t span = last - begin;
     const int shift = shift_of(span);
     visit_hits<Weights>(
-        share,
-        [&](float value) {
-          const uint32_t at = top - Weights::key(value);
-          if (first) {
-            const uint64_t units = at <= lowest ? amount.exact(value) : 0;
-            sums.total += units;
-            sums.above += at < begin ? units : 0;
-          }
-          return at - begin <= span && at <= lowest;
-        },
+        share, [=](float value) { return top - Weights::key(value) - begin <= span; },
         [&](float value, int) { add(int((top - Weights::key(value) - begin) >> shift), amount.exact(value)); });
   }
 
@@ -183,7 +198,7 @@ struct ThresholdSearch {
   WL_DEVICE uint64_t sum(int bin, bool exact) const {
     if (exact) return storage.halves[0][bin] | uint64_t(storage.halves[1][bin]) << 32;
     const uint32_t middle = (uint32_t(bin) << kRoughShift) + ((1u << kRoughShift) - kGrain) / 2;
-    return amount.rough(storage.rough[bin], from_ordered(top - min(middle, lowest)));
+    return middle <= lowest ? amount.rough(storage.rough[bin], from_ordered(top - middle)) : 0;
   }
 
   // Blocks divide the bins: each adds up its own over all tables.
@@ -204,10 +219,8 @@ struct ThresholdSearch {
 #endif
   }
 
-  // Where the target lies in the tables of the row's blocks, whose threads have each added up `sums`. Every warp does all of
-  // it: that takes no barrier.
-  WL_DEVICE Crossing cross(TableSums sums, bool exact) {
-    sums = warp_merge_fast(reduce.of_warps(warp_merge_fast(sums)));
+  // Where the target lies in the tables of the row's blocks. Every warp does all of it: that takes no barrier.
+  WL_DEVICE Crossing cross(bool exact, bool weighs) {
     sync_parts(share.parts);
     const int slice = (exact ? Storage::kBins : Storage::kRoughBins) >> (__ffs(share.parts) - 1);
     const int own = slice / kWarpSize, first = share.part * slice + lane_id() * own;
@@ -220,12 +233,12 @@ struct ThresholdSearch {
       const uint64_t other = __shfl_up_sync(kFullMask, before, offset);
       if (lane_id() >= offset) before += other;
     }
-    sums.bins = __shfl_sync(kFullMask, before, kWarpSize - 1);
-    if (!exact) sums.total = sums.bins;
-    const TableSums blocks = reduce.exchange(sums);
-    sums = warp_merge_fast(TableSums{lane_id() < share.part ? blocks.bins : 0, blocks.above, blocks.total});
-    above += sums.above, total += sums.total;
-    before += above + sums.bins - mine;
+    const uint64_t bins = __shfl_sync(kFullMask, before, kWarpSize - 1);
+    const TableSums blocks = reduce.exchange(TableSums{bins, above, exact ? total : bins});
+    before += warp_reduce(lane_id() < share.part ? blocks.bins : 0, Sum()) - mine;
+    if (weighs) above = warp_reduce(blocks.above, Sum());
+    if (weighs || !exact) total = warp_reduce(blocks.total, Sum());
+    before += above;
     Crossing found = Crossing::none();
     for (int bin = first; bin < first + own; ++bin) {
       const uint64_t here = sum(bin, exact);
@@ -243,9 +256,14 @@ struct ThresholdSearch {
 
   // Rough sums are nearly exact where bins have tokens of many values.
   WL_DEVICE void cross_rough(Crossing& found, int bin, uint64_t before, uint64_t here) const {
-    const double slack = amount.counts ? 0.0 : 3e-4 * double(total), all = double(total);
-    if (!reached(double(before) + slack, all) && reached(double(before + here) + slack, all)) found.begin = bin;
-    if (!reached(double(before) - slack, all) && reached(double(before + here) - slack, all)) found.end = bin + 1;
+    const uint64_t slack = amount.counts ? 0 : total >> 12;
+    const double all = double(total);
+    if (!reached(double(before + slack), all) && reached(double(before + here + slack), all)) {
+      found.begin = bin, found.above = before;
+    }
+    if (!reached(double(before), all + double(slack)) && reached(double(before + here), all + double(slack))) {
+      found.end = bin + 1;
+    }
   }
 };
 

@@ -82,10 +82,10 @@ struct ProbWeights {
   WL_DEVICE uint64_t units(float value) const {
     const uint32_t bits = __float_as_uint(value);
     const int field = int(bits >> 23);
-    const uint64_t mantissa = (bits & 0x7fffffu) | (field ? 0x800000u : 0u);
-    const uint64_t units = mantissa << (kUnitBits - 24);
-    const int shift = exponent + 126 - max(field, 1);  // 0 in the octave of the maximum; negative if that is subnormal
-    return shift >= 0 ? units >> min(shift, 63) : units << -shift;
+    const uint32_t mantissa = (bits & 0x7fffffu) | (field ? 0x800000u : 0u);
+    // 22 in the octave of the maximum, less if that is subnormal, and -1 if it is the smallest number of all.
+    const int shift = exponent + 148 - max(field, 1);
+    return (uint64_t(mantissa) << 40 >> min(max(shift, 0), 63)) << (exponent == -148);
   }
 };
 
