@@ -115,11 +115,11 @@ def selection_shape(batch: int, vocab: int, itemsize: int, arch: int, sms: int) 
     Examples
     --------
     >>> selection_shape(1, 128256, 4, arch=90, sms=132)
-    RowShape(parts=16, resident=True, share_bytes=32768)
+    RowShape(parts=8, resident=True, share_bytes=65536)
     >>> selection_shape(512, 128256, 4, arch=90, sms=132)
     RowShape(parts=1, resident=False, share_bytes=0)
     """
-    held = row_shape(batch, vocab, itemsize, arch, sms)
+    held = row_shape(sms, vocab, itemsize, arch, sms)  # more blocks a row gain nothing
     if batch * held.parts <= 2 * sms:
         return held
     return RowShape(stream_parts(batch, vocab, itemsize, arch, sms, end=8.0), False, 0)

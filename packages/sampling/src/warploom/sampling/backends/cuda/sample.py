@@ -58,7 +58,7 @@ def top_p_spec(dtype: torch.dtype, from_logits: bool) -> KernelSpec:
 @functools.cache
 def top_k_spec(dtype: torch.dtype, from_logits: bool, resident: bool) -> KernelSpec:
     """The kernel that draws from a few hundred of the largest values of a row, or of those what other filters keep."""
-    blocks = 3 if resident or dtype.itemsize == 2 else 4  # 16-bit values take registers
+    blocks = 4 if not resident and from_logits and dtype == torch.float32 else 3  # others take more registers
     return _spec("draw_top_k", blocks, dtype, from_logits, kResident=resident)
 
 

@@ -47,7 +47,7 @@ def topk_spec(dtype: torch.dtype, resident: bool) -> KernelSpec:
             "In": cpp_type(dtype),
             "kResident": resident,
             "kThreads": SHARE_THREADS,
-            "kBlocksPerSm": 3,
+            "kBlocksPerSm": 3 if resident or dtype.itemsize == 2 else 4,  # 16-bit values take registers
         },
         params=(TopKParams,),
     )

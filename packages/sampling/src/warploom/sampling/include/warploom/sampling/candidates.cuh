@@ -8,6 +8,7 @@
 
 #include "warploom/sampling/mass.cuh"
 #include "warploom/sampling/ordered.cuh"
+#include "warploom/sampling/race.cuh"
 
 namespace warploom::sampling {
 
@@ -101,34 +102,76 @@ struct CandidateCount {
   WL_DEVICE static CandidateCount none() { return {0}; }
 };
 
-// The row's tokens of at least `minimum`, in any order, for the first block, which gets their number; kTooMany for all blocks
-// if they do not fit; 0 for the other blocks. `largest_of_thread` spares threads that have none the search. `keys` may lie
-// where the share was: nobody needs it then. `arrived` is an mbarrier for one arrival, used once.
+// A thread's batches by their largest values.
 template <class Weights, class Share>
-WL_DEVICE int collect_candidates(Share& share, RowReduce& reduce, float minimum, float largest_of_thread,
+WL_DEVICE Contest largest_batches(Share& share) {
+  using T = typename Share::Element;
+  Contest contest = Contest::none();
+  share.visit_batches(true, [&](const Packed(&groups)[kBatch], int batch) {
+    float largest = negative_infinity();
+#pragma unroll
+    for (const Packed& packed : groups) {
+      float values[kVecWidth<T>];
+      values_of<T>(packed, values, Weights::kFromLogits);
+#pragma unroll
+      for (float value : values) largest = max_or_nan(largest, value);
+    }
+    contest.enter(largest, batch);
+  });
+  return contest;
+}
+
+// Calls visitor(batch) for the batches of a warp's threads that have values of at least `minimum`, and for few others: a
+// thread's best, or all of a thread with several, which the warp's lanes then share.
+template <class Share, class Visitor>
+WL_DEVICE void for_batches_above(const Share& share, const Contest& contest, float minimum, Visitor&& visitor) {
+  const bool several = contest.second >= minimum;
+  uint32_t left = __ballot_sync(kFullMask, several);
+  int batch = contest.best >= minimum && !several ? contest.batch : -1;
+  int thread = 0, number = 0, count = 0;  // of batches of the thread whose turn it is
+#pragma unroll 1
+  for (;;) {
+    if (batch >= 0) visitor(batch);
+    number += kWarpSize;
+    if (number >= count) {
+      if (!left) return;
+      thread = int(threadIdx.x) - lane_id() + __ffs(left) - 1;
+      left &= left - 1;
+      number = 0, count = share.batches_of(thread);
+    }
+    batch = number + lane_id() < count ? share.batch_of_thread(thread, number + lane_id()) : -1;
+  }
+}
+
+// The row's tokens of at least `minimum`, in any order, for the first block, which gets their number; kTooMany for all blocks
+// if they do not fit; 0 for the other blocks. `keys` may lie where the share was: nobody needs it then. `arrived` is an
+// mbarrier for one arrival, used once.
+template <class Weights, class Share>
+WL_DEVICE int collect_candidates(Share& share, RowReduce& reduce, float minimum, const Contest& contest,
                                  CandidateStorage& storage, uint64_t* arrived, uint64_t* keys) {
   using T = typename Share::Element;
   constexpr int kWidth = kVecWidth<T>;
   const int region = CandidateStorage::kCapacity >> (__ffs(share.parts) - 1);
   if (threadIdx.x == 0) storage.count = 0;
   __syncthreads();
-  if (largest_of_thread >= minimum) {
-    share.visit_batches(false, [&](const Packed(&groups)[kBatch], int batch) {
+  for_batches_above(share, contest, minimum, [&](int batch) {
+    Packed groups[kBatch];
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        float values[kWidth];
-        values_of<T>(groups[i], values, Weights::kFromLogits);
+    for (int i = 0; i < kBatch; ++i) groups[i] = share.load(batch + i * kBatchStep<T>);
 #pragma unroll
-        for (int j = 0; j < kWidth; ++j) {
-          if (!(values[j] >= minimum)) continue;
-          const int token = (batch + i * kBatchStep<T>) * kWidth + j;
-          const int place = token < share.row.vocab ? atomicAdd(&storage.count, 1) : region;
-          uint64_t* slot = &storage.keys[share.part * region + place];
-          if (place < region) send_candidate(slot, candidate_key(values[j], token), arrived, share.parts);
-        }
+    for (int i = 0; i < kBatch; ++i) {
+      float values[kWidth];
+      values_of<T>(groups[i], values, Weights::kFromLogits);
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) {
+        if (!(values[j] >= minimum)) continue;
+        const int token = (batch + i * kBatchStep<T>) * kWidth + j;
+        const int place = token < share.row.vocab ? atomicAdd(&storage.count, 1) : region;
+        uint64_t* slot = &storage.keys[share.part * region + place];
+        if (place < region) send_candidate(slot, candidate_key(values[j], token), arrived, share.parts);
       }
-    });
-  }
+    }
+  });
   __syncthreads();
   const int count = reduce.exchange(CandidateCount{storage.count}).count;
   const bool fits = __all_sync(kFullMask, count <= region);

@@ -25,26 +25,29 @@ struct TopKDraw {
   using Share = RowShare<T, Config::kResident>;
   using Few = CandidateDraw<Weights, Config::kThreads>;
 
+  const DrawParams& params;
   TopKDrawStorage& storage;
   RowReduce& reduce;
   Share& share;
   float scale;
-  RowFilters filters;
-  Draws draws;
+
+  // Read where they are used: registers are short.
+  WL_DEVICE RowFilters filters() const { return params.row_filters(row_index()); }
 
   // A token or what is the matter; for the first block.
   WL_DEVICE int draw(CandidateScratch& scratch) {
-    const RowMaximum largest = largest_value<Weights>(share, true);
-    const float maximum = reduce(largest).value;
+    const Contest largest = largest_batches<Weights>(share);
+    const float maximum = reduce(RowMaximum{largest.best}).value;
     if (!Weights::valid(maximum, scale)) return kBadRow;
     const Weights weights(maximum, scale);
+    const RowFilters filters = this->filters();
     const float of_min_p = filters.min_p > 0 ? min_p_threshold(weights, maximum, filters.min_p) : negative_infinity();
-    const float lowest = lowest_candidate<Weights, Config::kThreads>(filters.top_k, maximum, largest.value, reduce);
+    const float lowest = lowest_candidate<Weights, Config::kThreads>(filters.top_k, maximum, largest.best, reduce);
     float mass = 0.0f;  // that top_p is a share of, if not one of the candidates
     if (filters.cut() && !(filters.steps & kTopKBeforeTopP)) {
       mass = row_masses(share, reduce, weights, maximum, filters.base(negative_infinity(), of_min_p)).total;
     }
-    const int count = collect_candidates<Weights>(share, reduce, lowest, largest.value, storage.candidates, &storage.arrived,
+    const int count = collect_candidates<Weights>(share, reduce, lowest, largest, storage.candidates, &storage.arrived,
                                                   scratch.keys);
     if (count == kTooMany) return kPending;
     return share.part == 0 ? draw_candidates(count, maximum, of_min_p, mass, scratch) : 0;
@@ -52,11 +55,13 @@ struct TopKDraw {
 
  private:
   WL_DEVICE int draw_candidates(int count, float maximum, float of_min_p, float mass, CandidateScratch& scratch) {
+    const RowFilters filters = this->filters();
     const Weights weights(maximum, scale);
     Few few(scratch, count, storage.reduce, weights);
     const float of_top_k = few.largest_but(filters.top_k);
     const float minimum = filters.minimum(maximum, of_top_k, of_min_p), base = filters.base(of_top_k, of_min_p);
     float left = minimum, inside = negative_infinity();
+    Draws draws = params.draws(row_index());
     // Rounds of `warploom.sampling.steps`.
     for (int round = 0;; ++round) {
       const CandidateRound found = few.round(round < kTopPRounds ? left : fmaxf(left, inside), base, draws);
@@ -75,7 +80,7 @@ struct TopKDraw {
 
   // The smallest value inside, by the approximate mass of the row; NaN if that leaves doubt.
   WL_DEVICE float nucleus_of_row(Few& few, const Weights& weights, float mass) const {
-    const double target = double(filters.top_p) * double(mass) * weights.unit_scale();
+    const double target = double(filters().top_p) * double(mass) * weights.unit_scale();
     const double error = 2 * mass_error(share.tokens_of_thread());
     const float low = few.reaching(target * (1 + error));
     return low == few.reaching(target * (1 - error)) ? low : quiet_nan();
@@ -101,7 +106,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   RowReduce reduce(storage.reduce, row_part(), row_parts());
   typename Draw::Share share(params.load_row<typename Draw::T>(source_row), row_part(), row_parts(), held, storage.landed);
   __syncthreads();
-  Draw draw{storage, reduce, share, params.scale(index), filters, params.draws(index)};
+  Draw draw{params, storage, reduce, share, params.scale(index)};
   params.finish(index, draw.draw(reinterpret_cast<CandidateScratch&>(*held)));
 }
 

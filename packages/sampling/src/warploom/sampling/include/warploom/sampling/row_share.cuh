@@ -57,11 +57,14 @@ struct RowShare {
     return (local / kTileGroups * parts + part) * kTileGroups + local % kTileGroups;
   }
 
+  WL_DEVICE int local_of(int group) const {
+    return (group / kTileGroups >> (__ffs(parts) - 1)) * kTileGroups + group % kTileGroups;
+  }
+
   // Token `i` of a group of this block's part.
   WL_DEVICE T token(int group, int i) const {
     if constexpr (!kResident) return row.load_token(group * SourceRow<T>::kWidth + i);
-    const int local = (group / kTileGroups >> (__ffs(parts) - 1)) * kTileGroups + group % kTileGroups;
-    return reinterpret_cast<const T*>(held + local)[i];
+    return reinterpret_cast<const T*>(held + local_of(group))[i];
   }
 
   // Calls visitor(groups, batch) for this thread's batches; groups beyond the row are `nothing`. The first visit of all must
@@ -86,13 +89,28 @@ struct RowShare {
     }
   }
 
-  // Calls visitor(batch) for the batches of a thread.
+  // A thread's batches, as `visit_batches` goes.
+  WL_DEVICE int batches_of(int thread) const {
+    const int units = ceil_div(count, kTileGroups) * kTileUnits;
+    return max(ceil_div(units - thread, int(blockDim.x)), 0);
+  }
+  WL_DEVICE int batch_of_thread(int thread, int number) const {
+    const int unit = thread + number * int(blockDim.x);
+    return group_of(unit / kTileUnits * kTileGroups + batch_of<T>(unit % kTileUnits));
+  }
+
   template <class Visitor>
   WL_DEVICE void for_batches(int thread, Visitor&& visitor) const {
+    const int batches = batches_of(thread);
 #pragma unroll 1
-    for (int unit = thread; unit / kTileUnits * kTileGroups < count; unit += int(blockDim.x)) {
-      visitor(group_of(unit / kTileUnits * kTileGroups + batch_of<T>(unit % kTileUnits)));
-    }
+    for (int number = 0; number < batches; ++number) visitor(batch_of_thread(thread, number));
+  }
+
+  // A group of this block, once it has been visited; beyond the row it is `nothing`.
+  WL_DEVICE Packed load(int group) const {
+    if (group >= row.groups) return nothing<T>();
+    if constexpr (!kResident) return row.load(group);
+    return held[local_of(group)];
   }
 
  private:

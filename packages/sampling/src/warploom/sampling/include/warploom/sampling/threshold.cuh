@@ -201,22 +201,37 @@ struct ThresholdSearch {
     return middle <= lowest ? amount.rough(storage.rough[bin], from_ordered(top - middle)) : 0;
   }
 
+#if __CUDA_ARCH__ >= 900
+  WL_DEVICE uint64_t sum_of_parts(const uint32_t* word) const {
+    uint64_t sum = 0;
+#pragma unroll 8
+    for (int part = 0; part < share.parts; ++part) sum += load_cluster_u32(map_to_rank(word, part));
+    return sum;
+  }
+#endif
+
   // Blocks divide the bins: each adds up its own over all tables.
   WL_DEVICE void add_tables(int begin, int end, bool exact) {
 #if __CUDA_ARCH__ >= 900
     if (share.parts == 1) return;
     for (int bin = begin + int(threadIdx.x); bin < end; bin += kThreads) {
-      uint64_t all = 0;
-#pragma unroll 8
-      for (int part = 0; part < share.parts; ++part) {
-        all += load_cluster_u32(map_to_rank(&storage.rough[bin], part));
-        if (exact) all += uint64_t(load_cluster_u32(map_to_rank(&storage.halves[1][bin], part))) << 32;
-      }
-      storage.rough[bin] = uint32_t(all);
-      if (exact) storage.halves[1][bin] = uint32_t(all >> 32);
+      const uint64_t low = sum_of_parts(&storage.rough[bin]), high = exact ? sum_of_parts(&storage.halves[1][bin]) : 0;
+      storage.rough[bin] = uint32_t(low);
+      if (exact) storage.halves[1][bin] = uint32_t(high + (low >> 32));
     }
     __syncthreads();
 #endif
+  }
+
+  // The amount of a bin, times that of one of its tokens as a share of the largest possible.
+  WL_DEVICE uint64_t square(int bin) const {
+    const uint32_t tokens = storage.rough[bin];
+    const uint64_t all = sum(bin, false);
+    return tokens ? uint64_t(float(all) * (float(all) * 0x1p-42f / float(tokens))) : 0;
+  }
+  // Tokens are anywhere in their bins, of 1/64 at most: their errors add up as their squares do. Four standard deviations.
+  WL_DEVICE uint64_t rough_error(uint64_t squares) const {
+    return amount.counts ? 0 : (total >> 14) + uint64_t(0.018f * sqrtf(float(squares) * 0x1p42f));
   }
 
   // Where the target lies in the tables of the row's blocks. Every warp does all of it: that takes no barrier.
@@ -225,8 +240,11 @@ struct ThresholdSearch {
     const int slice = (exact ? Storage::kBins : Storage::kRoughBins) >> (__ffs(share.parts) - 1);
     const int own = slice / kWarpSize, first = share.part * slice + lane_id() * own;
     add_tables(share.part * slice, (share.part + 1) * slice, exact);
-    uint64_t mine = 0;
-    for (int bin = first; bin < first + own; ++bin) mine += sum(bin, exact);
+    uint64_t mine = 0, squares = 0;
+    for (int bin = first; bin < first + own; ++bin) {
+      mine += sum(bin, exact);
+      if (!exact && !amount.counts) squares += square(bin);
+    }
     uint64_t before = mine;  // of this block's bins up to and with the lane's
 #pragma unroll
     for (int offset = 1; offset < kWarpSize; offset *= 2) {
@@ -234,15 +252,17 @@ struct ThresholdSearch {
       if (lane_id() >= offset) before += other;
     }
     const uint64_t bins = __shfl_sync(kFullMask, before, kWarpSize - 1);
+    if (!exact) above = warp_reduce(squares, Sum());
     const TableSums blocks = reduce.exchange(TableSums{bins, above, exact ? total : bins});
     before += warp_reduce(lane_id() < share.part ? blocks.bins : 0, Sum()) - mine;
-    if (weighs) above = warp_reduce(blocks.above, Sum());
-    if (weighs || !exact) total = warp_reduce(blocks.total, Sum());
+    if (weighs || !exact) above = warp_reduce(blocks.above, Sum()), total = warp_reduce(blocks.total, Sum());
+    const uint64_t slack = exact ? 0 : rough_error(above);
+    if (!exact) above = 0;
     before += above;
     Crossing found = Crossing::none();
     for (int bin = first; bin < first + own; ++bin) {
       const uint64_t here = sum(bin, exact);
-      exact ? cross_exact(found, bin, before, here) : cross_rough(found, bin, before, here);
+      exact ? cross_exact(found, bin, before, here) : cross_rough(found, bin, before, here, slack);
       before += here;
     }
     __syncthreads();  // between exchanges
@@ -254,9 +274,7 @@ struct ThresholdSearch {
     found = {bin, bin + 1, before, here};
   }
 
-  // Rough sums are nearly exact where bins have tokens of many values.
-  WL_DEVICE void cross_rough(Crossing& found, int bin, uint64_t before, uint64_t here) const {
-    const uint64_t slack = amount.counts ? 0 : total >> 12;
+  WL_DEVICE void cross_rough(Crossing& found, int bin, uint64_t before, uint64_t here, uint64_t slack) const {
     const double all = double(total);
     if (!reached(double(before + slack), all) && reached(double(before + here + slack), all)) {
       found.begin = bin, found.above = before;

@@ -70,13 +70,13 @@ struct TopKRow {
 
   // For all threads of the row's blocks; the first writes.
   WL_DEVICE void run(Packed* held) {
-    const RowMaximum largest = largest_value<LogitWeights>(share, true);
-    const float maximum = reduce(largest).value;
+    const Contest largest = largest_batches<LogitWeights>(share);
+    const float maximum = reduce(RowMaximum{largest.best}).value;
     uint64_t* keys = reinterpret_cast<uint64_t*>(held);  // where the share was
     float lowest = negative_infinity();
     if (maximum == maximum && params.k <= CandidateStorage::kCapacity) {
-      lowest = reached_by(params.k, maximum, largest.value, reduce);
-      const int count = collect_candidates<LogitWeights>(share, reduce, lowest, largest.value, storage.candidates,
+      lowest = reached_by(params.k, maximum, largest.best, reduce);
+      const int count = collect_candidates<LogitWeights>(share, reduce, lowest, largest, storage.candidates,
                                                          &storage.arrived, keys);
       if (count != kTooMany) {
         if (share.part == 0) write_by_rank(keys, count);
