@@ -9,7 +9,13 @@ import torch
 from warploom.core.backends import Backend, Support
 from warploom.core.device import sm_count
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, i64, ptr
-from warploom.sampling.backends.cuda.rows import CANDIDATE_BYTES, SHARE_THREADS, selection_shape
+from warploom.sampling.backends.cuda.rows import (
+    CANDIDATE_BYTES,
+    SHARE_THREADS,
+    RowShape,
+    largest_shared_bytes,
+    selection_shape,
+)
 from warploom.sampling.problems.topk import TopKProblem
 
 __all__ = ["CudaTopK", "topk_spec"]
@@ -71,6 +77,9 @@ class CudaTopK(Backend):
         sms = sm_count(source.device)
         shape = selection_shape(problem.batch, problem.vocab, source.element_size(), problem.arch, sms)
         few = problem.k <= _FEW_K
+        key_bytes = 0 if few else 8 * _KEY_COUNT
+        if shape.share_bytes + key_bytes > largest_shared_bytes(problem.arch):
+            shape = RowShape(shape.parts, False, 0)
         params = TopKParams(
             source=source,
             values=values,
@@ -87,6 +96,6 @@ class CudaTopK(Backend):
             key_count=0 if few else _KEY_COUNT,
         )
         kernel = topk_spec(problem.dtype, shape.resident).load(source.device)
-        smem = max(shape.share_bytes, CANDIDATE_BYTES) if few else shape.share_bytes + 8 * _KEY_COUNT
+        smem = max(shape.share_bytes + key_bytes, CANDIDATE_BYTES)
         cluster = shape.parts if shape.parts > 1 else None
         kernel.launch(problem.batch * shape.parts, SHARE_THREADS, params, smem=smem, cluster=cluster)
