@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from chains import chain_id, row_shapes, source_of, used_filters
 
 from warploom import sampling
 from warploom.core.testing import assert_close, cases, poison_like, random_normal, random_strided
 from warploom.sampling.backends.cuda import renorm as launcher
-from warploom.sampling.backends.cuda.rows import RowShape
 from warploom.sampling.renorm import RENORM, TOP_K_MASK, renorm
 from warploom.sampling.steps import SOFTMAX
 
@@ -31,17 +31,8 @@ CHAINS = [
 ]
 
 
-def chain_id(chain):
-    return "-".join(chain)
-
-
-def source_of(chain, logits):
-    return logits if SOFTMAX in chain else torch.softmax(logits.float(), -1).to(logits.dtype)
-
-
 def check(source, chain, filters=None, out=None):
-    given = {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "min_p": 0.02, **(filters or {})}
-    used = {name: given[name] for name in given if name in chain or (name == "temperature" and SOFTMAX in chain)}
+    used = used_filters(chain, filters)
     want = renorm("test", source, chain, used, backend="reference")
     out = poison_like(torch.empty_like(want)) if out is None else out
     renorm("test", source, chain, used, out=out, backend="cuda")
@@ -116,9 +107,7 @@ def test_every_launch_shape(parts, monkeypatch):
     if parts > 1 and torch.cuda.get_device_capability()[0] < 9:
         pytest.skip("clusters need compute capability 9")
     for vocab in (7, 5000, 40_003):
-        tiles = math.ceil(vocab * 4 / 4096)
-        for resident in (True, False):
-            shape = RowShape(parts, resident, math.ceil(tiles / parts) * 4096 if resident else 0)
+        for shape in row_shapes(parts, vocab, itemsize=4):
             monkeypatch.setattr(launcher, "row_shape", lambda *_, shape=shape: shape)
             for chain in CHAINS:
                 check(source_of(chain, random_normal((3, vocab), scale=3.0, device="cuda")), chain)

@@ -6,12 +6,12 @@ import math
 import pytest
 import sampling_oracle as oracle
 import torch
+from chains import chain_id, row_shapes, source_of, used_filters
 
 from warploom import sampling
 from warploom.core.testing import cases, random_normal, random_strided
-from warploom.sampling.backends.cuda import rows as row_shapes
+from warploom.sampling.backends.cuda import rows
 from warploom.sampling.backends.cuda import sample as launcher
-from warploom.sampling.backends.cuda.rows import RowShape
 from warploom.sampling.sample import SAMPLE, DrawOptions, draw
 from warploom.sampling.steps import SOFTMAX
 
@@ -42,22 +42,10 @@ CHAINS = [
 FILTERED = [chain for chain in CHAINS if set(chain) - {SOFTMAX}]
 
 
-def chain_id(chain):
-    return "-".join(chain) or "none"
-
-
-def source_of(chain, logits):
-    return logits if SOFTMAX in chain else torch.softmax(logits.float(), -1).to(logits.dtype)
-
-
 def run(source, chain, backend, filters=None, **options):
     """Tokens and validity."""
     options = {"seed": 11, "offset": 5, "return_valid": True, **options}
-    given = {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "min_p": 0.02, **(filters or {})}
-    used = {
-        name: value for name, value in given.items() if name in chain or (name == "temperature" and SOFTMAX in chain)
-    }
-    return draw("test", source, chain, used, DrawOptions(backend=backend, **options))
+    return draw("test", source, chain, used_filters(chain, filters), DrawOptions(backend=backend, **options))
 
 
 def check(source, chain, filters=None, **options):
@@ -208,14 +196,12 @@ def test_every_launch_shape(dtype, parts, monkeypatch):
         pytest.skip("clusters need compute capability 9")
     monkeypatch.setattr(launcher, "stream_parts", lambda *_: parts)
     for vocab in (7, 5000, 40_003):
-        tiles = math.ceil(vocab * dtype.itemsize / 4096)
-        for resident in (True, False):
-            shape = RowShape(parts, resident, math.ceil(tiles / parts) * 4096 if resident else 0)
+        for shape in row_shapes(parts, vocab, dtype.itemsize):
             for name in ("row_shape", "selection_shape"):
                 monkeypatch.setattr(launcher, name, lambda *_, shape=shape: shape)
             logits = random_normal((9, vocab), dtype, scale=3.0, device="cuda")
             for chain in CHAINS:
-                check(source_of(chain, logits), chain, {"top_k": 3000 if resident else 20})
+                check(source_of(chain, logits), chain, {"top_k": 3000 if shape.resident else 20})
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids=chain_id)
@@ -293,8 +279,8 @@ def test_addresses_beyond_32_bits():
 
 def test_shapes_leave_no_row_out():
     for vocab in VOCABS:
-        for itemsize, rows in itertools.product((2, 4), (1, 20, 1000)):
-            shape = row_shapes.row_shape(rows, vocab, itemsize, 90, 132)
+        for itemsize, batch in itertools.product((2, 4), (1, 20, 1000)):
+            shape = rows.row_shape(batch, vocab, itemsize, 90, 132)
             assert not shape.resident or shape.parts * shape.share_bytes >= vocab * itemsize
 
 

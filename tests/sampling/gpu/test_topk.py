@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from chains import row_shapes
 
 from warploom.core.testing import cases, random_normal, random_strided
 from warploom.sampling import top_k
 from warploom.sampling.backends.cuda import topk as launcher
-from warploom.sampling.backends.cuda.rows import RowShape
 from warploom.sampling.topk import TOP_K
 
 pytestmark = pytest.mark.gpu(min_arch=80)
@@ -80,9 +80,7 @@ def test_every_launch_shape(parts, monkeypatch):
     if parts > 1 and torch.cuda.get_device_capability()[0] < 9:
         pytest.skip("clusters need compute capability 9")
     for vocab in (7, 5000, 40_003):
-        tiles = math.ceil(vocab * 4 / 4096)
-        for resident in (True, False):
-            shape = RowShape(parts, resident, math.ceil(tiles / parts) * 4096 if resident else 0)
+        for shape in row_shapes(parts, vocab, itemsize=4):
             monkeypatch.setattr(launcher, "selection_shape", lambda *_, shape=shape: shape)
             for k in (50, 1500):
                 check(random_normal((9, vocab), scale=3.0, device="cuda"), min(k, vocab))

@@ -48,9 +48,6 @@ WL_DEVICE uint32_t add_cluster(uint32_t address, uint32_t value) {
   asm volatile("atom.shared::cluster.add.u32 %0, [%1], %2;" : "=r"(before) : "r"(address), "r"(value) : "memory");
   return before;
 }
-WL_DEVICE void store_cluster(uint32_t address, uint32_t value) {
-  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
-}
 WL_DEVICE void store_cluster(uint32_t address, uint64_t value) {
   asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(address), "l"(value) : "memory");
 }

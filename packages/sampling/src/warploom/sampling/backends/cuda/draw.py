@@ -1,4 +1,4 @@
-"""The parameters of `draw.cuh`, which all drawing kernels share."""
+"""The parameters of `draw.cuh`, which all drawing kernels share, and parts of them that others have too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from warploom.sampling.parameters import FilterParameters, RowParameter
 from warploom.sampling.randomness import RandomState
 from warploom.sampling.steps import Steps
 
-__all__ = ["DrawParams", "draw_params", "filter_bits", "filter_params", "row_stride"]
+__all__ = ["DrawParams", "draw_params", "filter_bits", "filter_params", "parameter_fields", "random_fields"]
 
 _BITS = {"top_k": 1, "top_p": 2, "min_p": 4}  # `Filter` in draw.cuh
 _BEFORE_TOP_P = {"top_k": 8, "min_p": 16}
@@ -58,14 +58,21 @@ class DrawParams(ParamStruct):
     only_pending: i32
 
 
-def row_stride(tensor: torch.Tensor | None) -> int:
-    """Stride of a parameter with one value a row, or one for all."""
-    return 0 if tensor is None or tensor.numel() == 1 else tensor.stride(0)
+def _of_rows(name: str, tensor: torch.Tensor | None, value: float) -> dict[str, Any]:
+    """The fields of what has one value a row, or one for all, in a tensor or as a number: `of_row` in draw.cuh."""
+    stride = 0 if tensor is None or tensor.numel() == 1 else tensor.stride(0)
+    return {name: tensor, f"{name}_stride": stride, f"{name}_value": value}
 
 
-def _parameter(name: str, parameter: RowParameter) -> dict[str, Any]:
-    tensor = parameter.tensor
-    return {name: tensor, f"{name}_stride": row_stride(tensor), f"{name}_value": parameter.value}
+def parameter_fields(name: str, parameter: RowParameter) -> dict[str, Any]:
+    """The fields of a parameter."""
+    return _of_rows(name, *parameter)
+
+
+def random_fields(random: RandomState) -> dict[str, Any]:
+    """The fields about random numbers."""
+    fields = _of_rows("seed", random.seed, random.seed_value) | _of_rows("offset", random.offset, random.offset_value)
+    return fields | {"rows_have_seeds": random.per_row_seed}
 
 
 def filter_params(source: torch.Tensor, probs: torch.Tensor | None, parameters: FilterParameters) -> dict[str, Any]:
@@ -82,7 +89,7 @@ def filter_params(source: torch.Tensor, probs: torch.Tensor | None, parameters: 
         "source_rows": source.shape[0],
     }
     for name in ("temperature", "top_k", "top_p", "min_p"):
-        fields |= _parameter(name, getattr(parameters, name))
+        fields |= parameter_fields(name, getattr(parameters, name))
     del fields["filters"]
     return fields
 
@@ -97,22 +104,19 @@ def draw_params(
     filters: int,
 ) -> DrawParams:
     """The struct of one draw."""
-    fields = filter_params(source, None, parameters) | {
-        "filters": filters,
-        "indices": indices,
-        "tokens": tokens,
-        "valid": valid,
-        "seed": random.seed,
-        "offset": random.offset,
-        "indices_stride": 0 if indices is None else indices.stride(0),
-        "tokens_stride": tokens.stride(0),
-        "seed_stride": row_stride(random.seed),
-        "offset_stride": row_stride(random.offset),
-        "seed_value": random.seed_value,
-        "offset_value": random.offset_value,
-        "indices_are_64_bit": indices is not None and indices.dtype == torch.int64,
-        "rows_have_seeds": random.per_row_seed,
-    }
+    fields = (
+        filter_params(source, None, parameters)
+        | random_fields(random)
+        | {
+            "filters": filters,
+            "indices": indices,
+            "tokens": tokens,
+            "valid": valid,
+            "indices_stride": 0 if indices is None else indices.stride(0),
+            "tokens_stride": tokens.stride(0),
+            "indices_are_64_bit": indices is not None and indices.dtype == torch.int64,
+        }
+    )
     return DrawParams(**fields)
 
 

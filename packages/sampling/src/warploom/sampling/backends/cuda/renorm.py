@@ -10,14 +10,13 @@ from warploom.core.backends import Backend, Support
 from warploom.core.device import sm_count
 from warploom.core.jit import KernelSpec, cpp_type
 from warploom.sampling.backends.cuda.draw import DrawParams, filter_bits, filter_params
-from warploom.sampling.backends.cuda.rows import SHARE_THREADS, row_shape
+from warploom.sampling.backends.cuda.rows import ROW_THREADS, RowShape, launch_rows, row_shape, vocab_fits
 from warploom.sampling.parameters import FilterParameters, RowParameter
 from warploom.sampling.problems.renorm import RenormProblem, TopKMaskProblem
 from warploom.sampling.steps import SOFTMAX
 
 __all__ = ["CudaRenorm", "CudaTopKMask", "mask_spec", "renorm_spec"]
 
-_LARGEST_VOCAB = 2**20
 _NEUTRAL = RowParameter(None, 1)
 
 
@@ -31,7 +30,7 @@ def _spec(kernel: str, dtype: torch.dtype, out: torch.dtype, from_logits: bool, 
             "Out": cpp_type(out),
             "kFromLogits": from_logits,
             "kResident": resident,
-            "kThreads": SHARE_THREADS,
+            "kThreads": ROW_THREADS,
             "kBlocksPerSm": 3 if resident and not from_logits else 2,  # exact weights of logits take registers
         },
         params=(DrawParams,),
@@ -50,10 +49,12 @@ def mask_spec(dtype: torch.dtype, resident: bool) -> KernelSpec:
     return _spec("top_k_mask_kernel", dtype, dtype, True, resident)
 
 
-def _launch(spec: KernelSpec, params: DrawParams, source: torch.Tensor, parts: int, share_bytes: int) -> None:
-    kernel = spec.load(source.device)
-    cluster = parts if parts > 1 else None
-    kernel.launch(source.shape[0] * parts, SHARE_THREADS, params, smem=share_bytes, cluster=cluster)
+def _shape(source: torch.Tensor, arch: int) -> RowShape:
+    return row_shape(*source.shape, source.element_size(), arch, sm_count(source.device))
+
+
+def _launch(spec: KernelSpec, params: DrawParams, source: torch.Tensor, shape: RowShape) -> None:
+    launch_rows(spec, params, source.device, rows=source.shape[0], parts=shape.parts, smem=shape.share_bytes)
 
 
 class CudaRenorm(Backend):
@@ -64,16 +65,16 @@ class CudaRenorm(Backend):
     min_arch = 80
 
     def supports(self, problem: RenormProblem) -> Support:
-        return Support.of((problem.vocab <= _LARGEST_VOCAB, f"vocab {problem.vocab} is over {_LARGEST_VOCAB}"))
+        return Support.of(vocab_fits(problem.vocab))
 
     def run(
         self, problem: RenormProblem, out: torch.Tensor, source: torch.Tensor, parameters: FilterParameters
     ) -> None:
         """Write the distribution at the end of the chain, ``[batch, vocab]``; `out` may be `source`."""
         params = DrawParams(**filter_params(source, out, parameters), filters=filter_bits(problem.steps))
-        shape = row_shape(*source.shape, source.element_size(), problem.arch, sm_count(source.device))
+        shape = _shape(source, problem.arch)
         spec = renorm_spec(problem.dtype, SOFTMAX in problem.steps, shape.resident)
-        _launch(spec, params, source, shape.parts, shape.share_bytes)
+        _launch(spec, params, source, shape)
 
 
 class CudaTopKMask(Backend):
@@ -84,11 +85,11 @@ class CudaTopKMask(Backend):
     min_arch = 80
 
     def supports(self, problem: TopKMaskProblem) -> Support:
-        return Support.of((problem.vocab <= _LARGEST_VOCAB, f"vocab {problem.vocab} is over {_LARGEST_VOCAB}"))
+        return Support.of(vocab_fits(problem.vocab))
 
     def run(self, problem: TopKMaskProblem, out: torch.Tensor, logits: torch.Tensor, top_k: RowParameter) -> None:
         """Write the masked logits, ``[batch, vocab]``; `out` may be `logits`."""
         parameters = FilterParameters(_NEUTRAL, top_k, _NEUTRAL, _NEUTRAL)
         params = DrawParams(**filter_params(logits, out, parameters), filters=filter_bits(("top_k",)))
-        shape = row_shape(*logits.shape, logits.element_size(), problem.arch, sm_count(logits.device))
-        _launch(mask_spec(problem.dtype, shape.resident), params, logits, shape.parts, shape.share_bytes)
+        shape = _shape(logits, problem.arch)
+        _launch(mask_spec(problem.dtype, shape.resident), params, logits, shape)

@@ -1,4 +1,4 @@
-"""How kernels divide rows among thread blocks."""
+"""How kernels divide rows among thread blocks, and the launch of such a kernel."""
 
 from __future__ import annotations
 
@@ -6,22 +6,29 @@ import functools
 import math
 from typing import NamedTuple
 
+import torch
+
+from warploom.core.jit import KernelSpec, ParamStruct
+
 __all__ = [
     "CANDIDATE_BYTES",
-    "SHARE_THREADS",
-    "STREAM_THREADS",
+    "LARGEST_VOCAB",
+    "ROW_THREADS",
     "RowShape",
     "largest_cluster",
     "largest_shared_bytes",
+    "launch_rows",
     "row_shape",
+    "selection_shape",
     "stream_parts",
+    "vocab_fits",
 ]
 
-SHARE_THREADS = 256
+ROW_THREADS = 256  # of a block
 CANDIDATE_BYTES = 12288  # `CandidateScratch`, where the share of the row was
-STREAM_THREADS = 256
+LARGEST_VOCAB = 2**20
 
-_TILE_BYTES = 4096  # of a row that a block takes in turn with the others, `kTileBytes` in row_share.cuh
+_TILE_BYTES = 4096  # of a row that a block takes in turn with the others: `kTileGroups` of 16 in row_share.cuh
 _SPREAD_TILES = 4  # at least, where more blocks take a row than need to
 _SHARE_BYTES = 64 * 1024  # three blocks an SM keep theirs and what else they need
 _LARGEST_SHARE_BYTES = 192 * 1024  # one block an SM
@@ -29,6 +36,27 @@ _OTHER_BYTES = 16 * 1024  # static shared memory of a block, at most
 _PORTABLE_CLUSTER = 8
 _LARGEST_CLUSTER = {90: 16, 100: 16, 103: 16}  # data-centre parts have the SMs for it; others keep to the portable 8
 _STREAM_BLOCKS_PER_SM = 4
+
+
+def vocab_fits(vocab: int) -> tuple[bool, str]:
+    """Whether the kernels take rows of so many tokens, as `Support.of` wants it."""
+    return vocab <= LARGEST_VOCAB, f"vocab {vocab} is over 2**20"
+
+
+def launch_rows(
+    spec: KernelSpec,
+    params: ParamStruct,
+    device: torch.device,
+    *,
+    rows: int,
+    parts: int,
+    threads: int = ROW_THREADS,
+    smem: int = 0,
+    pdl: bool = False,
+) -> None:
+    """Launch a kernel with `parts` blocks for each row: a cluster, if more than one."""
+    cluster = parts if parts > 1 else None
+    spec.load(device).launch(rows * parts, threads, params, smem=smem, cluster=cluster, pdl=pdl)
 
 
 def largest_cluster(arch: int) -> int:
@@ -64,7 +92,7 @@ class RowShape(NamedTuple):
 
 @functools.lru_cache(1024)
 def row_shape(batch: int, vocab: int, itemsize: int, arch: int, sms: int) -> RowShape:
-    """Blocks of `SHARE_THREADS` threads that keep a row in shared memory.
+    """Blocks of `ROW_THREADS` threads that keep a row in shared memory.
 
     The fewest, without taking a whole SM each; more where there are few rows.
 
@@ -91,9 +119,9 @@ def row_shape(batch: int, vocab: int, itemsize: int, arch: int, sms: int) -> Row
     return RowShape(parts, True, share_bytes) if share_bytes <= limit else RowShape(parts, False, 0)
 
 
-@functools.cache
+@functools.lru_cache(1024)
 def stream_parts(batch: int, vocab: int, itemsize: int, arch: int, sms: int, end: float = 2.5) -> int:
-    """Blocks of `STREAM_THREADS` threads that read a row once: those that end soonest, as rows of whole waves go.
+    """Blocks of `ROW_THREADS` threads that read a row once: those that end soonest, as rows of whole waves go.
 
     Parameters
     ----------

@@ -12,11 +12,12 @@ from warploom.core.jit import KernelSpec, cpp_type
 from warploom.sampling.backends.cuda.draw import DrawParams, draw_params, filter_bits
 from warploom.sampling.backends.cuda.rows import (
     CANDIDATE_BYTES,
-    SHARE_THREADS,
-    STREAM_THREADS,
+    ROW_THREADS,
+    launch_rows,
     row_shape,
     selection_shape,
     stream_parts,
+    vocab_fits,
 )
 from warploom.sampling.parameters import FilterParameters
 from warploom.sampling.problems.sample import SampleProblem
@@ -27,7 +28,6 @@ __all__ = ["CudaSample", "filtered_spec", "plain_spec", "top_k_spec", "top_p_spe
 
 
 def _spec(name: str, blocks_per_sm: int, dtype: torch.dtype, from_logits: bool, **config: bool) -> KernelSpec:
-    assert STREAM_THREADS == SHARE_THREADS
     return KernelSpec(
         family="sampling",
         header=f"warploom/sampling/{name}.cuh",
@@ -36,7 +36,7 @@ def _spec(name: str, blocks_per_sm: int, dtype: torch.dtype, from_logits: bool, 
             "In": cpp_type(dtype),
             "kFromLogits": from_logits,
             **config,
-            "kThreads": SHARE_THREADS,
+            "kThreads": ROW_THREADS,
             "kBlocksPerSm": blocks_per_sm,
         },
         params=(DrawParams,),
@@ -79,7 +79,7 @@ class CudaSample(Backend):
     min_arch = 80
 
     def supports(self, problem: SampleProblem) -> Support:
-        return Support.of((problem.vocab <= 2**20, f"vocab {problem.vocab} is over 2**20"))
+        return Support.of(vocab_fits(problem.vocab))
 
     def run(
         self,
@@ -93,7 +93,7 @@ class CudaSample(Backend):
     ) -> None:
         """Draw `tokens` ``[batch]`` (int32) with `valid` ``[batch]`` (bool) and advance the offset."""
         params = draw_params(tokens, valid, source, indices, parameters, random, filter_bits(problem.steps))
-        launch = functools.partial(_launch, batch=problem.batch, device=source.device)
+        launch = functools.partial(launch_rows, device=source.device, rows=problem.batch)
         kind = (problem.dtype, SOFTMAX in problem.steps)
         sizes = (problem.vocab, source.element_size(), problem.arch, sm_count(source.device))
         filters = set(problem.steps) - {SOFTMAX}
@@ -112,14 +112,8 @@ class CudaSample(Backend):
             left = problem.batch // 8
         else:
             pending = False
+        if pending:
+            params = params.replaced("only_pending", 1)
         shape = row_shape(left, *sizes)
-        params = params.replaced("only_pending", pending)
         launch(filtered_spec(*kind, shape.resident), params, parts=shape.parts, smem=shape.share_bytes, pdl=pending)
         return random.advance()
-
-
-def _launch(
-    spec: KernelSpec, params: DrawParams, batch: int, device: torch.device, parts: int, smem: int = 0, pdl: bool = False
-) -> None:
-    cluster = parts if parts > 1 else None
-    spec.load(device).launch(batch * parts, SHARE_THREADS, params, smem=smem, cluster=cluster, pdl=pdl)

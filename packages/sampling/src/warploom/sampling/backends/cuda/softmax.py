@@ -10,6 +10,8 @@ import torch
 
 from warploom.core.backends import Backend, Support
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, f32, i32, i64, ptr
+from warploom.sampling.backends.cuda.draw import parameter_fields
+from warploom.sampling.backends.cuda.rows import largest_cluster, launch_rows
 from warploom.sampling.parameters import RowParameter
 from warploom.sampling.problems.softmax import SoftmaxProblem
 
@@ -20,8 +22,6 @@ _BLOCKS_PER_SM = 2  # while one waits for its cluster, the other keeps the memor
 _VECTORS = 8  # 16-byte loads of a thread in flight, and what it keeps of the row: 32 registers
 _BLOCK_VECTORS = _MAX_THREADS * _VECTORS
 _VECTORS_PER_THREAD = 4  # that a short row is divided into; fewer make reductions longer than loads
-_PORTABLE_CLUSTER = 8
-_LARGEST_CLUSTER = {90: 16, 100: 16, 103: 16}  # data-centre parts have the SMs for it; others keep to the portable 8
 
 
 class SoftmaxParams(ParamStruct):
@@ -79,9 +79,8 @@ def launch_shape(vocab: int, itemsize: int, arch: int) -> LaunchShape:
     LaunchShape(blocks=1, threads=512, resident=False)
     """
     vectors = math.ceil(vocab * itemsize / 16)
-    largest = _LARGEST_CLUSTER.get(arch, _PORTABLE_CLUSTER) if arch >= 90 else 1
     blocks = 1
-    while blocks < largest and math.ceil(vectors / blocks) > _BLOCK_VECTORS:
+    while blocks < largest_cluster(arch) and math.ceil(vectors / blocks) > _BLOCK_VECTORS:
         blocks *= 2
     share = math.ceil(vectors / blocks)
     warps = math.ceil(share / (_VECTORS_PER_THREAD * 32))
@@ -104,18 +103,14 @@ class CudaSoftmax(Backend):
         """Write the probabilities of `logits` into `probs`, both ``[batch, vocab]``."""
         if problem.vocab > 1 and logits.stride(1) != 1:
             logits = logits.contiguous()
-        per_row = temperature.tensor
         params = SoftmaxParams(
             logits=logits,
             probs=probs,
-            temperature=per_row,
             logits_stride=logits.stride(0),
             probs_stride=probs.stride(0),
-            temperature_stride=0 if per_row is None else per_row.stride(0),
-            temperature_value=temperature.value,
             vocab=problem.vocab,
+            **parameter_fields("temperature", temperature),
         )
         shape = launch_shape(problem.vocab, logits.element_size(), problem.arch)
-        cluster = shape.blocks if shape.blocks > 1 else None
-        kernel = softmax_spec(problem.dtype, shape.resident).load(logits.device)
-        kernel.launch(problem.batch * shape.blocks, shape.threads, params, cluster=cluster)
+        spec = softmax_spec(problem.dtype, shape.resident)
+        launch_rows(spec, params, logits.device, rows=problem.batch, parts=shape.blocks, threads=shape.threads)

@@ -10,8 +10,8 @@ import torch
 from warploom.core.backends import Backend, Support
 from warploom.core.device import sm_count
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, i64, ptr
-from warploom.sampling.backends.cuda.draw import row_stride
-from warploom.sampling.backends.cuda.rows import STREAM_THREADS, stream_parts
+from warploom.sampling.backends.cuda.draw import random_fields
+from warploom.sampling.backends.cuda.rows import ROW_THREADS, launch_rows, stream_parts, vocab_fits
 from warploom.sampling.problems.speculative import SpeculativeProblem
 from warploom.sampling.randomness import RandomState
 
@@ -52,7 +52,7 @@ def speculative_spec(dtype: torch.dtype) -> KernelSpec:
         family="sampling",
         header="warploom/sampling/speculative.cuh",
         kernel="warploom::sampling::speculative_kernel",
-        config={"In": cpp_type(dtype), "kThreads": STREAM_THREADS, "kBlocksPerSm": 4},
+        config={"In": cpp_type(dtype), "kThreads": ROW_THREADS, "kBlocksPerSm": 4},
         params=(SpeculativeParams,),
     )
 
@@ -65,7 +65,7 @@ class CudaSpeculative(Backend):
     min_arch = 80
 
     def supports(self, problem: SpeculativeProblem) -> Support:
-        return Support.of((problem.vocab <= 2**20, f"vocab {problem.vocab} is over 2**20"))
+        return Support.of(vocab_fits(problem.vocab))
 
     def run(
         self,
@@ -88,25 +88,18 @@ class CudaSpeculative(Backend):
             accepted=accepted,
             emitted=emitted,
             valid=valid,
-            seed=random.seed,
-            offset=random.offset,
             draft_strides=draft_probs.stride(),
             target_strides=target_probs.stride(),
             ids_strides=draft_token_ids.stride(),
             tokens_strides=token_ids.stride(),
             accepted_stride=accepted.stride(0),
             emitted_stride=emitted.stride(0),
-            seed_stride=row_stride(random.seed),
-            offset_stride=row_stride(random.offset),
-            seed_value=random.seed_value,
-            offset_value=random.offset_value,
             n=problem.num_draft_tokens,
             vocab=problem.vocab,
             ids_are_64_bit=draft_token_ids.dtype == torch.int64,
-            rows_have_seeds=random.per_row_seed,
+            **random_fields(random),
         )
         itemsize = 2 * target_probs.element_size()
         parts = stream_parts(problem.batch, problem.vocab, itemsize, problem.arch, sm_count(target_probs.device))
-        kernel = speculative_spec(problem.dtype).load(target_probs.device)
-        kernel.launch(problem.batch * parts, STREAM_THREADS, params, cluster=parts if parts > 1 else None)
+        launch_rows(speculative_spec(problem.dtype), params, target_probs.device, rows=problem.batch, parts=parts)
         random.advance()

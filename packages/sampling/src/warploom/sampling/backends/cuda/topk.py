@@ -11,10 +11,12 @@ from warploom.core.device import sm_count
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, i64, ptr
 from warploom.sampling.backends.cuda.rows import (
     CANDIDATE_BYTES,
-    SHARE_THREADS,
+    ROW_THREADS,
     RowShape,
     largest_shared_bytes,
+    launch_rows,
     selection_shape,
+    vocab_fits,
 )
 from warploom.sampling.problems.topk import TopKProblem
 
@@ -52,7 +54,7 @@ def topk_spec(dtype: torch.dtype, resident: bool) -> KernelSpec:
         config={
             "In": cpp_type(dtype),
             "kResident": resident,
-            "kThreads": SHARE_THREADS,
+            "kThreads": ROW_THREADS,
             "kBlocksPerSm": 3 if resident or dtype.itemsize == 2 else 4,  # 16-bit values take registers
         },
         params=(TopKParams,),
@@ -68,7 +70,7 @@ class CudaTopK(Backend):
 
     def supports(self, problem: TopKProblem) -> Support:
         return Support.of(
-            (problem.vocab <= 2**20, f"vocab {problem.vocab} is over 2**20"),
+            vocab_fits(problem.vocab),
             (problem.k <= _LARGEST_K, f"k {problem.k} is over {_LARGEST_K}"),
         )
 
@@ -95,7 +97,6 @@ class CudaTopK(Backend):
             key_bytes=shape.share_bytes,
             key_count=0 if few else _KEY_COUNT,
         )
-        kernel = topk_spec(problem.dtype, shape.resident).load(source.device)
+        spec = topk_spec(problem.dtype, shape.resident)
         smem = max(shape.share_bytes + key_bytes, CANDIDATE_BYTES)
-        cluster = shape.parts if shape.parts > 1 else None
-        kernel.launch(problem.batch * shape.parts, SHARE_THREADS, params, smem=smem, cluster=cluster)
+        launch_rows(spec, params, source.device, rows=problem.batch, parts=shape.parts, smem=smem)

@@ -121,25 +121,28 @@ struct CandidateDraw {
 
   // The k-th largest value, if there are as many.
   WL_DEVICE float largest_but(int k) {
-    float least = -negative_infinity();
-#pragma unroll
-    for (int n = 0; n < kOwn; ++n) {
-      if (own(n) < count && facts[n].larger < k) least = fminf(least, value(own(n)));
-    }
-    if (count < k) return negative_infinity();
-    least = -warp_max(-least);
-    least = -warp_max(-reduce.of_warps(RowMinimum{least}).value);
-    ++reduce.round;
-    return least;
+    const float least = least_of_thread([=](const CandidateFacts& of) { return of.larger < k; });
+    return count < k ? negative_infinity() : least_of_block(least);
   }
 
   // The smallest value with less than `target` units above it.
   WL_DEVICE float reaching(double target) {
+    return least_of_block(least_of_thread([=](const CandidateFacts& of) { return double(of.above) < target; }));
+  }
+
+ private:
+  // The smallest value of this thread's candidates for which keep(its facts).
+  template <class Keep>
+  WL_DEVICE float least_of_thread(Keep keep) const {
     float least = -negative_infinity();
 #pragma unroll
     for (int n = 0; n < kOwn; ++n) {
-      if (own(n) < count && double(facts[n].above) < target) least = fminf(least, value(own(n)));
+      if (own(n) < count && keep(facts[n])) least = fminf(least, value(own(n)));
     }
+    return least;
+  }
+
+  WL_DEVICE float least_of_block(float least) {
     least = -warp_max(-least);
     least = -warp_max(-reduce.of_warps(RowMinimum{least}).value);
     ++reduce.round;

@@ -12,6 +12,19 @@ WL_DEVICE V of_row(const V* values, int64_t stride, V value, int64_t row) {
   return values ? values[row * stride] : value;
 }
 
+// An index of int32 or int64.
+WL_DEVICE int64_t load_index(const void* indices, bool are_64_bit, int64_t at) {
+  return are_64_bit ? static_cast<const int64_t*>(indices)[at] : static_cast<const int*>(indices)[at];
+}
+
+// The random numbers of a row, by the fields of any kernel's parameters.
+template <class Params>
+WL_DEVICE Draws draws_of(const Params& params, int64_t row, int round = 0) {
+  return {uint64_t(of_row(params.seed, params.seed_stride, params.seed_value, row)),
+          uint64_t(of_row(params.offset, params.offset_stride, params.offset_value, row)),
+          params.rows_have_seeds ? 0u : uint32_t(row), uint32_t(round) * kRoundBlocks};
+}
+
 // Filters of the chain, and those whose result top_p is a share of.
 enum Filter { kHasTopK = 1, kHasTopP = 2, kHasMinP = 4, kTopKBeforeTopP = 8, kMinPBeforeTopP = 16 };
 
@@ -89,9 +102,7 @@ struct DrawParams {
   int only_pending;      // rows that the kernel before this one has left
 
   WL_DEVICE int64_t source_row(int64_t row) const {
-    if (!indices) return row;
-    return indices_are_64_bit ? static_cast<const int64_t*>(indices)[row * indices_stride]
-                              : static_cast<const int*>(indices)[row * indices_stride];
+    return indices ? load_index(indices, indices_are_64_bit, row * indices_stride) : row;
   }
   WL_DEVICE bool has(int64_t source_row) const { return source_row >= 0 && source_row < source_rows; }
 
@@ -107,10 +118,7 @@ struct DrawParams {
             filters & kHasTopP ? of_row(top_p, top_p_stride, top_p_value, row) : 1.0f,
             filters & kHasMinP ? of_row(min_p, min_p_stride, min_p_value, row) : 0.0f};
   }
-  WL_DEVICE Draws draws(int64_t row, int round = 0) const {
-    return {uint64_t(of_row(seed, seed_stride, seed_value, row)), uint64_t(of_row(offset, offset_stride, offset_value, row)),
-            rows_have_seeds ? 0u : uint32_t(row), uint32_t(round) * kRoundBlocks};
-  }
+  WL_DEVICE Draws draws(int64_t row, int round = 0) const { return draws_of(*this, row, round); }
 
   WL_DEVICE Rejected rejected_before(int64_t row) const {
     return only_pending && rejected ? rejected[row] : Rejected{quiet_nan(), -kLargestFinite};

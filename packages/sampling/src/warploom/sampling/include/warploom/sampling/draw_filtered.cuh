@@ -26,7 +26,7 @@ struct FilterStorage {
 template <class Config>
 struct FilteredDraw {
   using T = typename Config::In;
-  using Weights = conditional_t<Config::kFromLogits, LogitWeights, ProbWeights>;
+  using Weights = WeightsOf<Config>;
   using Share = RowShare<T, Config::kResident>;
 
   const DrawParams& params;

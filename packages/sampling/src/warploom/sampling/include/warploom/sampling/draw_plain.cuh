@@ -11,7 +11,7 @@ template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     draw_plain_kernel(const __grid_constant__ DrawParams params) {
   using T = typename Config::In;
-  using Weights = conditional_t<Config::kFromLogits, LogitWeights, ProbWeights>;
+  using Weights = WeightsOf<Config>;
   __shared__ RowReduceStorage reduce_storage;
   __shared__ RaceStorage race_storage;
   const int64_t index = row_index();

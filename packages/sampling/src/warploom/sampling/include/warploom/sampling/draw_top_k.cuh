@@ -21,7 +21,7 @@ struct TopKDrawStorage {
 template <class Config>
 struct TopKDraw {
   using T = typename Config::In;
-  using Weights = conditional_t<Config::kFromLogits, LogitWeights, ProbWeights>;
+  using Weights = WeightsOf<Config>;
   using Share = RowShare<T, Config::kResident>;
   using Few = CandidateDraw<Weights, Config::kThreads>;
 

@@ -64,7 +64,7 @@ struct TopPStorage {
 template <class Config>
 struct TopPDraw {
   using T = typename Config::In;
-  using Weights = conditional_t<Config::kFromLogits, LogitWeights, ProbWeights>;
+  using Weights = WeightsOf<Config>;
 
   TopPStorage& storage;
   RowReduce& reduce;

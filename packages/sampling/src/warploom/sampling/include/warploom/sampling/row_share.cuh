@@ -13,7 +13,6 @@
 namespace warploom::sampling {
 
 constexpr int kTileGroups = 256;
-constexpr int kTileBytes = kTileGroups * 16;
 constexpr int kShareStages = 4;
 
 template <class T, bool kResident>

@@ -34,14 +34,9 @@ struct SpeculativeParams {
   int rows_have_seeds;
 
   WL_DEVICE int64_t draft_id(int64_t row, int i) const {
-    const int64_t at = row * ids_strides[0] + i * ids_strides[1];
-    return ids_are_64_bit ? static_cast<const int64_t*>(draft_ids)[at] : static_cast<const int*>(draft_ids)[at];
+    return load_index(draft_ids, ids_are_64_bit, row * ids_strides[0] + i * ids_strides[1]);
   }
   WL_DEVICE bool known(int64_t id) const { return id >= 0 && id < vocab; }
-  WL_DEVICE Draws draws(int64_t row) const {
-    return {uint64_t(of_row(seed, seed_stride, seed_value, row)), uint64_t(of_row(offset, offset_stride, offset_value, row)),
-            rows_have_seeds ? 0u : uint32_t(row), 0u};
-  }
 };
 
 constexpr uint32_t kAcceptBlocks = 1u << 31;
@@ -158,7 +153,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   __shared__ int shared_length;
   const int64_t request = row_index();
   RowReduce reduce(reduce_storage, row_part(), row_parts());
-  const Draws draws = params.draws(request);
+  const Draws draws = draws_of(params, request);
   const Acceptance accepted = accept<T>(params, request, draws, shared_length);
 
   const int at = accepted.length;

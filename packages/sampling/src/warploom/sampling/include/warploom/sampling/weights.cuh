@@ -89,6 +89,9 @@ struct ProbWeights {
   }
 };
 
+template <class Config>
+using WeightsOf = conditional_t<Config::kFromLogits, LogitWeights, ProbWeights>;
+
 // Sums of `approximate` are within this share of the true sum, given how many terms a thread adds: 2 ulp an exponential, 2 ulp
 // times |log2| of its argument (which is log2(vocab) or less on the average over the mass), and the sum's own rounding.
 WL_DEVICE float mass_error(int terms) { return 1e-5f + float(terms) * 0x1p-24f; }
