@@ -9,6 +9,7 @@ from typing import NamedTuple
 __all__ = [
     "CANDIDATE_BYTES",
     "SHARE_THREADS",
+    "STREAM_BYTES",
     "STREAM_THREADS",
     "RowShape",
     "largest_cluster",
@@ -17,8 +18,9 @@ __all__ = [
 ]
 
 SHARE_THREADS = 256
-CANDIDATE_BYTES = 12288  # `CandidateScratch`, where the share of the row was
+CANDIDATE_BYTES = 20672  # `CandidateScratch`, where the share of the row was
 STREAM_THREADS = 256
+STREAM_BYTES = STREAM_THREADS * 3 * 4 * 16  # `kStreamBytes` in row_stream.cuh
 
 _TILE_BYTES = 4096  # of a row that a block takes in turn with the others, `kTileBytes` in row_share.cuh
 _SPREAD_TILES = 4  # at least, where more blocks take a row than need to

@@ -13,6 +13,7 @@ from warploom.sampling.backends.cuda.draw import DrawParams, draw_params, filter
 from warploom.sampling.backends.cuda.rows import (
     CANDIDATE_BYTES,
     SHARE_THREADS,
+    STREAM_BYTES,
     STREAM_THREADS,
     row_shape,
     selection_shape,
@@ -52,13 +53,13 @@ def plain_spec(dtype: torch.dtype, from_logits: bool) -> KernelSpec:
 @functools.cache
 def top_p_spec(dtype: torch.dtype, from_logits: bool) -> KernelSpec:
     """The kernel that draws from the nucleus of most rows."""
-    return _spec("draw_top_p", 4, dtype, from_logits)
+    return _spec("draw_top_p", 3 if dtype.itemsize == 2 and from_logits else 4, dtype, from_logits)
 
 
 @functools.cache
 def top_k_spec(dtype: torch.dtype, from_logits: bool, resident: bool) -> KernelSpec:
     """The kernel that draws from a few hundred of the largest values of a row, or of those what other filters keep."""
-    blocks = 4 if not resident and from_logits and dtype == torch.float32 else 3  # others take more registers
+    blocks = 3 if resident or dtype.itemsize == 2 else 4  # 16-bit values take registers
     return _spec("draw_top_k", blocks, dtype, from_logits, kResident=resident)
 
 
@@ -99,7 +100,7 @@ class CudaSample(Backend):
         filters = set(problem.steps) - {SOFTMAX}
         left, pending = problem.batch, True  # rows for the last kernel, at a guess, and whether others come before it
         if not filters:
-            launch(plain_spec(*kind), params, parts=stream_parts(problem.batch, *sizes))
+            launch(plain_spec(*kind), params, parts=stream_parts(problem.batch, *sizes), smem=STREAM_BYTES)
             return random.advance()
         if "top_k" in filters:
             shape = selection_shape(problem.batch, *sizes)
@@ -108,7 +109,7 @@ class CudaSample(Backend):
         elif filters == {"top_p"} and problem.batch > _FEW_ROWS:
             rejected = torch.empty(problem.batch, 2, dtype=torch.float32, device=source.device)
             params = params.replaced("rejected", rejected)
-            launch(top_p_spec(*kind), params, parts=stream_parts(problem.batch, *sizes))
+            launch(top_p_spec(*kind), params, parts=stream_parts(problem.batch, *sizes), smem=STREAM_BYTES)
             left = problem.batch // 8
         else:
             pending = False

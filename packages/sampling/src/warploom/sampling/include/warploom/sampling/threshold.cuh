@@ -20,7 +20,7 @@ struct Amount {
   WL_DEVICE uint64_t exact(float value) const { return counts ? 1 : weights.units(value); }
   // Of many tokens of about a value.
   WL_DEVICE uint64_t rough(uint32_t tokens, float value) const {
-    return counts ? tokens : uint64_t(float(tokens) * weights.approximate(value) * float(weights.unit_scale()));
+    return uint64_t(float(tokens) * weights.approximate(value) * float(weights.unit_scale()));
   }
 };
 
@@ -160,9 +160,14 @@ struct ThresholdSearch {
         if (at <= lowest) atomicAdd(&storage.rough[rough_bin(at)], 1u);
       });
     }
+    float mass = 0.0f;  // the bins do not tell of the last one's, which may hold most tokens
     visit_values<Weights>(share, false, [&](float value) {
-      atomicAdd(&storage.rough[rough_bin(top - Weights::key(value))], 1u);  // `sum` leaves out those below `lowest`
+      const uint32_t at = top - Weights::key(value);
+      mass += at <= lowest ? amount.weights.approximate(value) : 0.0f;
+      atomicAdd(&storage.rough[rough_bin(at)], 1u);  // `sum` leaves out those below `lowest`
     });
+    const MassSums sums = warp_merge(reduce.of_warps(MassSums{0.0f, warp_reduce(mass, Sum())}));
+    total = uint64_t(sums.total * float(amount.weights.unit_scale()));  // of the block; `cross` adds up the row's
   }
 
   // The units before `begin`, and all beside those up to `last`.
@@ -197,6 +202,7 @@ struct ThresholdSearch {
   // A block's own bins once `add_tables` is done.
   WL_DEVICE uint64_t sum(int bin, bool exact) const {
     if (exact) return storage.halves[0][bin] | uint64_t(storage.halves[1][bin]) << 32;
+    if (amount.counts) return storage.rough[bin];
     const uint32_t middle = (uint32_t(bin) << kRoughShift) + ((1u << kRoughShift) - kGrain) / 2;
     return middle <= lowest ? amount.rough(storage.rough[bin], from_ordered(top - middle)) : 0;
   }
@@ -253,7 +259,7 @@ struct ThresholdSearch {
     }
     const uint64_t bins = __shfl_sync(kFullMask, before, kWarpSize - 1);
     if (!exact) above = warp_reduce(squares, Sum());
-    const TableSums blocks = reduce.exchange(TableSums{bins, above, exact ? total : bins});
+    const TableSums blocks = reduce.exchange(TableSums{bins, above, total});
     before += warp_reduce(lane_id() < share.part ? blocks.bins : 0, Sum()) - mine;
     if (weighs || !exact) above = warp_reduce(blocks.above, Sum()), total = warp_reduce(blocks.total, Sum());
     const uint64_t slack = exact ? 0 : rough_error(above);

@@ -58,7 +58,8 @@ struct LogitWeights {
   WL_DEVICE float approximate(float value) const { return exp2_approx(log2_weight(value)); }
   WL_DEVICE double exact(float value) const { return exact_exp2((double(value) - double(maximum)) * double(scale)); }
   WL_DEVICE double unit_scale() const { return double(1ull << kUnitBits); }  // from an approximate mass
-  WL_DEVICE uint64_t units(float value) const { return uint64_t(exact(value) * unit_scale()); }
+  WL_DEVICE uint64_t units(float value) const { return units(value, exact(value)); }
+  WL_DEVICE uint64_t units(float, double exact) const { return uint64_t(exact * unit_scale()); }
 };
 
 // Probabilities weigh what they are.
@@ -87,6 +88,7 @@ struct ProbWeights {
     const int shift = exponent + 148 - max(field, 1);
     return (uint64_t(mantissa) << 40 >> min(max(shift, 0), 63)) << (exponent == -148);
   }
+  WL_DEVICE uint64_t units(float value, double) const { return units(value); }
 };
 
 // Sums of `approximate` are within this share of the true sum, given how many terms a thread adds: 2 ulp an exponential, 2 ulp
