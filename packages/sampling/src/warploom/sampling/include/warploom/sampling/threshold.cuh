@@ -76,6 +76,13 @@ WL_DEVICE void sync_parts(int parts) {
   __syncthreads();
 }
 
+// Without a branch, of which there would be one for every token.
+WL_DEVICE void count_if(bool counts, uint32_t* counter) {
+  asm volatile("{ .reg .pred p; setp.ne.u32 p, %0, 0; @p red.shared.add.u32 [%1], 1; }" ::"r"(uint32_t(counts)),
+               "r"(shared_address(counter))
+               : "memory");
+}
+
 // `reached(amount, total)` says whether an amount of a total is the target or more; it is monotone, and false for 0. NaN is
 // the largest value; `top` is the key of the row's largest. Values below `base` do not count. All threads of all blocks of
 // the row, after a first reduction.
@@ -151,20 +158,12 @@ struct ThresholdSearch {
     return true;
   }
 
-  WL_DEVICE uint32_t rough_bin(uint32_t at) const { return min(at >> kRoughShift, uint32_t(Storage::kRoughBins - 1)); }
-
   WL_DEVICE void add_rough() {
-    if (amount.counts) {  // mostly of few values: the others may queue for one bin
-      return visit_values<Weights>(share, false, [&](float value) {
-        const uint32_t at = top - Weights::key(value);
-        if (at <= lowest) atomicAdd(&storage.rough[rough_bin(at)], 1u);
-      });
-    }
     float mass = 0.0f;  // the bins do not tell of the last one's, which may hold most tokens
     visit_values<Weights>(share, false, [&](float value) {
       const uint32_t at = top - Weights::key(value);
       mass += at <= lowest ? amount.weights.approximate(value) : 0.0f;
-      atomicAdd(&storage.rough[rough_bin(at)], 1u);  // `sum` leaves out those below `lowest`
+      count_if(at <= lowest, &storage.rough[min(at >> kRoughShift, uint32_t(Storage::kRoughBins - 1))]);
     });
     const MassSums sums = warp_merge(reduce.of_warps(MassSums{0.0f, warp_reduce(mass, Sum())}));
     total = uint64_t(sums.total * float(amount.weights.unit_scale()));  // of the block; `cross` adds up the row's
@@ -204,7 +203,7 @@ struct ThresholdSearch {
     if (exact) return storage.halves[0][bin] | uint64_t(storage.halves[1][bin]) << 32;
     if (amount.counts) return storage.rough[bin];
     const uint32_t middle = (uint32_t(bin) << kRoughShift) + ((1u << kRoughShift) - kGrain) / 2;
-    return middle <= lowest ? amount.rough(storage.rough[bin], from_ordered(top - middle)) : 0;
+    return amount.rough(storage.rough[bin], from_ordered(top - min(middle, lowest)));
   }
 
 #if __CUDA_ARCH__ >= 900
