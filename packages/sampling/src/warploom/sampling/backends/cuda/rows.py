@@ -8,16 +8,19 @@ from typing import NamedTuple
 
 __all__ = [
     "CANDIDATE_BYTES",
+    "SHARE_BLOCKS",
     "SHARE_THREADS",
     "STREAM_BYTES",
     "STREAM_THREADS",
     "RowShape",
     "largest_cluster",
     "row_shape",
+    "stream_blocks",
     "stream_parts",
 ]
 
 SHARE_THREADS = 256
+SHARE_BLOCKS = 3  # an SM
 CANDIDATE_BYTES = 20672  # `CandidateScratch`, where the share of the row was
 STREAM_THREADS = 256
 STREAM_BYTES = STREAM_THREADS * 3 * 4 * 16  # `kStreamBytes` in row_stream.cuh
@@ -28,7 +31,6 @@ _SHARE_BYTES = 64 * 1024  # three blocks an SM keep theirs and what else they ne
 _LARGEST_SHARE_BYTES = 192 * 1024  # one block an SM
 _PORTABLE_CLUSTER = 8
 _LARGEST_CLUSTER = {90: 16, 100: 16, 103: 16}  # data-centre parts have the SMs for it; others keep to the portable 8
-_STREAM_BLOCKS_PER_SM = 4
 
 
 def largest_cluster(arch: int) -> int:
@@ -79,6 +81,11 @@ def row_shape(batch: int, vocab: int, itemsize: int, arch: int, sms: int) -> Row
     return RowShape(parts, True, share_bytes) if share_bytes <= limit else RowShape(parts, False, 0)
 
 
+def stream_blocks(itemsize: int) -> int:
+    """Blocks an SM of kernels that read a row once; 16-bit values take more registers."""
+    return 4 if itemsize == 4 else 3
+
+
 @functools.cache
 def stream_parts(batch: int, vocab: int, itemsize: int, arch: int, sms: int, end: float = 2.5) -> int:
     """Blocks of `STREAM_THREADS` threads that read a row once: those that end soonest, as rows of whole waves go.
@@ -95,7 +102,7 @@ def stream_parts(batch: int, vocab: int, itemsize: int, arch: int, sms: int, end
     >>> [stream_parts(batch, 128256, 4, arch=90, sms=132) for batch in (1, 64, 512)]
     [16, 4, 1]
     """
-    slots = sms * _STREAM_BLOCKS_PER_SM
+    slots = sms * stream_blocks(itemsize)
     row_bytes = vocab * itemsize
 
     def cost(parts: int) -> float:

@@ -12,11 +12,13 @@ from warploom.core.jit import KernelSpec, cpp_type
 from warploom.sampling.backends.cuda.draw import DrawParams, draw_params, filter_bits
 from warploom.sampling.backends.cuda.rows import (
     CANDIDATE_BYTES,
+    SHARE_BLOCKS,
     SHARE_THREADS,
     STREAM_BYTES,
     STREAM_THREADS,
     row_shape,
     selection_shape,
+    stream_blocks,
     stream_parts,
 )
 from warploom.sampling.parameters import FilterParameters
@@ -47,19 +49,19 @@ def _spec(name: str, blocks_per_sm: int, dtype: torch.dtype, from_logits: bool, 
 @functools.cache
 def plain_spec(dtype: torch.dtype, from_logits: bool) -> KernelSpec:
     """The kernel that draws from the whole distribution."""
-    return _spec("draw_plain", 4, dtype, from_logits)
+    return _spec("draw_plain", stream_blocks(dtype.itemsize), dtype, from_logits)
 
 
 @functools.cache
 def top_p_spec(dtype: torch.dtype, from_logits: bool) -> KernelSpec:
     """The kernel that draws from the nucleus of most rows."""
-    return _spec("draw_top_p", 3 if dtype.itemsize == 2 and from_logits else 4, dtype, from_logits)
+    return _spec("draw_top_p", stream_blocks(dtype.itemsize), dtype, from_logits)
 
 
 @functools.cache
 def top_k_spec(dtype: torch.dtype, from_logits: bool, resident: bool) -> KernelSpec:
     """The kernel that draws from a few hundred of the largest values of a row, or of those what other filters keep."""
-    blocks = 3 if resident or dtype.itemsize == 2 else 4  # 16-bit values take registers
+    blocks = SHARE_BLOCKS if resident else stream_blocks(dtype.itemsize)
     return _spec("draw_top_k", blocks, dtype, from_logits, kResident=resident)
 
 

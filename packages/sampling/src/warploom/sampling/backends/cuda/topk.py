@@ -9,7 +9,13 @@ import torch
 from warploom.core.backends import Backend, Support
 from warploom.core.device import sm_count
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, i64, ptr
-from warploom.sampling.backends.cuda.rows import CANDIDATE_BYTES, SHARE_THREADS, selection_shape
+from warploom.sampling.backends.cuda.rows import (
+    CANDIDATE_BYTES,
+    SHARE_BLOCKS,
+    SHARE_THREADS,
+    selection_shape,
+    stream_blocks,
+)
 from warploom.sampling.problems.topk import TopKProblem
 
 __all__ = ["CudaTopK", "topk_spec"]
@@ -47,7 +53,7 @@ def topk_spec(dtype: torch.dtype, resident: bool) -> KernelSpec:
             "In": cpp_type(dtype),
             "kResident": resident,
             "kThreads": SHARE_THREADS,
-            "kBlocksPerSm": 3 if resident or dtype.itemsize == 2 else 4,  # 16-bit values take registers
+            "kBlocksPerSm": SHARE_BLOCKS if resident else stream_blocks(dtype.itemsize),
         },
         params=(TopKParams,),
     )

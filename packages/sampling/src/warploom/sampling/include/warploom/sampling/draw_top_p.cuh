@@ -21,11 +21,11 @@ struct Bounds {
 // Tokens of a block, by the logarithm of their weight relative to one of the larger ones.
 template <class Weights>
 struct WeightTable {
-  static constexpr int kBins = 1024;
+  static constexpr int kBins = 1536;
   static constexpr float kOctaves = 28.0f;
   static constexpr float kBelow = 12.0f;  // octaves of it below the reference; the outermost bins have all beyond
   // Weights of a bin are within this factor of each other: half a bin, and the errors of logarithms and of their places.
-  static constexpr float kFactor = 1.0099f;
+  static constexpr float kFactor = 1.0068f;
 
   uint32_t* counts;
   float reference;
@@ -34,7 +34,7 @@ struct WeightTable {
   WL_DEVICE int bin(float value) const {
     const float octave = Weights::kFromLogits ? (value - reference) * scale : log2_approx_full(value) - scale;
     const float place = __saturatef(fmaf(octave, 1 / kOctaves, kBelow / kOctaves));
-    return int(__float_as_uint(fmaf(place, float(kBins - 1), 0x1p23f)) & uint32_t(kBins - 1));
+    return int(__float_as_uint(fmaf(place, float(kBins - 1), 0x1p23f)) & 0x7fffffu);
   }
   WL_DEVICE void add(float value) const { atomicAdd(&counts[bin(value)], 1u); }
 

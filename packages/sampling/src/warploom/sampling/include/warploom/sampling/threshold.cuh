@@ -27,10 +27,13 @@ struct Amount {
 struct ThresholdStorage {
   static constexpr int kBins = 512;
   static constexpr int kRoughBins = 2 * kBins;
+  static constexpr int kListed = 512;
   union {
     uint32_t rough[kRoughBins];
     uint32_t halves[2][kBins];  // low and high, of 64-bit sums
   };
+  uint32_t list[kListed];  // offsets of the values in question, of which later levels need no more
+  int listed;              // or more, and the list is not complete
 };
 
 struct Threshold {
@@ -112,15 +115,18 @@ struct ThresholdSearch {
   WL_DEVICE Threshold find() {
     uint32_t begin = 0, last = lowest;  // of the values in question, as offsets from the top
     bool exact = false, weighs = false, narrowed = false;  // `weighs`: what lies above and below the range is not known
+    bool lists = true;  // the values in question are not listed
 #pragma unroll 1
     for (;;) {
-      clear();
+      clear(lists);
       if (!exact) {
         add_rough();
-      } else if (weighs) {
-        weigh(begin, last);
+      } else if (lists) {
+        add_exact(begin, last, weighs);
+        lists = storage.listed > Storage::kListed;
+      } else {
+        add_listed(begin, last);
       }
-      if (exact) add_exact(begin, last);
       const Crossing found = cross(exact, weighs);
       if (!exact) {
         narrowed = narrow(found, begin, last);
@@ -134,7 +140,7 @@ struct ThresholdSearch {
         if (shift == 0) return {top - begin, above, found.at};
         weighs = false;
       } else if (narrowed && weighs) {  // the estimate was wrong
-        begin = 0, last = lowest, narrowed = false;
+        begin = 0, last = lowest, narrowed = false, lists = true;
       } else {
         return {0, 0, 0};
       }
@@ -145,8 +151,9 @@ struct ThresholdSearch {
   // Bins of 2**shift keys hold a span.
   WL_DEVICE static int shift_of(uint32_t span) { return max(0, 32 - __clz(span) - 9); }
 
-  WL_DEVICE void clear() {
+  WL_DEVICE void clear(bool list) {
     for (int bin = threadIdx.x; bin < Storage::kRoughBins; bin += kThreads) storage.rough[bin] = 0;
+    if (list && threadIdx.x == 0) storage.listed = 0;
     __syncthreads();
   }
 
@@ -169,26 +176,64 @@ struct ThresholdSearch {
     total = uint64_t(sums.total * float(amount.weights.unit_scale()));  // of the block; `cross` adds up the row's
   }
 
-  // The units before `begin`, and all beside those up to `last`.
-  WL_DEVICE void weigh(uint32_t begin, uint32_t last) {
+  // One digit of the values in [begin, last], of which there are few; if it `weighs`, the units before them and in all, too.
+  WL_DEVICE void add_exact(uint32_t begin, uint32_t last, bool weighs) {
+    constexpr int kWidth = kVecWidth<T>;
+    const uint32_t span = last - begin;
     TableSums sums = TableSums::none();
-    visit_values<Weights>(share, false, [&](float value) {
+    share.template visit_groups<kTogether<T>>(false, [&](const Packed(&groups)[kTogether<T>], int first) {
+      uint32_t hits = 0;
+#pragma unroll
+      for (int i = 0; i < kTogether<T>; ++i) {
+        float values[kWidth];
+        values_of<T>(groups[i], values, Weights::kFromLogits);
+        if (weighs) weigh(values, begin, sums);
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) {
+          hits |= uint32_t(top - Weights::key(values[j]) - begin <= span) << (i * kWidth + j);
+        }
+      }
+#pragma unroll 1
+      for (; hits; hits &= hits - 1) {
+        const int n = __ffs(hits) - 1, group = first + n / kWidth * kBatchStep<T>;
+        if (group * kWidth + n % kWidth >= share.row.vocab) continue;
+        const uint32_t at = top - Weights::key(Weights::value(to_float(share.token(group, n % kWidth))));
+        const int place = atomicAdd(&storage.listed, 1);
+        if (place < Storage::kListed) {
+          storage.list[place] = at;
+        } else {
+          add(at, begin, span);
+        }
+      }
+    });
+    if (weighs) {
+      sums = warp_merge_fast(reduce.of_warps(warp_merge_fast(sums)));
+      above = sums.above, total = sums.total;  // of the block; `cross` adds up the row's
+    }
+    __syncthreads();
+    add_listed(begin, last);
+  }
+
+  WL_DEVICE void weigh(const float (&values)[kVecWidth<T>], uint32_t begin, TableSums& sums) const {
+#pragma unroll
+    for (float value : values) {
       const uint32_t at = top - Weights::key(value);
       const uint64_t units = amount.weights.units(value);
       sums.above += at < begin ? units : 0;
       sums.total += at <= lowest ? units : 0;
-    });
-    sums = warp_merge_fast(reduce.of_warps(warp_merge_fast(sums)));
-    above = sums.above, total = sums.total;  // of the block; `cross` adds up the row's
+    }
   }
 
-  // One digit of the values in [begin, last].
-  WL_DEVICE void add_exact(uint32_t begin, uint32_t last) {
-    const uint32_t span = last - begin;
-    const int shift = shift_of(span);
-    visit_hits<Weights>(
-        share, [=](float value) { return top - Weights::key(value) - begin <= span; },
-        [&](float value, int) { add(int((top - Weights::key(value) - begin) >> shift), amount.exact(value)); });
+  WL_DEVICE void add_listed(uint32_t begin, uint32_t last) {
+    const int listed = min(storage.listed, Storage::kListed);
+    for (int i = threadIdx.x; i < listed; i += kThreads) {
+      const uint32_t at = storage.list[i];
+      if (at - begin <= last - begin) add(at, begin, last - begin);
+    }
+  }
+
+  WL_DEVICE void add(uint32_t at, uint32_t begin, uint32_t span) {
+    add(int((at - begin) >> shift_of(span)), amount.exact(from_ordered(top - at)));
   }
 
   // 64-bit sums as two atomic additions: shared memory has none of 64 bits.
