@@ -55,7 +55,7 @@ def test_capture_and_replay_even_as_the_first_use():
 
 @pytest.mark.parametrize("kilobytes", [16, 48, 100, 227])
 def test_dynamic_shared_memory(kilobytes):
-    columns = kilobytes * 256 - 64  # the kernel's static scratch counts too
+    columns = kilobytes * 256 - (64 if kilobytes == 227 else 0)  # the kernel's static scratch counts too
     x = torch.randint(-8, 8, (5, columns), device="cuda").float()
     out = torch.full((5,), float("nan"), device="cuda")
     toy.ROW_SUM.load(0).launch(5, 128, toy.RowSumParams(x=x, out=out, columns=columns), smem=columns * 4)

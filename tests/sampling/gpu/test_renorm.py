@@ -51,7 +51,9 @@ def check(source, chain, filters=None, out=None):
     return out
 
 
-@pytest.mark.parametrize(*cases(vocab=[1, 2, 5, 33, 1001, 32000, 128256, 262144, 1_000_000], spread=[1.0, 6.0]))
+@pytest.mark.parametrize(
+    *cases(vocab=[1, 2, 5, 33, 1001, 12_000, 24_000, 32000, 128256, 262144, 1_000_000], spread=[1.0, 6.0])
+)
 @pytest.mark.parametrize("chain", CHAINS, ids=chain_id)
 def test_random_rows(case, chain):
     rows = 2 if case.vocab > 200_000 else 6

@@ -18,7 +18,7 @@ from warploom.sampling.steps import SOFTMAX
 pytestmark = pytest.mark.gpu(min_arch=80)
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-VOCABS = (1, 2, 5, 33, 1000, 1001, 32000, 50257, 128256, 151936, 262144, 1_000_000)
+VOCABS = (1, 2, 5, 33, 1000, 1001, 12_000, 24_000, 32000, 50257, 128256, 151936, 262144, 1_000_000)
 INF, NAN = math.inf, math.nan
 CHAINS = [
     (),
@@ -80,7 +80,9 @@ def test_plain_draws(case, chain):
     check(source_of(chain, logits), chain)
 
 
-@pytest.mark.parametrize(*cases(vocab=[1, 5, 33, 1001, 32000, 128256, 262144, 1_000_000], spread=[1.0, 6.0]))
+@pytest.mark.parametrize(
+    *cases(vocab=[1, 5, 33, 1001, 12_000, 24_000, 32000, 128256, 262144, 1_000_000], spread=[1.0, 6.0])
+)
 @pytest.mark.parametrize("chain", FILTERED, ids=chain_id)
 def test_filtered_draws(case, chain):
     rows = 3 if case.vocab > 200_000 else 12

@@ -26,7 +26,9 @@ def check(source, k):
     assert torch.equal(torch.isnan(values), torch.isnan(want))
 
 
-@pytest.mark.parametrize(*cases(vocab=[1, 2, 5, 33, 1001, 32000, 128256, 262144, 1_000_000], dtype=DTYPES))
+@pytest.mark.parametrize(
+    *cases(vocab=[1, 2, 5, 33, 1001, 12_000, 24_000, 32000, 128256, 262144, 1_000_000], dtype=DTYPES)
+)
 @pytest.mark.parametrize("k", [1, 2, 50, 256, 257, 512, 513, 2047, 2048])
 def test_random_rows(case, k):
     check(random_normal((4, case.vocab), case.dtype, scale=3.0, device="cuda"), min(k, case.vocab))

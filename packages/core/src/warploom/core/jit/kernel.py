@@ -18,7 +18,6 @@ from warploom.core.settings import settings
 
 __all__ = ["Kernel", "load_spec"]
 
-_DEFAULT_SMEM = 48 * 1024  # more dynamic shared memory than this must be asked for
 _PORTABLE_CLUSTER = 8
 _load_lock = threading.Lock()
 
@@ -63,7 +62,7 @@ class Kernel:
         self.record = record
         self.device = device
         self._driver = driver
-        self._smem_limit = _DEFAULT_SMEM
+        self._smem_limit = 0  # asked for; without asking static and dynamic shared memory together may have 48 KB
         self._cluster_limit = _PORTABLE_CLUSTER
         self._configs: dict[Any, Any] = {}
         with _relaxed_capture(driver), torch.cuda.device(device):
