@@ -14,6 +14,7 @@ __all__ = [
     "STREAM_THREADS",
     "RowShape",
     "largest_cluster",
+    "largest_shared_bytes",
     "row_shape",
     "stream_blocks",
     "stream_parts",
@@ -29,6 +30,7 @@ _TILE_BYTES = 4096  # of a row that a block takes in turn with the others, `kTil
 _SPREAD_TILES = 4  # at least, where more blocks take a row than need to
 _SHARE_BYTES = 64 * 1024  # three blocks an SM keep theirs and what else they need
 _LARGEST_SHARE_BYTES = 192 * 1024  # one block an SM
+_OTHER_BYTES = 16 * 1024  # static shared memory of a block, at most
 _PORTABLE_CLUSTER = 8
 _LARGEST_CLUSTER = {90: 16, 100: 16, 103: 16}  # data-centre parts have the SMs for it; others keep to the portable 8
 
@@ -42,6 +44,18 @@ def largest_cluster(arch: int) -> int:
     (16, 1)
     """
     return _LARGEST_CLUSTER.get(arch, _PORTABLE_CLUSTER) if arch >= 90 else 1
+
+
+def largest_shared_bytes(arch: int) -> int:
+    """Shared memory that a block can have beside its static part.
+
+    Examples
+    --------
+    >>> [largest_shared_bytes(arch) // 1024 for arch in (80, 86, 90, 120)]
+    [147, 83, 211, 83]
+    """
+    kilobytes = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227}.get(arch, 99)
+    return kilobytes * 1024 - _OTHER_BYTES
 
 
 class RowShape(NamedTuple):
@@ -77,7 +91,7 @@ def row_shape(batch: int, vocab: int, itemsize: int, arch: int, sms: int) -> Row
     while parts < most and 2 * parts * batch <= 2 * sms and tiles >= 2 * parts * _SPREAD_TILES:
         parts *= 2
     share_bytes = math.ceil(tiles / parts) * _TILE_BYTES
-    limit = _LARGEST_SHARE_BYTES if arch >= 90 else _SHARE_BYTES
+    limit = min(_LARGEST_SHARE_BYTES, largest_shared_bytes(arch)) if arch >= 90 else _SHARE_BYTES
     return RowShape(parts, True, share_bytes) if share_bytes <= limit else RowShape(parts, False, 0)
 
 

@@ -13,6 +13,8 @@ from warploom.sampling.backends.cuda.rows import (
     CANDIDATE_BYTES,
     SHARE_BLOCKS,
     SHARE_THREADS,
+    RowShape,
+    largest_shared_bytes,
     selection_shape,
     stream_blocks,
 )
@@ -77,6 +79,9 @@ class CudaTopK(Backend):
         sms = sm_count(source.device)
         shape = selection_shape(problem.batch, problem.vocab, source.element_size(), problem.arch, sms)
         few = problem.k <= _FEW_K
+        key_bytes = 0 if few else 8 * _KEY_COUNT
+        if shape.share_bytes + key_bytes > largest_shared_bytes(problem.arch):
+            shape = RowShape(shape.parts, False, 0)
         params = TopKParams(
             source=source,
             values=values,
@@ -93,6 +98,6 @@ class CudaTopK(Backend):
             key_count=0 if few else _KEY_COUNT,
         )
         kernel = topk_spec(problem.dtype, shape.resident).load(source.device)
-        smem = max(shape.share_bytes, CANDIDATE_BYTES) if few else shape.share_bytes + 8 * _KEY_COUNT
+        smem = max(shape.share_bytes + key_bytes, CANDIDATE_BYTES)
         cluster = shape.parts if shape.parts > 1 else None
         kernel.launch(problem.batch * shape.parts, SHARE_THREADS, params, smem=smem, cluster=cluster)
