@@ -40,7 +40,7 @@ WL_DEVICE V warp_merge_fast(V value) {
 
 struct alignas(16) RowReduceStorage {
   static constexpr int kMaxParts = 16;
-  static constexpr int kMaxWarps = 8;
+  static constexpr int kMaxWarps = 16;
   static constexpr int kMessageBytes = 32;
   // Two of each, used in turn: a block may be one reduction ahead of another, and a warp of another warp.
   uint4 parts[2][kMaxParts][kMessageBytes / 16];
