@@ -156,19 +156,18 @@ class Kernel:
 
     def _raise_smem(self, smem: int) -> None:
         attribute = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        _check(
-            self._driver.cuKernelSetAttribute(attribute, smem, self._kernel, self._cu_device),
-            f"{smem} bytes of dynamic shared memory",
-        )
+        self._set_attribute(attribute, smem, f"{smem} bytes of dynamic shared memory")
         self._smem_limit = smem
 
     def _allow_cluster(self, blocks: int) -> None:
         if blocks > self._cluster_limit:
             attribute = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
-            _check(
-                self._driver.cuKernelSetAttribute(attribute, 1, self._kernel, self._cu_device), f"clusters of {blocks}"
-            )
+            self._set_attribute(attribute, 1, f"clusters of {blocks}")
             self._cluster_limit = blocks
+
+    def _set_attribute(self, attribute: Any, value: int, what: str) -> None:
+        with _relaxed_capture(self._driver):
+            _check(self._driver.cuKernelSetAttribute(attribute, value, self._kernel, self._cu_device), what)
 
 
 _libraries: dict[tuple[KernelSpec, str, int], Kernel] = {}
