@@ -54,6 +54,12 @@ struct TableSums {
   WL_DEVICE void merge(const TableSums& other) { bins += other.bins, above += other.above, total += other.total; }
 };
 
+// Of the units of a few tokens, low and high halves.
+struct HalfSums {
+  uint32_t above[2];
+  uint32_t total[2];
+};
+
 // Where the target lies: bins [begin, end), the amount above them and in the first.
 struct Crossing {
   int begin;
@@ -178,21 +184,25 @@ struct ThresholdSearch {
 
   // One digit of the values in [begin, last], of which there are few; if it `weighs`, the units before them and in all, too.
   WL_DEVICE void add_exact(uint32_t begin, uint32_t last, bool weighs) {
-    constexpr int kWidth = kVecWidth<T>;
+    constexpr int kWidth = kVecWidth<T>, kSome = kTogether<T> / 2;  // registers are short
     const uint32_t span = last - begin;
+    const UnitHalves halves(amount.weights);
     TableSums sums = TableSums::none();
-    share.template visit_groups<kTogether<T>>(false, [&](const Packed(&groups)[kTogether<T>], int first) {
+    share.template visit_groups<kSome>(false, [&](const Packed(&groups)[kSome], int first) {
       uint32_t hits = 0;
+      HalfSums some = {};
 #pragma unroll
-      for (int i = 0; i < kTogether<T>; ++i) {
+      for (int i = 0; i < kSome; ++i) {
         float values[kWidth];
         values_of<T>(groups[i], values, Weights::kFromLogits);
-        if (weighs) weigh(values, begin, sums);
+        if (weighs) weigh(values, begin, halves, some, sums);
 #pragma unroll
         for (int j = 0; j < kWidth; ++j) {
           hits |= uint32_t(top - Weights::key(values[j]) - begin <= span) << (i * kWidth + j);
         }
       }
+      sums.above += some.above[0] + (uint64_t(some.above[1]) << kUnitBits / 2);
+      sums.total += some.total[0] + (uint64_t(some.total[1]) << kUnitBits / 2);
 #pragma unroll 1
       for (; hits; hits &= hits - 1) {
         const int n = __ffs(hits) - 1, group = first + n / kWidth * kBatchStep<T>;
@@ -214,13 +224,21 @@ struct ThresholdSearch {
     add_listed(begin, last);
   }
 
-  WL_DEVICE void weigh(const float (&values)[kVecWidth<T>], uint32_t begin, TableSums& sums) const {
+  WL_DEVICE void weigh(const float (&values)[kVecWidth<T>], uint32_t begin, const UnitHalves& halves, HalfSums& some,
+                       TableSums& sums) const {
 #pragma unroll
     for (float value : values) {
       const uint32_t at = top - Weights::key(value);
-      const uint64_t units = amount.weights.units(value);
-      sums.above += at < begin ? units : 0;
-      sums.total += at <= lowest ? units : 0;
+      if constexpr (Weights::kFromLogits) {
+        const uint64_t units = amount.weights.units(value);
+        sums.above += at < begin ? units : 0;
+        sums.total += at <= lowest ? units : 0;
+      } else {
+        uint32_t high, low;
+        halves(value, high, low);
+        if (at < begin) some.above[0] += low, some.above[1] += high;
+        if (at <= lowest) some.total[0] += low, some.total[1] += high;
+      }
     }
   }
 

@@ -91,6 +91,29 @@ struct ProbWeights {
   WL_DEVICE uint64_t units(float value, double) const { return units(value); }
 };
 
+// Units of probabilities, in halves of 21 bits, by rounding down where float32 numbers are integers: a third of the instructions
+// of `ProbWeights::units`, which gives the same.
+struct UnitHalves {
+  static constexpr float kMagic = 0x1p23f;
+  float before;  // so that the other factor is a float32 number
+  float scale;
+
+  WL_DEVICE explicit UnitHalves(const LogitWeights&) : before(0.0f), scale(0.0f) {}  // unused
+  WL_DEVICE explicit UnitHalves(const ProbWeights& weights) {
+    const bool small = weights.exponent < -64;
+    before = small ? 0x1p64f : 1.0f;
+    scale = ldexpf(1.0f, kUnitBits / 2 - weights.exponent - (small ? 64 : 0));
+  }
+
+  WL_DEVICE void operator()(float value, uint32_t& high, uint32_t& low) const {
+    const float scaled = value * before;
+    const float whole = __fmaf_rd(scaled, scale, kMagic);
+    const float rest = fmaf(scaled, scale, kMagic - whole);  // exact: the bits below those of `whole`
+    high = __float_as_uint(whole) - __float_as_uint(kMagic);
+    low = __float_as_uint(__fmaf_rd(rest, 0x1p21f, kMagic)) - __float_as_uint(kMagic);
+  }
+};
+
 // Sums of `approximate` are within this share of the true sum, given how many terms a thread adds: 2 ulp an exponential, 2 ulp
 // times |log2| of its argument (which is log2(vocab) or less on the average over the mass), and the sum's own rounding.
 WL_DEVICE float mass_error(int terms) { return 1e-5f + float(terms) * 0x1p-24f; }
