@@ -23,7 +23,7 @@ template <class Weights>
 struct WeightTable {
   static constexpr int kBins = 1536;
   static constexpr float kOctaves = 28.0f;
-  static constexpr float kBelow = 12.0f;  // octaves of it below the reference; the outermost bins have all beyond
+  static constexpr float kBelow = 9.0f;  // octaves of it below the reference; the outermost bins have all beyond
   // Weights of a bin are within this factor of each other: half a bin, and the errors of logarithms and of their places.
   static constexpr float kFactor = 1.0068f;
 
