@@ -31,7 +31,8 @@ def _spec(kernel: str, dtype: torch.dtype, out: torch.dtype, from_logits: bool, 
             "kFromLogits": from_logits,
             "kResident": resident,
             "kThreads": ROW_THREADS,
-            "kBlocksPerSm": 3 if resident and not from_logits else 2,  # exact weights of logits take registers
+            # Exact weights of logits take registers, and so do 16-bit values.
+            "kBlocksPerSm": 3 if resident and not from_logits and dtype.itemsize == 4 else 2,
         },
         params=(DrawParams,),
     )

@@ -14,18 +14,23 @@ __all__ = [
     "CANDIDATE_BYTES",
     "LARGEST_VOCAB",
     "ROW_THREADS",
+    "SHARE_BLOCKS",
+    "STREAM_BYTES",
     "RowShape",
     "largest_cluster",
     "largest_shared_bytes",
     "launch_rows",
     "row_shape",
     "selection_shape",
+    "stream_blocks",
     "stream_parts",
     "vocab_fits",
 ]
 
 ROW_THREADS = 256  # of a block
-CANDIDATE_BYTES = 12288  # `CandidateScratch`, where the share of the row was
+SHARE_BLOCKS = 3  # an SM, where a block keeps its share of a row
+CANDIDATE_BYTES = 20672  # `CandidateScratch`, where the share of the row was
+STREAM_BYTES = ROW_THREADS * 3 * 4 * 16  # `kStreamBytes` in row_stream.cuh
 LARGEST_VOCAB = 2**20
 
 _TILE_BYTES = 4096  # of a row that a block takes in turn with the others: `kTileGroups` of 16 in row_share.cuh
@@ -35,7 +40,6 @@ _LARGEST_SHARE_BYTES = 192 * 1024  # one block an SM
 _OTHER_BYTES = 16 * 1024  # static shared memory of a block, at most
 _PORTABLE_CLUSTER = 8
 _LARGEST_CLUSTER = {90: 16, 100: 16, 103: 16}  # data-centre parts have the SMs for it; others keep to the portable 8
-_STREAM_BLOCKS_PER_SM = 4
 
 
 def vocab_fits(vocab: int) -> tuple[bool, str]:
@@ -119,6 +123,11 @@ def row_shape(batch: int, vocab: int, itemsize: int, arch: int, sms: int) -> Row
     return RowShape(parts, True, share_bytes) if share_bytes <= limit else RowShape(parts, False, 0)
 
 
+def stream_blocks(itemsize: int) -> int:
+    """Blocks an SM of kernels that read a row once; 16-bit values take more registers."""
+    return 4 if itemsize == 4 else 3
+
+
 @functools.lru_cache(1024)
 def stream_parts(batch: int, vocab: int, itemsize: int, arch: int, sms: int, end: float = 2.5) -> int:
     """Blocks of `ROW_THREADS` threads that read a row once: those that end soonest, as rows of whole waves go.
@@ -135,7 +144,7 @@ def stream_parts(batch: int, vocab: int, itemsize: int, arch: int, sms: int, end
     >>> [stream_parts(batch, 128256, 4, arch=90, sms=132) for batch in (1, 64, 512)]
     [16, 4, 1]
     """
-    slots = sms * _STREAM_BLOCKS_PER_SM
+    slots = sms * stream_blocks(itemsize)
     row_bytes = vocab * itemsize
 
     def cost(parts: int) -> float:

@@ -13,9 +13,12 @@ from warploom.sampling.backends.cuda.draw import DrawParams, draw_params, filter
 from warploom.sampling.backends.cuda.rows import (
     CANDIDATE_BYTES,
     ROW_THREADS,
+    SHARE_BLOCKS,
+    STREAM_BYTES,
     launch_rows,
     row_shape,
     selection_shape,
+    stream_blocks,
     stream_parts,
     vocab_fits,
 )
@@ -46,19 +49,19 @@ def _spec(name: str, blocks_per_sm: int, dtype: torch.dtype, from_logits: bool, 
 @functools.cache
 def plain_spec(dtype: torch.dtype, from_logits: bool) -> KernelSpec:
     """The kernel that draws from the whole distribution."""
-    return _spec("draw_plain", 4, dtype, from_logits)
+    return _spec("draw_plain", stream_blocks(dtype.itemsize), dtype, from_logits)
 
 
 @functools.cache
 def top_p_spec(dtype: torch.dtype, from_logits: bool) -> KernelSpec:
     """The kernel that draws from the nucleus of most rows."""
-    return _spec("draw_top_p", 4, dtype, from_logits)
+    return _spec("draw_top_p", stream_blocks(dtype.itemsize), dtype, from_logits)
 
 
 @functools.cache
 def top_k_spec(dtype: torch.dtype, from_logits: bool, resident: bool) -> KernelSpec:
     """The kernel that draws from a few hundred of the largest values of a row, or of those what other filters keep."""
-    blocks = 4 if not resident and from_logits and dtype == torch.float32 else 3  # others take more registers
+    blocks = SHARE_BLOCKS if resident else stream_blocks(dtype.itemsize)
     return _spec("draw_top_k", blocks, dtype, from_logits, kResident=resident)
 
 
@@ -99,7 +102,7 @@ class CudaSample(Backend):
         filters = set(problem.steps) - {SOFTMAX}
         left, pending = problem.batch, True  # rows for the last kernel, at a guess, and whether others come before it
         if not filters:
-            launch(plain_spec(*kind), params, parts=stream_parts(problem.batch, *sizes))
+            launch(plain_spec(*kind), params, parts=stream_parts(problem.batch, *sizes), smem=STREAM_BYTES)
             return random.advance()
         if "top_k" in filters:
             shape = selection_shape(problem.batch, *sizes)
@@ -108,7 +111,7 @@ class CudaSample(Backend):
         elif filters == {"top_p"} and problem.batch > _FEW_ROWS:
             rejected = torch.empty(problem.batch, 2, dtype=torch.float32, device=source.device)
             params = params.replaced("rejected", rejected)
-            launch(top_p_spec(*kind), params, parts=stream_parts(problem.batch, *sizes))
+            launch(top_p_spec(*kind), params, parts=stream_parts(problem.batch, *sizes), smem=STREAM_BYTES)
             left = problem.batch // 8
         else:
             pending = False

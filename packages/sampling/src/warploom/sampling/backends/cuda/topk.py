@@ -12,10 +12,12 @@ from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, i64, ptr
 from warploom.sampling.backends.cuda.rows import (
     CANDIDATE_BYTES,
     ROW_THREADS,
+    SHARE_BLOCKS,
     RowShape,
     largest_shared_bytes,
     launch_rows,
     selection_shape,
+    stream_blocks,
     vocab_fits,
 )
 from warploom.sampling.problems.topk import TopKProblem
@@ -55,7 +57,7 @@ def topk_spec(dtype: torch.dtype, resident: bool) -> KernelSpec:
             "In": cpp_type(dtype),
             "kResident": resident,
             "kThreads": ROW_THREADS,
-            "kBlocksPerSm": 3 if resident or dtype.itemsize == 2 else 4,  # 16-bit values take registers
+            "kBlocksPerSm": SHARE_BLOCKS if resident else stream_blocks(dtype.itemsize),
         },
         params=(TopKParams,),
     )

@@ -1,4 +1,4 @@
-// A draw from a row's candidates, exact throughout, by one block: what `draw_filtered.cuh` does over a row, for a few tokens.
+// A draw from a row's candidates by one block: what `draw_filtered.cuh` does over a row, for a few tokens.
 //
 // No sorting: every candidate is compared with every other, by as many threads as there are for each.
 #pragma once
@@ -8,11 +8,17 @@
 
 namespace warploom::sampling {
 
-// In the memory that the row's share was in.
-struct CandidateScratch {
-  uint64_t keys[CandidateStorage::kCapacity];
-  uint64_t units[CandidateStorage::kCapacity];
-  double weights[CandidateStorage::kCapacity];
+struct UnitSum {
+  uint64_t units;
+  WL_DEVICE static UnitSum none() { return {0}; }
+  WL_DEVICE void merge(const UnitSum& other) { units += other.units; }
+};
+
+// A candidate of a quad that may be the first.
+struct Pick {
+  static constexpr int kMost = 8;
+  double quad_weight;
+  int place;
 };
 
 // Of one candidate.
@@ -24,37 +30,49 @@ struct CandidateFacts {
   WL_DEVICE static CandidateFacts none() { return {0, 0, 0}; }
 };
 
-// What a round comes to.
-struct CandidateRound {
-  Arrival first;
-  uint64_t units;  // that top_p is a share of
+// In the memory that the row's share was in.
+struct CandidateScratch {
+  uint64_t keys[CandidateStorage::kCapacity];
+  uint64_t units[CandidateStorage::kCapacity];
+  double weights[CandidateStorage::kCapacity];
+  CandidateFacts facts[CandidateStorage::kCapacity];
+  Pick picks[Pick::kMost];
+  int pick_count;
+};
 
-  WL_DEVICE static CandidateRound none() { return {Arrival::none(), 0}; }
+// What a round comes to: the place of the winner, -1 if that can't be said, and the units that top_p is a share of.
+struct CandidateRound {
+  int place;
+  uint64_t units;
 };
 
 template <class Weights, int kThreads>
 struct CandidateDraw {
-  static constexpr int kOwn = CandidateStorage::kCapacity / kThreads;
-
   CandidateScratch& all;
   int count;
   int log2_ways;  // 2**log2_ways neighbouring threads share a candidate
-  CandidateFacts facts[kOwn];
   RowReduce reduce;
 
   WL_DEVICE CandidateDraw(CandidateScratch& all, int count, RowReduceStorage& storage, const Weights& weights)
       : all(all), count(count), log2_ways(0), reduce(storage, 0, 1) {
     for (int i = threadIdx.x; i < count; i += kThreads) {
-      all.units[i] = weights.units(value(i));
-      all.weights[i] = weights.exact(value(i));
+      const double weight = weights.exact(value(i));
+      all.weights[i] = weight;
+      all.units[i] = weights.units(value(i), weight);
     }
     while (count << (log2_ways + 1) <= kThreads && log2_ways < 5) ++log2_ways;
     __syncthreads();
-#pragma unroll
-    for (int n = 0; n < kOwn; ++n) facts[n] = n == 0 || count > kThreads ? compare(own(n)) : CandidateFacts::none();
+    // Whole warps, because the threads that share a candidate shuffle.
+#pragma unroll 1
+    for (int i = own(); i - own() < count; i += kThreads) {
+      const CandidateFacts facts = compare(i);
+      if (i < count && leads()) all.facts[i] = facts;
+    }
   }
 
-  WL_DEVICE int own(int n) const { return (int(threadIdx.x) >> log2_ways) + n * kThreads; }
+  // The first candidate of this thread; the others are kThreads apart, where every thread has some of its own.
+  WL_DEVICE int own() const { return int(threadIdx.x) >> log2_ways; }
+  WL_DEVICE bool leads() const { return (int(threadIdx.x) & ((1 << log2_ways) - 1)) == 0; }
   WL_DEVICE float value(int i) const { return candidate_value(all.keys[i]); }
 
   WL_DEVICE CandidateFacts compare(int i) const {
@@ -80,43 +98,83 @@ struct CandidateDraw {
     return result;
   }
 
-  // Arrival of candidate i among those for which kept(place, its facts). The threads that share it divide the two heats.
-  template <class Kept>
-  WL_DEVICE Arrival arrival_of(int i, const CandidateFacts& mine, const Draws& draws, Kept kept) const {
-    const int token = candidate_token(all.keys[i]);
-    const bool second = token % kQuad >= 2;
-    double halves[2] = {second ? 0.0 : all.weights[i], second ? all.weights[i] : 0.0};  // of the quad
-    for (uint32_t others = mine.partners; others; others >>= 10) {
+  WL_DEVICE int token(int i) const { return candidate_token(all.keys[i]); }
+
+  // The kept weight of a candidate's quad.
+  WL_DEVICE double quad_weight(int i, float minimum) const {
+    double low = 0.0, high = 0.0;  // halves of the quad
+    const auto add = [&](int j) {
+      const bool upper = token(j) % kQuad >= 2;
+      low += upper ? 0.0 : all.weights[j];
+      high += upper ? all.weights[j] : 0.0;
+    };
+    add(i);
+#pragma unroll 1
+    for (uint32_t others = all.facts[i].partners; others; others >>= 10) {
       const int j = int(others & 1023) - 1;
-      if (!kept(value(j))) continue;
-      (candidate_token(all.keys[j]) % kQuad >= 2 ? halves[1] : halves[0]) += all.weights[j];
+      if (value(j) >= minimum) add(j);
     }
-    return arrival(token, halves[0] + halves[1], all.weights[i], draws, i);
+    return low + high;
+  }
+  // Calls visitor(i) for this thread's candidates of at least `minimum`.
+  template <class Visitor>
+  WL_DEVICE void visit(float minimum, Visitor&& visitor) const {
+    if (!leads()) return;
+#pragma unroll 1
+    for (int i = own(); i < count; i += kThreads) {
+      if (value(i) >= minimum) visitor(i);
+    }
   }
 
   // The draw among values of at least `minimum`, and the units of those of at least `base`.
   WL_DEVICE CandidateRound round(float minimum, float base, const Draws& draws) {
-    CandidateRound mine = CandidateRound::none();
-    const bool leads = (int(threadIdx.x) & ((1 << log2_ways) - 1)) == 0;
-#pragma unroll
-    for (int n = 0; n < kOwn; ++n) {
-      const int i = own(n);
-      if (i >= count || !leads) continue;
-      if (value(i) >= base) mine.units += all.units[i];
-      if (!(value(i) >= minimum)) continue;
-      const Arrival other = arrival_of(i, facts[n], draws, [=](float value) { return value >= minimum; });
-      if (other.quad_time < mine.first.quad_time ||
-          (other.quad_time == mine.first.quad_time && other.token_time < mine.first.token_time)) {
-        mine.first = other;
-      }
-    }
-    mine.first = first_of_warp(mine.first);
-    mine.units = warp_reduce(mine.units, Sum());
-    mine = reduce.of_warps(mine);
-    mine.first = first_of_warp(mine.first);
-    mine.units = warp_reduce(mine.units, Sum());
+    const int place = first_of(pick(minimum, draws), draws);
+    uint64_t units = 0;
+    visit(base, [&](int i) { units += all.units[i]; });
+    units = warp_merge(reduce.of_warps(UnitSum{warp_reduce(units, Sum())})).units;
     ++reduce.round;
-    return mine;
+    return {place, units};
+  }
+
+  WL_DEVICE float quad_key(int i, float minimum, const Draws& draws) const {
+    const int quad = token(i) / kQuad;
+    return log2_approx_full(float(quad_weight(i, minimum))) + log2_rate(draws.word(Draws::quad_block(quad), quad / 32 % 4));
+  }
+
+  // The first heat by approximate keys: candidates whose quads may be the first. Their number.
+  WL_DEVICE int pick(float minimum, const Draws& draws) {
+    if (threadIdx.x == 0) all.pick_count = 0;
+    float best = negative_infinity();
+    visit(minimum, [&](int i) { best = fmaxf(best, quad_key(i, minimum, draws)); });
+    const float best_of_all = warp_max(reduce.of_warps(RowMaximum{warp_max(best)}).value);
+    ++reduce.round;
+    if (best >= best_of_all - kKeyError) {
+      visit(minimum, [&](int i) {
+        if (quad_key(i, minimum, draws) < best_of_all - kKeyError) return;
+        const int at = atomicAdd(&all.pick_count, 1);
+        if (at < Pick::kMost) all.picks[at] = {quad_weight(i, minimum), i};
+      });
+    }
+    __syncthreads();
+    return all.pick_count;
+  }
+
+  // The place of the winner among the picks, by every warp: by approximate keys of the second heat, exactly if those leave a
+  // doubt. -1 if there are too many.
+  WL_DEVICE int first_of(int picks, const Draws& draws) const {
+    if (picks < 1 || picks > Pick::kMost) return -1;
+    const bool has_pick = lane_id() < picks;
+    const Pick mine = all.picks[has_pick ? lane_id() : 0];
+    const int token = this->token(mine.place), quad = token / kQuad;
+    const uint32_t word = draws.word(Draws::token_block(token), token % kQuad);
+    const float key = log2_approx_full(float(all.weights[mine.place])) + log2_rate(word);
+    const float best = warp_max(has_pick ? key : negative_infinity());
+    const uint32_t near = __ballot_sync(kFullMask, has_pick && key >= best - kKeyError);
+    const bool one_quad = __all_sync(kFullMask, quad == __shfl_sync(kFullMask, quad, 0));
+    if (one_quad && __popc(near) == 1) return __shfl_sync(kFullMask, mine.place, __ffs(near) - 1);
+    Arrival arrival_of_mine = Arrival::none();
+    if (has_pick) arrival_of_mine = arrival(token, mine.quad_weight, all.weights[mine.place], draws, mine.place);
+    return first_of_warp(arrival_of_mine).place;
   }
 
   // The k-th largest value, if there are as many.
@@ -135,10 +193,7 @@ struct CandidateDraw {
   template <class Keep>
   WL_DEVICE float least_of_thread(Keep keep) const {
     float least = -negative_infinity();
-#pragma unroll
-    for (int n = 0; n < kOwn; ++n) {
-      if (own(n) < count && keep(facts[n])) least = fminf(least, value(own(n)));
-    }
+    visit(negative_infinity(), [&](int i) { least = keep(all.facts[i]) ? fminf(least, value(i)) : least; });
     return least;
   }
 

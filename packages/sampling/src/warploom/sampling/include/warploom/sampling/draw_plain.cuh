@@ -12,13 +12,14 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     draw_plain_kernel(const __grid_constant__ DrawParams params) {
   using T = typename Config::In;
   using Weights = WeightsOf<Config>;
+  extern __shared__ __align__(128) Packed ring[];
   __shared__ RowReduceStorage reduce_storage;
   __shared__ RaceStorage race_storage;
   const int64_t index = row_index();
   const int64_t source_row = params.source_row(index);
   if (!params.has(source_row)) return params.finish(index, kBadRow);
   RowReduce reduce(reduce_storage, row_part(), row_parts());
-  RowStream<T> stream(params.load_row<T>(source_row), row_part(), row_parts());
+  RowStream<T> stream(params.load_row<T>(source_row), row_part(), row_parts(), ring);
   const Draws draws = params.draws(index);
   const float all = negative_infinity();
 

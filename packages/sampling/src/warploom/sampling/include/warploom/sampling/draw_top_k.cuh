@@ -18,12 +18,51 @@ struct TopKDrawStorage {
   uint64_t arrived;  // candidates
 };
 
+// What the first block makes of a row's candidates.
+struct CandidateTask {
+  int count;
+  float maximum;
+  float of_min_p;  // the smallest value that min_p keeps
+  float mass;      // that top_p is a share of, if not one of the candidates
+  float error;     // of that
+};
+
+// A token, or kPending where the approximate mass of the row leaves a doubt.
+template <class Weights, int kThreads>
+WL_DEVICE int token_of_candidates(const DrawParams& params, CandidateScratch& scratch, RowReduceStorage& storage,
+                                  CandidateTask task) {
+  const Weights weights(task.maximum, params.scale(row_index()));
+  CandidateDraw<Weights, kThreads> few(scratch, task.count, storage, weights);
+  const RowFilters filters = params.row_filters(row_index());
+  const float of_top_k = few.largest_but(filters.top_k);
+  const float base = filters.base(of_top_k, task.of_min_p);
+  const bool has_all = filters.steps & kTopKBeforeTopP || task.count < filters.top_k, cuts = filters.cut();
+  float left = filters.minimum(task.maximum, of_top_k, task.of_min_p), inside = negative_infinity();
+  // Rounds of `warploom.sampling.steps`.
+#pragma unroll 1
+  for (int round = 0;; ++round) {
+    const float minimum = round < kTopPRounds ? left : fmaxf(left, inside);
+    const CandidateRound found = few.round(minimum, base, params.draws(row_index(), round));
+    if (found.place < 0) return kPending;
+    if (!cuts) return few.token(found.place);
+    if (round == 0) {
+      const double units = has_all ? double(found.units) : double(task.mass) * weights.unit_scale();
+      const double target = double(params.row_filters(row_index()).top_p) * units;
+      const double error = has_all ? 0.0 : double(task.error);
+      inside = few.reaching(target * (1 + error));
+      if (!has_all && inside != few.reaching(target * (1 - error))) return kPending;
+    }
+    left = few.value(found.place);
+    if (left >= inside) return few.token(found.place);
+    left = next_above(left);
+  }
+}
+
 template <class Config>
 struct TopKDraw {
   using T = typename Config::In;
   using Weights = WeightsOf<Config>;
   using Share = RowShare<T, Config::kResident>;
-  using Few = CandidateDraw<Weights, Config::kThreads>;
 
   const DrawParams& params;
   TopKDrawStorage& storage;
@@ -31,59 +70,24 @@ struct TopKDraw {
   Share& share;
   float scale;
 
-  // Read where they are used: registers are short.
-  WL_DEVICE RowFilters filters() const { return params.row_filters(row_index()); }
-
-  // A token or what is the matter; for the first block.
-  WL_DEVICE int draw(CandidateScratch& scratch) {
+  WL_DEVICE void draw(CandidateScratch& scratch) {
     const Contest largest = largest_batches<Weights>(share);
     const float maximum = reduce(RowMaximum{largest.best}).value;
-    if (!Weights::valid(maximum, scale)) return kBadRow;
+    if (!Weights::valid(maximum, scale)) return params.finish(row_index(), kBadRow);
     const Weights weights(maximum, scale);
-    const RowFilters filters = this->filters();
+    const RowFilters filters = params.row_filters(row_index());
     const float of_min_p = filters.min_p > 0 ? min_p_threshold(weights, maximum, filters.min_p) : negative_infinity();
     const float lowest = lowest_candidate<Weights, Config::kThreads>(filters.top_k, maximum, largest.best, reduce);
-    float mass = 0.0f;  // that top_p is a share of, if not one of the candidates
+    float mass = 0.0f;
     if (filters.cut() && !(filters.steps & kTopKBeforeTopP)) {
       mass = row_masses(share, reduce, weights, maximum, filters.base(negative_infinity(), of_min_p)).total;
     }
     const int count = collect_candidates<Weights>(share, reduce, lowest, largest, storage.candidates, &storage.arrived,
                                                   scratch.keys);
-    if (count == kTooMany) return kPending;
-    return share.part == 0 ? draw_candidates(count, maximum, of_min_p, mass, scratch) : 0;
-  }
-
- private:
-  WL_DEVICE int draw_candidates(int count, float maximum, float of_min_p, float mass, CandidateScratch& scratch) {
-    const RowFilters filters = this->filters();
-    const Weights weights(maximum, scale);
-    Few few(scratch, count, storage.reduce, weights);
-    const float of_top_k = few.largest_but(filters.top_k);
-    const float minimum = filters.minimum(maximum, of_top_k, of_min_p), base = filters.base(of_top_k, of_min_p);
-    float left = minimum, inside = negative_infinity();
-    Draws draws = params.draws(row_index());
-    // Rounds of `warploom.sampling.steps`.
-    for (int round = 0;; ++round) {
-      const CandidateRound found = few.round(round < kTopPRounds ? left : fmaxf(left, inside), base, draws);
-      if (!filters.cut()) return found.first.token;
-      if (round == 0) {
-        const bool has_all = filters.steps & kTopKBeforeTopP || count < filters.top_k;
-        inside = has_all ? few.reaching(double(filters.top_p) * double(found.units)) : nucleus_of_row(few, weights, mass);
-        if (!(inside == inside)) return kPending;
-      }
-      const float value = few.value(found.first.place);
-      if (value >= inside) return found.first.token;
-      left = next_above(value);
-      draws.next_round();
-    }
-  }
-
-  // The smallest value inside, by the approximate mass of the row; NaN if that leaves doubt.
-  WL_DEVICE float nucleus_of_row(Few& few, const Weights& weights, float mass) const {
-    const double target = double(filters().top_p) * double(mass) * weights.unit_scale();
-    const double error = 2 * mass_error(share.tokens_of_thread());
-    const float low = few.reaching(target * (1 + error));
-    return low == few.reaching(target * (1 - error)) ? low : quiet_nan();
+    if (count == kTooMany) return params.finish(row_index(), kPending);
+    if (share.part != 0) return;
+    const CandidateTask task{count, maximum, of_min_p, mass, 2 * mass_error(share.tokens_of_thread())};
+    params.finish(row_index(), token_of_candidates<Weights, Config::kThreads>(params, scratch, storage.reduce, task));
   }
 };
 
@@ -107,7 +111,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   typename Draw::Share share(params.load_row<typename Draw::T>(source_row), row_part(), row_parts(), held, storage.landed);
   __syncthreads();
   Draw draw{params, storage, reduce, share, params.scale(index)};
-  params.finish(index, draw.draw(reinterpret_cast<CandidateScratch&>(*held)));
+  draw.draw(reinterpret_cast<CandidateScratch&>(*held));
 }
 
 }  // namespace warploom::sampling

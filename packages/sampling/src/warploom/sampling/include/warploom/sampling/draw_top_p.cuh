@@ -21,11 +21,11 @@ struct Bounds {
 // Tokens of a block, by the logarithm of their weight relative to one of the larger ones.
 template <class Weights>
 struct WeightTable {
-  static constexpr int kBins = 2048;
-  static constexpr float kOctaves = 32.0f;
-  static constexpr float kBelow = 12.0f;  // octaves of it below the reference; the outermost bins have all beyond
+  static constexpr int kBins = 1536;
+  static constexpr float kOctaves = 28.0f;
+  static constexpr float kBelow = 9.0f;  // octaves of it below the reference; the outermost bins have all beyond
   // Weights of a bin are within this factor of each other: half a bin, and the errors of logarithms and of their places.
-  static constexpr float kFactor = 1.0058f;
+  static constexpr float kFactor = 1.0068f;
 
   uint32_t* counts;
   float reference;
@@ -34,7 +34,7 @@ struct WeightTable {
   WL_DEVICE int bin(float value) const {
     const float octave = Weights::kFromLogits ? (value - reference) * scale : log2_approx_full(value) - scale;
     const float place = __saturatef(fmaf(octave, 1 / kOctaves, kBelow / kOctaves));
-    return int(__float_as_uint(fmaf(place, float(kBins - 1), 0x1p23f)) & uint32_t(kBins - 1));
+    return int(__float_as_uint(fmaf(place, float(kBins - 1), 0x1p23f)) & 0x7fffffu);
   }
   WL_DEVICE void add(float value) const { atomicAdd(&counts[bin(value)], 1u); }
 
@@ -129,6 +129,7 @@ template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     draw_top_p_kernel(const __grid_constant__ DrawParams params) {
   using T = typename Config::In;
+  extern __shared__ __align__(128) Packed ring[];
   __shared__ TopPStorage storage;
   const int64_t index = row_index();
   allow_next_kernel();
@@ -140,7 +141,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     return params.finish(index, kPending);
   }
   RowReduce reduce(storage.reduce, row_part(), row_parts());
-  const RowStream<T> stream(params.load_row<T>(source_row), row_part(), row_parts());
+  const RowStream<T> stream(params.load_row<T>(source_row), row_part(), row_parts(), ring);
   TopPDraw<Config> draw{storage, reduce, stream, params.scale(index), top_p};
   params.finish(index, draw.draw(params.draws(index), params.rejected + index));
 }

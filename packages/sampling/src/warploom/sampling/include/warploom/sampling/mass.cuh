@@ -22,11 +22,15 @@ struct MassSums {
   WL_DEVICE void merge(const MassSums& other) { above += other.above, total += other.total; }
 };
 
+// Sixteen tokens at a time.
+template <class T>
+constexpr int kTogether = 16 / kVecWidth<T>;
+
 // Calls visitor(value) for every token of this thread; those beyond the row are -inf or 0.
 template <class Weights, class Share, class Visitor>
 WL_DEVICE void visit_values(Share& share, bool first, Visitor&& visitor) {
   using T = typename Share::Element;
-  share.visit_batches(first, [&](const Packed(&groups)[kBatch], int) {
+  share.template visit_groups<kTogether<T>>(first, [&](const Packed(&groups)[kTogether<T>], int) {
 #pragma unroll
     for (const Packed& packed : groups) {
       float values[kVecWidth<T>];
@@ -42,10 +46,10 @@ template <class Weights, class Share, class Visitor, class Rare>
 WL_DEVICE void visit_hits(Share& share, Visitor&& visitor, Rare&& rare) {
   using T = typename Share::Element;
   constexpr int kWidth = kVecWidth<T>;
-  share.visit_batches(false, [&](const Packed(&groups)[kBatch], int batch) {
+  share.template visit_groups<kTogether<T>>(false, [&](const Packed(&groups)[kTogether<T>], int first) {
     uint32_t hits = 0;
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
+    for (int i = 0; i < kTogether<T>; ++i) {
       float values[kWidth];
       values_of<T>(groups[i], values, Weights::kFromLogits);
 #pragma unroll
@@ -53,7 +57,7 @@ WL_DEVICE void visit_hits(Share& share, Visitor&& visitor, Rare&& rare) {
     }
 #pragma unroll 1
     for (; hits; hits &= hits - 1) {
-      const int n = __ffs(hits) - 1, group = batch + n / kWidth * kBatchStep<T>, token = group * kWidth + n % kWidth;
+      const int n = __ffs(hits) - 1, group = first + n / kWidth * kBatchStep<T>, token = group * kWidth + n % kWidth;
       if (token < share.row.vocab) rare(Weights::value(to_float(share.token(group, n % kWidth))), token);
     }
   });

@@ -48,6 +48,17 @@ WL_DEVICE int batch_of(int unit) {
   return unit / kStep * (kBatch * kStep) + unit % kStep;
 }
 
+// Exponential numbers times log2(e), of inverted words. Where u is small the logarithm of 1 - u cancels, and its series takes
+// over.
+constexpr uint32_t kSmallWords = ~(1u << 19);
+WL_DEVICE float exponential_by_logarithm(uint32_t inverse) {
+  return -log2_approx(fmaf(float(inverse), 0x1p-32f, 0x1p-33f));
+}
+WL_DEVICE float exponential_by_series(uint32_t inverse) {
+  const float u = fmaf(float(~inverse), 0x1p-32f, 0x1p-33f);
+  return u * fmaf(u, kLog2e / 2, kLog2e);
+}
+
 // -log2 of the exponential numbers of a batch's quads, plus a constant; quad j of group i is number i * kQuadsOfGroup + j.
 // E = -log1p(-u), u = (word + 0.5) * 2**-32.
 template <class T>
@@ -60,7 +71,6 @@ WL_DEVICE void log2_rates(int batch, const Draws& draws, float (&result)[kBatch 
   for (int j = 0; j < kQuads; ++j) blocks[j] = draws.first_block + uint32_t(batch / kTile * 32 + batch % kTile * kQuads + j);
   philox_words(draws.seed, draws.offset, draws.row, blocks, words);
 
-  constexpr uint32_t kSmall = ~(1u << 19);
   uint32_t inverse[kBatch * kQuads];  // ~word; the last round of Philox takes half of these in
   uint32_t largest = 0;
 #pragma unroll
@@ -69,18 +79,22 @@ WL_DEVICE void log2_rates(int batch, const Draws& draws, float (&result)[kBatch 
     const int i = n / kQuads;
     inverse[n] = ~(i == 0 ? four.x : i == 1 ? four.y : i == 2 ? four.z : four.w);
     largest = max(largest, inverse[n]);
-    result[n] = -log2_approx(fmaf(float(inverse[n]), 0x1p-32f, 0x1p-33f));
+    result[n] = exponential_by_logarithm(inverse[n]);
   }
-  // Where u is small the logarithm of 1 - u cancels, and its series takes over: one warp in fifty.
-  if (largest > kSmall) {
+  // One warp in fifty has such a number.
+  if (largest > kSmallWords) {
 #pragma unroll
     for (int n = 0; n < kBatch * kQuads; ++n) {
-      const float u = fmaf(float(~inverse[n]), 0x1p-32f, 0x1p-33f);
-      if (inverse[n] > kSmall) result[n] = u * fmaf(u, kLog2e / 2, kLog2e);
+      if (inverse[n] > kSmallWords) result[n] = exponential_by_series(inverse[n]);
     }
   }
 #pragma unroll
   for (float& x : result) x = -log2_approx(x);
+}
+
+// The same for one word.
+WL_DEVICE float log2_rate(uint32_t word) {
+  return -log2_approx(~word > kSmallWords ? exponential_by_series(~word) : exponential_by_logarithm(~word));
 }
 
 // In float64: what decides.

@@ -17,12 +17,12 @@ WL_DEVICE void write_row(Share& share, Out* out, int64_t stride, Result result) 
   constexpr int kPiece = kOutBytes > 16 ? 16 / int(sizeof(Out)) : kWidth;  // elements of a store
   const bool vectors = stride == 1 && reinterpret_cast<uint64_t>(out) % (kPiece * sizeof(Out)) == 0;
   const int whole = vectors ? share.row.whole_groups() : 0;
-  share.visit_batches(false, [&](const Packed(&groups)[kBatch], int batch) {
+  share.template visit_groups<kTogether<T>>(false, [&](const Packed(&groups)[kTogether<T>], int start) {
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
+    for (int i = 0; i < kTogether<T>; ++i) {
       float values[kWidth];
       values_of<T>(groups[i], values, Weights::kFromLogits);
-      const int group = batch + i * kBatchStep<T>, first = group * kWidth;
+      const int group = start + i * kBatchStep<T>, first = group * kWidth;
       if (group < whole) {
 #pragma unroll
         for (int piece = 0; piece < kWidth; piece += kPiece) {

@@ -122,9 +122,30 @@ __device__ __noinline__ FirstOfBatch first_of_batch(Row row, int batch, float mi
   return {mine, __shfl_sync(kFullMask, value, mine.place)};
 }
 
+// By one warp, for all its lanes: both heats by approximate keys, exactly if those leave a doubt.
 template <class T, class Row, class Weights>
-WL_DEVICE Winner winner_of_batch(const Row& row, int batch, float minimum, const Weights& weights,
-                                 const Draws& draws) {
+WL_DEVICE Winner winner_of_batch(const Row& row, int batch, float minimum, const Weights& weights, const Draws& draws) {
+  constexpr int kWidth = kVecWidth<T>;
+  const int lane = lane_id();
+  const int token = (batch + lane / kWidth * kBatchStep<T>) * kWidth + lane % kWidth, quad = token / kQuad;
+  const bool inside = lane < kBatch * kWidth && token < row.vocab;
+  const float value = inside ? Weights::value(to_float(row.load_token(token))) : negative_infinity();
+  const float weight = inside && value >= minimum ? weights.approximate(value) : 0.0f;
+  float sum = weight + __shfl_xor_sync(kFullMask, weight, 1);
+  sum += __shfl_xor_sync(kFullMask, sum, 2);
+  const float quad_key = log2_approx_full(sum) + log2_rate(draws.word(Draws::quad_block(quad), quad / 32 % 4));
+  const float best_quad = warp_max(sum > 0 ? quad_key : negative_infinity());
+  const bool in_quad = sum > 0 && quad_key >= best_quad - kKeyError;
+  const uint32_t quads = __ballot_sync(kFullMask, in_quad);
+  const bool takes_part = in_quad && weight > 0;
+  float key = negative_infinity();
+  if (takes_part) key = log2_approx_full(weight) + log2_rate(draws.word(Draws::token_block(token), token % kQuad));
+  const float best = warp_max(key);
+  const uint32_t tokens = __ballot_sync(kFullMask, takes_part && key >= best - kKeyError);
+  if (__popc(quads) == kQuad && __popc(tokens) == 1) {
+    const int winner = __ffs(tokens) - 1;
+    return {__shfl_sync(kFullMask, token, winner), __shfl_sync(kFullMask, value, winner)};
+  }
   const FirstOfBatch first = first_of_batch<T>(row, batch, minimum, weights, draws);
   return {first.arrival.token, first.value};
 }

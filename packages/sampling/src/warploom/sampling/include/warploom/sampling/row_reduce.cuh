@@ -40,10 +40,11 @@ WL_DEVICE V warp_merge_fast(V value) {
 
 struct alignas(16) RowReduceStorage {
   static constexpr int kMaxParts = 16;
+  static constexpr int kMaxWarps = 16;
   static constexpr int kMessageBytes = 32;
   // Two of each, used in turn: a block may be one reduction ahead of another, and a warp of another warp.
   uint4 parts[2][kMaxParts][kMessageBytes / 16];
-  uint4 warps[2][kWarpSize][kMessageBytes / 16];
+  uint4 warps[2][kMaxWarps][kMessageBytes / 16];
   uint64_t arrived[2];  // mbarriers that count the bytes of `parts`
 };
 
@@ -91,7 +92,7 @@ struct RowReduce {
   // A value for every warp: lane i of every warp gets that of warp i. Has a block barrier.
   template <class V>
   WL_DEVICE V of_warps(const V& value) {
-    uint4(&warps)[kWarpSize][2] = storage.warps[turn()];
+    uint4(&warps)[RowReduceStorage::kMaxWarps][2] = storage.warps[turn()];
     if (lane_id() == 0) *reinterpret_cast<V*>(warps[warp_id()]) = value;
     __syncthreads();
     return lane_id() < int(blockDim.x) / kWarpSize ? *reinterpret_cast<const V*>(warps[lane_id()]) : V::none();

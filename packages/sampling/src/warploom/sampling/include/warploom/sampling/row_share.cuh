@@ -2,8 +2,8 @@
 //
 // The blocks of a row take its 4 KB tiles in turn, so that each sees the whole vocabulary: neighbouring tokens are often
 // alike (masked ranges, padding). Aligned rows are copied by the copy engine, in stages that the first visit waits for one
-// by one; other rows by the threads that visit them. Every visit gives a thread the same groups, so shared memory needs no
-// barrier between visits. Without kResident a row is too long to keep, and each visit reads it again, from L2.
+// by one; other rows by threads, token by token. Without kResident a row is too long to keep, and each visit reads it again,
+// from L2.
 #pragma once
 
 #include "warploom/sampling/parts.cuh"
@@ -29,7 +29,7 @@ struct RowShare {
   uint64_t* landed; // [kShareStages] mbarriers
   bool copied;      // by the copy engine
 
-  // `landed` is published by the barrier that the caller puts before the first visit.
+  // `landed` and what threads have copied are published by the barrier that the caller puts before the first visit.
   WL_DEVICE RowShare(const SourceRow<T>& row, int part, int parts, Packed* held, uint64_t* landed)
       : row(row), part(part), parts(parts), held(held), landed(landed), copied(false) {
     // `parts` is a power of two; a division takes longer than all of this.
@@ -44,6 +44,9 @@ struct RowShare {
     copied = kResident && row.aligned;
     if (copied) start_copy();
 #endif
+    if (kResident && !copied) {
+      for (int local = threadIdx.x; local < count; local += int(blockDim.x)) held[local] = row.load(group_of(local));
+    }
   }
 
   // At most.
@@ -70,6 +73,12 @@ struct RowShare {
   // say so.
   template <class Visitor>
   WL_DEVICE void visit_batches(bool first, Visitor&& visitor) {
+    visit_groups<kBatch>(first, visitor);
+  }
+
+  // Calls visitor(groups, group) for kGroups groups at a time, kBatchStep apart from the first, for less code.
+  template <int kGroups, class Visitor>
+  WL_DEVICE void visit_groups(bool first, Visitor&& visitor) {
 #pragma unroll 1
     for (int unit = threadIdx.x;; unit += int(blockDim.x)) {
       const int tile = unit / kTileUnits;
@@ -78,13 +87,16 @@ struct RowShare {
 #if __CUDA_ARCH__ >= 900
       if (kResident && first && copied) mbarrier_wait(&landed[tile >> log2_stage], 0);
 #endif
-      Packed groups[kBatch];
+#pragma unroll 1
+      for (int start = 0; start < kBatch; start += kGroups) {
+        Packed groups[kGroups];
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int at = local + i * kBatchStep<T>;
-        groups[i] = at < count ? fetch(first, at) : nothing<T>();
+        for (int i = 0; i < kGroups; ++i) {
+          const int at = local + (start + i) * kBatchStep<T>;
+          groups[i] = at < count ? fetch(at) : nothing<T>();
+        }
+        visitor(groups, group_of(local + start * kBatchStep<T>));
       }
-      visitor(groups, group_of(local));
     }
   }
 
@@ -113,9 +125,8 @@ struct RowShare {
   }
 
  private:
-  WL_DEVICE Packed fetch(bool first, int local) {
+  WL_DEVICE Packed fetch(int local) const {
     if constexpr (!kResident) return row.load(group_of(local));
-    if (first && !copied) held[local] = row.load(group_of(local));
     return held[local];
   }
 

@@ -20,17 +20,20 @@ struct Amount {
   WL_DEVICE uint64_t exact(float value) const { return counts ? 1 : weights.units(value); }
   // Of many tokens of about a value.
   WL_DEVICE uint64_t rough(uint32_t tokens, float value) const {
-    return counts ? tokens : uint64_t(float(tokens) * weights.approximate(value) * float(weights.unit_scale()));
+    return uint64_t(float(tokens) * weights.approximate(value) * float(weights.unit_scale()));
   }
 };
 
 struct ThresholdStorage {
   static constexpr int kBins = 512;
   static constexpr int kRoughBins = 2 * kBins;
+  static constexpr int kListed = 512;
   union {
     uint32_t rough[kRoughBins];
     uint32_t halves[2][kBins];  // low and high, of 64-bit sums
   };
+  uint32_t list[kListed];  // offsets of the values in question, of which later levels need no more
+  int listed;              // or more, and the list is not complete
 };
 
 struct Threshold {
@@ -49,6 +52,12 @@ struct TableSums {
 
   WL_DEVICE static TableSums none() { return {0, 0, 0}; }
   WL_DEVICE void merge(const TableSums& other) { bins += other.bins, above += other.above, total += other.total; }
+};
+
+// Of the units of a few tokens, low and high halves.
+struct HalfSums {
+  uint32_t above[2];
+  uint32_t total[2];
 };
 
 // Where the target lies: bins [begin, end), the amount above them and in the first.
@@ -74,6 +83,13 @@ WL_DEVICE void sync_parts(int parts) {
   if (parts > 1) return cluster_sync();
 #endif
   __syncthreads();
+}
+
+// Without a branch, of which there would be one for every token.
+WL_DEVICE void count_if(bool counts, uint32_t* counter) {
+  asm volatile("{ .reg .pred p; setp.ne.u32 p, %0, 0; @p red.shared.add.u32 [%1], 1; }" ::"r"(uint32_t(counts)),
+               "r"(shared_address(counter))
+               : "memory");
 }
 
 // `reached(amount, total)` says whether an amount of a total is the target or more; it is monotone, and false for 0. NaN is
@@ -105,15 +121,18 @@ struct ThresholdSearch {
   WL_DEVICE Threshold find() {
     uint32_t begin = 0, last = lowest;  // of the values in question, as offsets from the top
     bool exact = false, weighs = false, narrowed = false;  // `weighs`: what lies above and below the range is not known
+    bool lists = true;  // the values in question are not listed
 #pragma unroll 1
     for (;;) {
-      clear();
+      clear(lists);
       if (!exact) {
         add_rough();
-      } else if (weighs) {
-        weigh(begin, last);
+      } else if (lists) {
+        add_exact(begin, last, weighs);
+        lists = storage.listed > Storage::kListed;
+      } else {
+        add_listed(begin, last);
       }
-      if (exact) add_exact(begin, last);
       const Crossing found = cross(exact, weighs);
       if (!exact) {
         narrowed = narrow(found, begin, last);
@@ -127,7 +146,7 @@ struct ThresholdSearch {
         if (shift == 0) return {top - begin, above, found.at};
         weighs = false;
       } else if (narrowed && weighs) {  // the estimate was wrong
-        begin = 0, last = lowest, narrowed = false;
+        begin = 0, last = lowest, narrowed = false, lists = true;
       } else {
         return {0, 0, 0};
       }
@@ -138,8 +157,9 @@ struct ThresholdSearch {
   // Bins of 2**shift keys hold a span.
   WL_DEVICE static int shift_of(uint32_t span) { return max(0, 32 - __clz(span) - 9); }
 
-  WL_DEVICE void clear() {
+  WL_DEVICE void clear(bool list) {
     for (int bin = threadIdx.x; bin < Storage::kRoughBins; bin += kThreads) storage.rough[bin] = 0;
+    if (list && threadIdx.x == 0) storage.listed = 0;
     __syncthreads();
   }
 
@@ -151,40 +171,87 @@ struct ThresholdSearch {
     return true;
   }
 
-  WL_DEVICE uint32_t rough_bin(uint32_t at) const { return min(at >> kRoughShift, uint32_t(Storage::kRoughBins - 1)); }
-
   WL_DEVICE void add_rough() {
-    if (amount.counts) {  // mostly of few values: the others may queue for one bin
-      return visit_values<Weights>(share, false, [&](float value) {
-        const uint32_t at = top - Weights::key(value);
-        if (at <= lowest) atomicAdd(&storage.rough[rough_bin(at)], 1u);
-      });
-    }
-    visit_values<Weights>(share, false, [&](float value) {
-      atomicAdd(&storage.rough[rough_bin(top - Weights::key(value))], 1u);  // `sum` leaves out those below `lowest`
-    });
-  }
-
-  // The units before `begin`, and all beside those up to `last`.
-  WL_DEVICE void weigh(uint32_t begin, uint32_t last) {
-    TableSums sums = TableSums::none();
+    float mass = 0.0f;  // the bins do not tell of the last one's, which may hold most tokens
     visit_values<Weights>(share, false, [&](float value) {
       const uint32_t at = top - Weights::key(value);
-      const uint64_t units = amount.weights.units(value);
-      sums.above += at < begin ? units : 0;
-      sums.total += at <= lowest ? units : 0;
+      mass += at <= lowest ? amount.weights.approximate(value) : 0.0f;
+      count_if(at <= lowest, &storage.rough[min(at >> kRoughShift, uint32_t(Storage::kRoughBins - 1))]);
     });
-    sums = warp_merge_fast(reduce.of_warps(warp_merge_fast(sums)));
-    above = sums.above, total = sums.total;  // of the block; `cross` adds up the row's
+    const MassSums sums = warp_merge(reduce.of_warps(MassSums{0.0f, warp_reduce(mass, Sum())}));
+    total = uint64_t(sums.total * float(amount.weights.unit_scale()));  // of the block; `cross` adds up the row's
   }
 
-  // One digit of the values in [begin, last].
-  WL_DEVICE void add_exact(uint32_t begin, uint32_t last) {
+  // One digit of the values in [begin, last], of which there are few; if it `weighs`, the units before them and in all, too.
+  WL_DEVICE void add_exact(uint32_t begin, uint32_t last, bool weighs) {
+    constexpr int kWidth = kVecWidth<T>, kSome = kTogether<T> / 2;  // registers are short
     const uint32_t span = last - begin;
-    const int shift = shift_of(span);
-    visit_hits<Weights>(
-        share, [=](float value) { return top - Weights::key(value) - begin <= span; },
-        [&](float value, int) { add(int((top - Weights::key(value) - begin) >> shift), amount.exact(value)); });
+    const UnitHalves halves(amount.weights);
+    TableSums sums = TableSums::none();
+    share.template visit_groups<kSome>(false, [&](const Packed(&groups)[kSome], int first) {
+      uint32_t hits = 0;
+      HalfSums some = {};
+#pragma unroll
+      for (int i = 0; i < kSome; ++i) {
+        float values[kWidth];
+        values_of<T>(groups[i], values, Weights::kFromLogits);
+        if (weighs) weigh(values, begin, halves, some, sums);
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) {
+          hits |= uint32_t(top - Weights::key(values[j]) - begin <= span) << (i * kWidth + j);
+        }
+      }
+      sums.above += some.above[0] + (uint64_t(some.above[1]) << kUnitBits / 2);
+      sums.total += some.total[0] + (uint64_t(some.total[1]) << kUnitBits / 2);
+#pragma unroll 1
+      for (; hits; hits &= hits - 1) {
+        const int n = __ffs(hits) - 1, group = first + n / kWidth * kBatchStep<T>;
+        if (group * kWidth + n % kWidth >= share.row.vocab) continue;
+        const uint32_t at = top - Weights::key(Weights::value(to_float(share.token(group, n % kWidth))));
+        const int place = atomicAdd(&storage.listed, 1);
+        if (place < Storage::kListed) {
+          storage.list[place] = at;
+        } else {
+          add(at, begin, span);
+        }
+      }
+    });
+    if (weighs) {
+      sums = warp_merge_fast(reduce.of_warps(warp_merge_fast(sums)));
+      above = sums.above, total = sums.total;  // of the block; `cross` adds up the row's
+    }
+    __syncthreads();
+    add_listed(begin, last);
+  }
+
+  WL_DEVICE void weigh(const float (&values)[kVecWidth<T>], uint32_t begin, const UnitHalves& halves, HalfSums& some,
+                       TableSums& sums) const {
+#pragma unroll
+    for (float value : values) {
+      const uint32_t at = top - Weights::key(value);
+      if constexpr (Weights::kFromLogits) {
+        const uint64_t units = amount.weights.units(value);
+        sums.above += at < begin ? units : 0;
+        sums.total += at <= lowest ? units : 0;
+      } else {
+        uint32_t high, low;
+        halves(value, high, low);
+        if (at < begin) some.above[0] += low, some.above[1] += high;
+        if (at <= lowest) some.total[0] += low, some.total[1] += high;
+      }
+    }
+  }
+
+  WL_DEVICE void add_listed(uint32_t begin, uint32_t last) {
+    const int listed = min(storage.listed, Storage::kListed);
+    for (int i = threadIdx.x; i < listed; i += kThreads) {
+      const uint32_t at = storage.list[i];
+      if (at - begin <= last - begin) add(at, begin, last - begin);
+    }
+  }
+
+  WL_DEVICE void add(uint32_t at, uint32_t begin, uint32_t span) {
+    add(int((at - begin) >> shift_of(span)), amount.exact(from_ordered(top - at)));
   }
 
   // 64-bit sums as two atomic additions: shared memory has none of 64 bits.
@@ -197,8 +264,9 @@ struct ThresholdSearch {
   // A block's own bins once `add_tables` is done.
   WL_DEVICE uint64_t sum(int bin, bool exact) const {
     if (exact) return storage.halves[0][bin] | uint64_t(storage.halves[1][bin]) << 32;
+    if (amount.counts) return storage.rough[bin];
     const uint32_t middle = (uint32_t(bin) << kRoughShift) + ((1u << kRoughShift) - kGrain) / 2;
-    return middle <= lowest ? amount.rough(storage.rough[bin], from_ordered(top - middle)) : 0;
+    return amount.rough(storage.rough[bin], from_ordered(top - min(middle, lowest)));
   }
 
 #if __CUDA_ARCH__ >= 900
@@ -253,7 +321,7 @@ struct ThresholdSearch {
     }
     const uint64_t bins = __shfl_sync(kFullMask, before, kWarpSize - 1);
     if (!exact) above = warp_reduce(squares, Sum());
-    const TableSums blocks = reduce.exchange(TableSums{bins, above, exact ? total : bins});
+    const TableSums blocks = reduce.exchange(TableSums{bins, above, total});
     before += warp_reduce(lane_id() < share.part ? blocks.bins : 0, Sum()) - mine;
     if (weighs || !exact) above = warp_reduce(blocks.above, Sum()), total = warp_reduce(blocks.total, Sum());
     const uint64_t slack = exact ? 0 : rough_error(above);

@@ -58,7 +58,8 @@ struct LogitWeights {
   WL_DEVICE float approximate(float value) const { return exp2_approx(log2_weight(value)); }
   WL_DEVICE double exact(float value) const { return exact_exp2((double(value) - double(maximum)) * double(scale)); }
   WL_DEVICE double unit_scale() const { return double(1ull << kUnitBits); }  // from an approximate mass
-  WL_DEVICE uint64_t units(float value) const { return uint64_t(exact(value) * unit_scale()); }
+  WL_DEVICE uint64_t units(float value) const { return units(value, exact(value)); }
+  WL_DEVICE uint64_t units(float, double exact) const { return uint64_t(exact * unit_scale()); }
 };
 
 // Probabilities weigh what they are.
@@ -86,6 +87,30 @@ struct ProbWeights {
     // 22 in the octave of the maximum, less if that is subnormal, and -1 if it is the smallest number of all.
     const int shift = exponent + 148 - max(field, 1);
     return (uint64_t(mantissa) << 40 >> min(max(shift, 0), 63)) << (exponent == -148);
+  }
+  WL_DEVICE uint64_t units(float value, double) const { return units(value); }
+};
+
+// Units of probabilities, in halves of 21 bits, by rounding down where float32 numbers are integers: a third of the instructions
+// of `ProbWeights::units`, which gives the same.
+struct UnitHalves {
+  static constexpr float kMagic = 0x1p23f;
+  float before;  // so that the other factor is a float32 number
+  float scale;
+
+  WL_DEVICE explicit UnitHalves(const LogitWeights&) : before(0.0f), scale(0.0f) {}  // unused
+  WL_DEVICE explicit UnitHalves(const ProbWeights& weights) {
+    const bool small = weights.exponent < -64;
+    before = small ? 0x1p64f : 1.0f;
+    scale = ldexpf(1.0f, kUnitBits / 2 - weights.exponent - (small ? 64 : 0));
+  }
+
+  WL_DEVICE void operator()(float value, uint32_t& high, uint32_t& low) const {
+    const float scaled = value * before;
+    const float whole = __fmaf_rd(scaled, scale, kMagic);
+    const float rest = fmaf(scaled, scale, kMagic - whole);  // exact: the bits below those of `whole`
+    high = __float_as_uint(whole) - __float_as_uint(kMagic);
+    low = __float_as_uint(__fmaf_rd(rest, 0x1p21f, kMagic)) - __float_as_uint(kMagic);
   }
 };
 
