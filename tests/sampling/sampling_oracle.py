@@ -79,32 +79,29 @@ def exponential(word):
     return -math.log1p(-(word + 0.5) / 2**32)
 
 
-def race(weights, row, seed, offset=0, draw_round=0):
-    """The two heats of a draw, written from their statement: weights is a list, the result a token."""
+def arrivals(weights, row, seed, offset=0):
+    """When tokens arrive, written from the statement: weights is a list, the result a dictionary of the positive ones."""
 
-    def first_number(quad):
-        block = quad // 128 * 32 + quad % 32 + draw_round * 2**22
-        return exponential(philox(block, row, seed, offset)[quad // 32 % 4])
+    def quad_number(quad):
+        return exponential(philox(quad // 128 * 32 + quad % 32, row, seed, offset)[quad // 32 % 4])
 
-    def second_number(token):
-        block = 2**30 + draw_round * 2**22 + token // 4
-        return exponential(philox(block, row, seed, offset)[token % 4])
+    def token_number(token):
+        return exponential(philox(2**30 + token // 4, row, seed, offset)[token % 4])
 
-    quads = {q: sum(weights[4 * q : 4 * q + 4]) for q in range((len(weights) + 3) // 4)}
-    quad = min((first_number(q) / weight, q) for q, weight in quads.items() if weight > 0)[1]
-    tokens = range(4 * quad, min(4 * quad + 4, len(weights)))
-    return min((second_number(t) / weights[t], t) for t in tokens if weights[t] > 0)[1]
+    times = {}
+    for quad in range((len(weights) + 3) // 4):
+        tokens = [t for t in range(4 * quad, min(4 * quad + 4, len(weights))) if weights[t] > 0]
+        if tokens:
+            first = quad_number(quad) / sum(weights[t] for t in tokens)
+            heat = {t: token_number(t) / weights[t] for t in tokens}
+            times |= {t: first + (heat[t] - min(heat.values())) for t in tokens}
+    return times
 
 
-def draw_nucleus(weights, kept, nucleus, row, seed, offset=0):
-    """Rounds among the tokens of `kept` until one is in `nucleus`; sets of tokens."""
-    for draw_round in range(4):
-        left = kept & nucleus if draw_round == 3 else kept
-        token = race([w if t in left else 0.0 for t, w in enumerate(weights)], row, seed, offset, draw_round)
-        if token in nucleus:
-            return token
-        kept = {t for t in kept if weights[t] > weights[token]}
-    raise AssertionError("the last round draws from the nucleus")
+def race(weights, row, seed, offset=0, finish=None):
+    """The first token to arrive, of those that may win."""
+    times = arrivals(weights, row, seed, offset)
+    return min(times if finish is None else times.keys() & finish, key=lambda t: (times[t], t))
 
 
 def chi_square_fits(counts, probs, alpha=1e-4):

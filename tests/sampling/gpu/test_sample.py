@@ -50,13 +50,9 @@ def run(source, chain, backend, filters=None, **options):
 
 def check(source, chain, filters=None, **options):
     want, want_valid = run(source, chain, "reference", filters, **options)
-    # Top-p alone has a kernel for many rows, and goes without it for few.
-    for few_rows in (0, 1 << 30) if set(chain) - {SOFTMAX} == {"top_p"} else (0,):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(launcher, "_FEW_ROWS", few_rows)
-            tokens, valid = run(source, chain, "cuda", filters, **options)
-        assert torch.equal(valid, want_valid)
-        assert torch.equal(tokens, want)
+    tokens, valid = run(source, chain, "cuda", filters, **options)
+    assert torch.equal(valid, want_valid)
+    assert torch.equal(tokens, want)
     return tokens, valid
 
 

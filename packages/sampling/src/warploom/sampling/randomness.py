@@ -17,7 +17,6 @@ The 128-bit counter is ``offset * 2**64 + row * 2**32 + block``, the key is the 
 * word ``(q // 32) % 4`` of block ``q // 128 * 32 + q % 32`` is that of quad ``q`` in the first heat of a draw
   (`warploom.sampling.steps`): a thread that takes four quads 32 apart, as coalesced loads have it, needs one block;
 * word ``t % 4`` of block ``2**30 + t // 4`` is that of token ``t`` in the second heat;
-* both are ``2**22`` blocks further for every round after the first of a draw that is repeated;
 * word ``i % 4`` of block ``2**31 + i // 4`` decides about draft token ``i`` in speculative verification.
 
 A word ``w`` becomes
@@ -44,7 +43,6 @@ __all__ = [
     "QUAD",
     "QUAD_TILE",
     "RANDOM_SCHEMA",
-    "ROUND_BLOCKS",
     "SECOND_HEAT",
     "RandomState",
     "random_state",
@@ -55,7 +53,6 @@ RANDOM_SCHEMA = "Tensor? seed, int seed_value, Tensor(z!)? offset, int offset_va
 
 QUAD = 4  # tokens that race as one
 QUAD_TILE = 128  # quads that share 32 blocks
-ROUND_BLOCKS = 1 << 22
 SECOND_HEAT = 1 << 30
 ACCEPT_DRAW = 1 << 33  # first draw of the blocks from 2**31
 

@@ -21,16 +21,18 @@ not be drawn; probabilities above 2**120 count as infinite), or nothing to draw,
 
 The distribution at the end is ``weight / sum of the kept weights``.
 
-**Draws** are exponential races (the Gumbel-max rule) in two heats. Tokens ``4 q ... 4 q + 3`` are quad ``q``. Each quad has an
-exponential number and arrives at that number over its kept weight; the tokens of the quad that arrives first race each other
-with numbers of their own. A token is then drawn with probability proportional to its weight, because the earliest of
-exponential arrivals is an exponential arrival at the sum of the rates; a quarter of the random numbers decide. Unlike
-inverting the cumulative sum, a race does not depend on the order of an addition.
+**Draws** are exponential races (the Gumbel-max rule): tokens arrive one by one, each at an exponentially distributed time with
+its weight as the rate, and the first is drawn. It is a token with probability proportional to its weight. Unlike inverting
+the cumulative sum, a race does not depend on the order of an addition.
 
-**Draws with top_p** (between 0 and 1) take place among all tokens that the other filters keep. A token outside the nucleus is
-rejected, together with all values not above its own, and drawn again with new numbers: up to `TOP_P_ROUNDS` times, then among
-the tokens of the nucleus. One sum over the row decides about a token, where finding the nucleus would take a selection; the
-distribution is the same.
+Times come in two heats, so that few of them have to be known. Tokens ``4 q ... 4 q + 3`` are quad ``q``. The first token of a
+quad arrives at the quad's exponential number over its kept weight, because the earliest of exponential arrivals is an
+exponential arrival at the sum of the rates. In a heat of their own, tokens run their own numbers over their weights: the
+first of the heat is the quad's first, and the others arrive later by as much as they are behind it there, because what is
+left of an exponential time is distributed like all of it. A quarter of the random numbers tell which token is first.
+
+**Draws with top_p** (between 0 and 1) are of the first token that lies in the nucleus, among all tokens that the other filters
+keep. The race need not know the nucleus: the few tokens that arrive first are looked up in it.
 """
 
 from __future__ import annotations
@@ -41,7 +43,6 @@ __all__ = [
     "FILTERS",
     "LARGEST_PROB",
     "SOFTMAX",
-    "TOP_P_ROUNDS",
     "UNIT_BITS",
     "Steps",
     "chain_of_order",
@@ -55,7 +56,6 @@ SOFTMAX = "softmax"
 FILTERS = ("top_k", "top_p", "min_p")
 UNIT_BITS = 42
 LARGEST_PROB = 2.0**120
-TOP_P_ROUNDS = 3
 LOGITS_FILTERS = ("top_k",)  # the others weigh probabilities against each other and need the softmax first
 
 

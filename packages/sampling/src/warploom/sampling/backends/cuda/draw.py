@@ -25,7 +25,6 @@ class DrawParams(ParamStruct):
     tokens: ptr
     valid: ptr
     probs: ptr
-    rejected: ptr
     temperature: ptr
     top_k: ptr
     top_p: ptr

@@ -14,23 +14,22 @@ __all__ = [
     "CANDIDATE_BYTES",
     "LARGEST_VOCAB",
     "ROW_THREADS",
-    "SHARE_BLOCKS",
     "STREAM_BYTES",
     "RowShape",
     "largest_cluster",
     "largest_shared_bytes",
     "launch_rows",
     "row_shape",
+    "selection_blocks",
     "selection_shape",
-    "stream_blocks",
     "stream_parts",
+    "stream_threads",
     "vocab_fits",
 ]
 
 ROW_THREADS = 256  # of a block
-SHARE_BLOCKS = 3  # an SM, where a block keeps its share of a row
 CANDIDATE_BYTES = 20672  # `CandidateScratch`, where the share of the row was
-STREAM_BYTES = ROW_THREADS * 3 * 4 * 16  # `kStreamBytes` in row_stream.cuh
+STREAM_BYTES = 3 * 4 * 16  # of shared memory for each thread of a block that streams a row: row_stream.cuh
 LARGEST_VOCAB = 2**20
 
 _TILE_BYTES = 4096  # of a row that a block takes in turn with the others: `kTileGroups` of 16 in row_share.cuh
@@ -123,33 +122,42 @@ def row_shape(batch: int, vocab: int, itemsize: int, arch: int, sms: int) -> Row
     return RowShape(parts, True, share_bytes) if share_bytes <= limit else RowShape(parts, False, 0)
 
 
-def stream_blocks(itemsize: int) -> int:
-    """Blocks an SM of kernels that read a row once; 16-bit values take more registers."""
-    return 4 if itemsize == 4 else 3
+def stream_threads(itemsize: int) -> int:
+    """Threads of a block that streams a row, two blocks an SM; 16-bit values take more registers."""
+    return 512 if itemsize == 4 else 384
+
+
+def selection_blocks(itemsize: int, resident: bool) -> int:
+    """Blocks an SM of kernels launched by `selection_shape`; 16-bit values take more registers."""
+    return 4 if itemsize == 4 and not resident else 3
 
 
 @functools.lru_cache(1024)
-def stream_parts(batch: int, vocab: int, itemsize: int, arch: int, sms: int, end: float = 2.5) -> int:
-    """Blocks of `ROW_THREADS` threads that read a row once: those that end soonest, as rows of whole waves go.
+def stream_parts(
+    batch: int, vocab: int, itemsize: int, arch: int, sms: int, blocks_per_sm: int = 2, end: float = 2.5
+) -> int:
+    """Blocks that read a row once: those that end soonest, as rows of whole waves go.
 
     Parameters
     ----------
     batch, vocab, itemsize, arch, sms : int
         Rows, their tokens and the bytes of each; architecture and multiprocessors of the GPU.
+    blocks_per_sm : int
+        That run at the same time.
     end : float
         Microseconds between a block's last read and its end.
 
     Examples
     --------
     >>> [stream_parts(batch, 128256, 4, arch=90, sms=132) for batch in (1, 64, 512)]
-    [16, 4, 1]
+    [16, 2, 1]
     """
-    slots = sms * stream_blocks(itemsize)
     row_bytes = vocab * itemsize
 
     def cost(parts: int) -> float:
         """Roughly microseconds: waves of blocks, each at its share of the memory's rate, and the end of each."""
         blocks = batch * parts
+        slots = int(sms * blocks_per_sm * (1.0 if parts == 1 else 0.9))  # clusters leave some SMs without one
         rate = min(32e3, 4.2e6 / min(blocks, slots))  # bytes a microsecond: one block by itself, its share of all
         return math.ceil(blocks / slots) * (row_bytes / parts / rate + end)
 
@@ -173,4 +181,6 @@ def selection_shape(batch: int, vocab: int, itemsize: int, arch: int, sms: int) 
     held = row_shape(sms, vocab, itemsize, arch, sms)  # more blocks a row gain nothing
     if batch * held.parts <= 2 * sms:
         return held
-    return RowShape(stream_parts(batch, vocab, itemsize, arch, sms, end=8.0), False, 0)
+    return RowShape(
+        stream_parts(batch, vocab, itemsize, arch, sms, selection_blocks(itemsize, False), end=8.0), False, 0
+    )

@@ -13,13 +13,13 @@ from warploom.sampling.backends.cuda.draw import DrawParams, draw_params, filter
 from warploom.sampling.backends.cuda.rows import (
     CANDIDATE_BYTES,
     ROW_THREADS,
-    SHARE_BLOCKS,
     STREAM_BYTES,
     launch_rows,
     row_shape,
+    selection_blocks,
     selection_shape,
-    stream_blocks,
     stream_parts,
+    stream_threads,
     vocab_fits,
 )
 from warploom.sampling.parameters import FilterParameters
@@ -30,7 +30,9 @@ from warploom.sampling.steps import SOFTMAX
 __all__ = ["CudaSample", "filtered_spec", "plain_spec", "top_k_spec", "top_p_spec"]
 
 
-def _spec(name: str, blocks_per_sm: int, dtype: torch.dtype, from_logits: bool, **config: bool) -> KernelSpec:
+def _spec(
+    name: str, threads: int, blocks_per_sm: int, dtype: torch.dtype, from_logits: bool, **config: bool
+) -> KernelSpec:
     return KernelSpec(
         family="sampling",
         header=f"warploom/sampling/{name}.cuh",
@@ -39,7 +41,7 @@ def _spec(name: str, blocks_per_sm: int, dtype: torch.dtype, from_logits: bool, 
             "In": cpp_type(dtype),
             "kFromLogits": from_logits,
             **config,
-            "kThreads": ROW_THREADS,
+            "kThreads": threads,
             "kBlocksPerSm": blocks_per_sm,
         },
         params=(DrawParams,),
@@ -49,29 +51,27 @@ def _spec(name: str, blocks_per_sm: int, dtype: torch.dtype, from_logits: bool, 
 @functools.cache
 def plain_spec(dtype: torch.dtype, from_logits: bool) -> KernelSpec:
     """The kernel that draws from the whole distribution."""
-    return _spec("draw_plain", stream_blocks(dtype.itemsize), dtype, from_logits)
+    return _spec("draw_plain", stream_threads(dtype.itemsize), 2, dtype, from_logits)
 
 
 @functools.cache
 def top_p_spec(dtype: torch.dtype, from_logits: bool) -> KernelSpec:
     """The kernel that draws from the nucleus of most rows."""
-    return _spec("draw_top_p", stream_blocks(dtype.itemsize), dtype, from_logits)
+    return _spec("draw_top_p", stream_threads(dtype.itemsize), 2, dtype, from_logits)
 
 
 @functools.cache
 def top_k_spec(dtype: torch.dtype, from_logits: bool, resident: bool) -> KernelSpec:
     """The kernel that draws from a few hundred of the largest values of a row, or of those what other filters keep."""
-    blocks = SHARE_BLOCKS if resident else stream_blocks(dtype.itemsize)
-    return _spec("draw_top_k", blocks, dtype, from_logits, kResident=resident)
+    return _spec(
+        "draw_top_k", ROW_THREADS, selection_blocks(dtype.itemsize, resident), dtype, from_logits, kResident=resident
+    )
 
 
 @functools.cache
 def filtered_spec(dtype: torch.dtype, from_logits: bool, resident: bool) -> KernelSpec:
     """The kernel that draws from what filters keep, for every row that there is."""
-    return _spec("draw_filtered", 2, dtype, from_logits, kResident=resident)
-
-
-_FEW_ROWS = 16  # that are kept on chip all at once: top-p then needs no kernel of its own
+    return _spec("draw_filtered", ROW_THREADS, 2, dtype, from_logits, kResident=resident)
 
 
 class CudaSample(Backend):
@@ -100,23 +100,23 @@ class CudaSample(Backend):
         kind = (problem.dtype, SOFTMAX in problem.steps)
         sizes = (problem.vocab, source.element_size(), problem.arch, sm_count(source.device))
         filters = set(problem.steps) - {SOFTMAX}
-        left, pending = problem.batch, True  # rows for the last kernel, at a guess, and whether others come before it
+        threads = stream_threads(problem.dtype.itemsize)
+        parts = stream_parts(problem.batch, *sizes)
+        stream = functools.partial(launch, threads=threads, parts=parts, smem=threads * STREAM_BYTES)
+        pending = True  # rows are left to the last kernel by one before it, few of them
         if not filters:
-            launch(plain_spec(*kind), params, parts=stream_parts(problem.batch, *sizes), smem=STREAM_BYTES)
+            stream(plain_spec(*kind), params)
             return random.advance()
         if "top_k" in filters:
             shape = selection_shape(problem.batch, *sizes)
             smem = max(shape.share_bytes, CANDIDATE_BYTES)
             launch(top_k_spec(*kind, shape.resident), params, parts=shape.parts, smem=smem)
-        elif filters == {"top_p"} and problem.batch > _FEW_ROWS:
-            rejected = torch.empty(problem.batch, 2, dtype=torch.float32, device=source.device)
-            params = params.replaced("rejected", rejected)
-            launch(top_p_spec(*kind), params, parts=stream_parts(problem.batch, *sizes), smem=STREAM_BYTES)
-            left = problem.batch // 8
+        elif filters == {"top_p"}:
+            stream(top_p_spec(*kind), params)
         else:
             pending = False
         if pending:
             params = params.replaced("only_pending", 1)
-        shape = row_shape(left, *sizes)
+        shape = row_shape(problem.batch, *sizes)
         launch(filtered_spec(*kind, shape.resident), params, parts=shape.parts, smem=shape.share_bytes, pdl=pending)
         return random.advance()

@@ -12,12 +12,11 @@ from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, i64, ptr
 from warploom.sampling.backends.cuda.rows import (
     CANDIDATE_BYTES,
     ROW_THREADS,
-    SHARE_BLOCKS,
     RowShape,
     largest_shared_bytes,
     launch_rows,
+    selection_blocks,
     selection_shape,
-    stream_blocks,
     vocab_fits,
 )
 from warploom.sampling.problems.topk import TopKProblem
@@ -57,7 +56,7 @@ def topk_spec(dtype: torch.dtype, resident: bool) -> KernelSpec:
             "In": cpp_type(dtype),
             "kResident": resident,
             "kThreads": ROW_THREADS,
-            "kBlocksPerSm": SHARE_BLOCKS if resident else stream_blocks(dtype.itemsize),
+            "kBlocksPerSm": selection_blocks(dtype.itemsize, resident),
         },
         params=(TopKParams,),
     )

@@ -5,16 +5,15 @@ from __future__ import annotations
 import torch
 
 from warploom.sampling.backends.reference.philox import block_words, exponential
-from warploom.sampling.randomness import QUAD, QUAD_TILE, ROUND_BLOCKS, SECOND_HEAT, RandomState
+from warploom.sampling.randomness import QUAD, QUAD_TILE, SECOND_HEAT, RandomState
 
 __all__ = ["race"]
 
 
-def race(weights: torch.Tensor, random: RandomState, draw_round: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw token ``t`` with probability ``weights[t] / sum(weights)``.
-
-    Quads of tokens race first, at the rate of their weight: quad ``q`` arrives at ``E1[q] / weight of q``. Then the tokens of
-    the quad that arrives first race each other. Of several the one with the smallest index wins.
+def race(
+    weights: torch.Tensor, random: RandomState, finish: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw token ``t`` with probability ``weights[t] / sum(weights)``, of those that may win.
 
     Parameters
     ----------
@@ -22,8 +21,8 @@ def race(weights: torch.Tensor, random: RandomState, draw_round: int = 0) -> tup
         ``[rows, vocab]``, not negative, not necessarily normalised.
     random : RandomState
         Of the call; its offset is not advanced.
-    draw_round : int
-        Which of several draws of the call.
+    finish : torch.Tensor, optional
+        ``[rows, vocab]``, bool: the first of these tokens wins; all by default.
 
     Returns
     -------
@@ -39,12 +38,17 @@ def race(weights: torch.Tensor, random: RandomState, draw_round: int = 0) -> tup
 
     quads = torch.nn.functional.pad(weights, (0, -vocab % QUAD)).reshape(rows, -1, QUAD)
     rates = (quads[..., 0] + quads[..., 1]) + (quads[..., 2] + quads[..., 3])
-    first_block = draw_round * ROUND_BLOCKS
-    quad = torch.argmin(_times(_quad_numbers(random, rates, first_block), rates), dim=-1)
-
-    tokens = quads[torch.arange(rows, device=quad.device), quad]
-    words = block_words(random, rows, (SECOND_HEAT + first_block + quad).unsqueeze(1))[:, 0]
-    token = quad * QUAD + torch.argmin(_times(exponential(words), tokens), dim=-1)
+    times = _times(_quad_numbers(random, rates), rates)
+    if finish is None:
+        quad = torch.argmin(times, dim=-1, keepdim=True)
+        heat = _heat(random, quads[torch.arange(rows, device=quad.device), quad[:, 0]].unsqueeze(1), quad)[:, 0]
+        token = quad[:, 0] * QUAD + torch.argmin(heat, dim=-1)
+    else:
+        heat = _heat(random, quads, torch.arange(rates.shape[1], device=rates.device))
+        first = heat.amin(-1, keepdim=True)
+        behind = torch.where(heat > first, heat - first, 0.0)
+        arrivals = torch.where(quads > 0, times.unsqueeze(-1) + behind, torch.inf).reshape(rows, -1)[:, :vocab]
+        token = torch.argmin(torch.where(finish, arrivals, torch.inf), dim=-1)
     return torch.where(valid, token, 0).to(torch.int32), valid
 
 
@@ -52,10 +56,16 @@ def _times(exponentials: torch.Tensor, rates: torch.Tensor) -> torch.Tensor:
     return torch.where(rates > 0, exponentials / rates, torch.inf)
 
 
-def _quad_numbers(random: RandomState, rates: torch.Tensor, first_block: int) -> torch.Tensor:
+def _heat(random: RandomState, weights: torch.Tensor, quads: torch.Tensor) -> torch.Tensor:
+    """Times of the tokens of `quads`, ``[rows, quads, QUAD]``, in their own heats."""
+    words = block_words(random, weights.shape[0], quads + SECOND_HEAT)
+    return _times(exponential(words), weights)
+
+
+def _quad_numbers(random: RandomState, rates: torch.Tensor) -> torch.Tensor:
     """The exponential number of every quad: a block of words serves quads that are 32 apart."""
     rows, count = rates.shape
     tiles = -(-count // QUAD_TILE)
     blocks = torch.arange(tiles * QUAD_TILE // 4, device=rates.device)
-    words = block_words(random, rows, blocks + first_block).reshape(rows, tiles, QUAD_TILE // 4, 4)
+    words = block_words(random, rows, blocks).reshape(rows, tiles, QUAD_TILE // 4, 4)
     return exponential(words.transpose(-1, -2).reshape(rows, -1)[:, :count])

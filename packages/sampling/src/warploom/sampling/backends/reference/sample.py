@@ -1,4 +1,4 @@
-"""Drawing tokens in plain torch: the whole chain, then exponential races over what is left."""
+"""Drawing tokens in plain torch: the whole chain, then an exponential race over what is left."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from warploom.sampling.backends.reference.race import race
 from warploom.sampling.parameters import FilterParameters
 from warploom.sampling.problems.sample import SampleProblem
 from warploom.sampling.randomness import RandomState
-from warploom.sampling.steps import TOP_P_ROUNDS
 
 __all__ = ["ReferenceSample"]
 
@@ -58,16 +57,6 @@ def _draw(chain: Chain, random: RandomState) -> tuple[torch.Tensor, torch.Tensor
     rows, kept, nucleus, cuts = chain
     if nucleus is None or cuts is None:
         return race(torch.where(kept, rows.weights, 0.0), random)
-    # Rows whose top_p keeps all, or the largest alone, need one round.
-    left = torch.where(cuts, kept, kept & nucleus)
-    tokens, valid = race(torch.where(left, rows.weights, 0.0), random)
-    for draw_round in range(1, TOP_P_ROUNDS + 1):
-        inside = nucleus.gather(-1, tokens.to(torch.int64).unsqueeze(1))
-        if tokens.device.type == "cpu" and bool(inside.all()):
-            break
-        above = rows.values > rows.values.gather(-1, tokens.to(torch.int64).unsqueeze(1))
-        left = torch.where(inside, left, left & above)
-        last = nucleus if draw_round == TOP_P_ROUNDS else True
-        again, _ = race(torch.where(left & last, rows.weights, 0.0), random, draw_round)
-        tokens = torch.where(inside.squeeze(1), tokens, again)
-    return tokens, valid
+    # A top_p that keeps all, or the largest alone, is a filter like others.
+    racing = torch.where(cuts, kept, kept & nucleus)
+    return race(torch.where(racing, rows.weights, 0.0), random, nucleus)

@@ -1,6 +1,7 @@
 // A draw from a row's candidates by one block: what `draw_filtered.cuh` does over a row, for a few tokens.
 //
-// No sorting: every candidate is compared with every other, by as many threads as there are for each.
+// No sorting: every candidate is compared with every other, by as many threads as there are for each. Then each finds when it
+// arrives, approximately, and those that may be the first of all look again, exactly.
 #pragma once
 
 #include "warploom/sampling/candidates.cuh"
@@ -14,13 +15,6 @@ struct UnitSum {
   WL_DEVICE void merge(const UnitSum& other) { units += other.units; }
 };
 
-// A candidate of a quad that may be the first.
-struct Pick {
-  static constexpr int kMost = 8;
-  double quad_weight;
-  int place;
-};
-
 // Of one candidate.
 struct CandidateFacts {
   uint64_t above;  // units of the candidates of larger values
@@ -30,20 +24,24 @@ struct CandidateFacts {
   WL_DEVICE static CandidateFacts none() { return {0, 0, 0}; }
 };
 
+constexpr int kMostPicks = 8;
+// Of a number of a race, relatively: more than an exponential number, a weight and their quotient are wrong by.
+constexpr float kTimeError = 0x1p-7f;
+
 // In the memory that the row's share was in.
 struct CandidateScratch {
   uint64_t keys[CandidateStorage::kCapacity];
   uint64_t units[CandidateStorage::kCapacity];
   double weights[CandidateStorage::kCapacity];
   CandidateFacts facts[CandidateStorage::kCapacity];
-  Pick picks[Pick::kMost];
+  int picks[kMostPicks];  // places of candidates that may arrive first
   int pick_count;
 };
 
-// What a round comes to: the place of the winner, -1 if that can't be said, and the units that top_p is a share of.
-struct CandidateRound {
-  int place;
-  uint64_t units;
+// The time of an arrival.
+struct TimeBounds {
+  float least;
+  float most;
 };
 
 template <class Weights, int kThreads>
@@ -100,22 +98,6 @@ struct CandidateDraw {
 
   WL_DEVICE int token(int i) const { return candidate_token(all.keys[i]); }
 
-  // The kept weight of a candidate's quad.
-  WL_DEVICE double quad_weight(int i, float minimum) const {
-    double low = 0.0, high = 0.0;  // halves of the quad
-    const auto add = [&](int j) {
-      const bool upper = token(j) % kQuad >= 2;
-      low += upper ? 0.0 : all.weights[j];
-      high += upper ? all.weights[j] : 0.0;
-    };
-    add(i);
-#pragma unroll 1
-    for (uint32_t others = all.facts[i].partners; others; others >>= 10) {
-      const int j = int(others & 1023) - 1;
-      if (value(j) >= minimum) add(j);
-    }
-    return low + high;
-  }
   // Calls visitor(i) for this thread's candidates of at least `minimum`.
   template <class Visitor>
   WL_DEVICE void visit(float minimum, Visitor&& visitor) const {
@@ -126,55 +108,33 @@ struct CandidateDraw {
     }
   }
 
-  // The draw among values of at least `minimum`, and the units of those of at least `base`.
-  WL_DEVICE CandidateRound round(float minimum, float base, const Draws& draws) {
-    const int place = first_of(pick(minimum, draws), draws);
+  // The units of values of at least `base`.
+  WL_DEVICE uint64_t units_from(float base) {
     uint64_t units = 0;
     visit(base, [&](int i) { units += all.units[i]; });
     units = warp_merge(reduce.of_warps(UnitSum{warp_reduce(units, Sum())})).units;
     ++reduce.round;
-    return {place, units};
+    return units;
   }
 
-  WL_DEVICE float quad_key(int i, float minimum, const Draws& draws) const {
-    const int quad = token(i) / kQuad;
-    return log2_approx_full(float(quad_weight(i, minimum))) + log2_rate(draws.word(Draws::quad_block(quad), quad / 32 % 4));
-  }
-
-  // The first heat by approximate keys: candidates whose quads may be the first. Their number.
-  WL_DEVICE int pick(float minimum, const Draws& draws) {
+  // The place of the first to arrive of at least `eligible`, where values of at least `minimum` race; -1 if too many may be.
+  WL_DEVICE int first(float minimum, float eligible, const Draws& draws) {
     if (threadIdx.x == 0) all.pick_count = 0;
-    float best = negative_infinity();
-    visit(minimum, [&](int i) { best = fmaxf(best, quad_key(i, minimum, draws)); });
-    const float best_of_all = warp_max(reduce.of_warps(RowMaximum{warp_max(best)}).value);
-    ++reduce.round;
-    if (best >= best_of_all - kKeyError) {
-      visit(minimum, [&](int i) {
-        if (quad_key(i, minimum, draws) < best_of_all - kKeyError) return;
-        const int at = atomicAdd(&all.pick_count, 1);
-        if (at < Pick::kMost) all.picks[at] = {quad_weight(i, minimum), i};
-      });
-    }
+    float soon = -negative_infinity();
+    visit(eligible, [&](int i) { soon = fminf(soon, bounds(i, minimum, draws).most); });
+    soon = least_of_block(soon);
+    visit(eligible, [&](int i) {
+      if (!(bounds(i, minimum, draws).least <= soon)) return;
+      const int at = atomicAdd(&all.pick_count, 1);
+      if (at < kMostPicks) all.picks[at] = i;
+    });
     __syncthreads();
-    return all.pick_count;
-  }
-
-  // The place of the winner among the picks, by every warp: by approximate keys of the second heat, exactly if those leave a
-  // doubt. -1 if there are too many.
-  WL_DEVICE int first_of(int picks, const Draws& draws) const {
-    if (picks < 1 || picks > Pick::kMost) return -1;
-    const bool has_pick = lane_id() < picks;
-    const Pick mine = all.picks[has_pick ? lane_id() : 0];
-    const int token = this->token(mine.place), quad = token / kQuad;
-    const uint32_t word = draws.word(Draws::token_block(token), token % kQuad);
-    const float key = log2_approx_full(float(all.weights[mine.place])) + log2_rate(word);
-    const float best = warp_max(has_pick ? key : negative_infinity());
-    const uint32_t near = __ballot_sync(kFullMask, has_pick && key >= best - kKeyError);
-    const bool one_quad = __all_sync(kFullMask, quad == __shfl_sync(kFullMask, quad, 0));
-    if (one_quad && __popc(near) == 1) return __shfl_sync(kFullMask, mine.place, __ffs(near) - 1);
-    Arrival arrival_of_mine = Arrival::none();
-    if (has_pick) arrival_of_mine = arrival(token, mine.quad_weight, all.weights[mine.place], draws, mine.place);
-    return first_of_warp(arrival_of_mine).place;
+    const int picks = all.pick_count;
+    if (picks < 1 || picks > kMostPicks) return -1;
+    if (picks == 1) return all.picks[0];
+    Arrival mine = Arrival::none();
+    if (lane_id() < picks) mine = exact_arrival(all.picks[lane_id()], minimum, draws);
+    return first_of_warp(mine).place;
   }
 
   // The k-th largest value, if there are as many.
@@ -189,6 +149,51 @@ struct CandidateDraw {
   }
 
  private:
+  // Calls visitor(j) for a candidate and the others of its quad that race.
+  template <class Visitor>
+  WL_DEVICE void visit_quad(int i, float minimum, Visitor&& visitor) const {
+    uint32_t others = all.facts[i].partners;
+#pragma unroll 1
+    for (int j = i; j >= 0; j = int(others & 1023) - 1, others >>= 10) {
+      if (value(j) >= minimum) visitor(j);
+    }
+  }
+
+  WL_DEVICE TimeBounds bounds(int i, float minimum, const Draws& draws) const {
+    const int quad = token(i) / kQuad;
+    const uint4 words = draws.words(Draws::token_block(token(i)));
+    float sum = 0.0f, first = -negative_infinity(), mine = 0.0f;
+    visit_quad(i, minimum, [&](int j) {
+      const float weight = float(all.weights[j]), time = exponential(word_of(words, token(j) % kQuad)) / weight;
+      sum += weight;
+      first = fminf(first, time);
+      if (j == i) mine = time;
+    });
+    const float of_quad = exponential(draws.word(Draws::quad_block(quad), quad / 32 % 4)) / sum;
+    const float behind = mine > first ? mine - first : 0.0f, time = of_quad + behind;
+    const float error = kTimeError * (of_quad + (behind > 0 ? mine + first : 0.0f));
+    return {time - error, time + error};
+  }
+
+  // As one number of the two heats.
+  WL_DEVICE Arrival exact_arrival(int i, float minimum, const Draws& draws) const {
+    double low = 0.0, high = 0.0, first = Arrival::none().token_time;  // halves of the quad
+    visit_quad(i, minimum, [&](int j) {
+      const bool upper = token(j) % kQuad >= 2;
+      low += upper ? 0.0 : all.weights[j];
+      high += upper ? all.weights[j] : 0.0;
+      first = fmin(first, time_of_token(j, draws));
+    });
+    const int quad = token(i) / kQuad;
+    const double of_quad = arrival_time(draws, Draws::quad_block(quad), quad / 32 % 4, low + high);
+    const double mine = time_of_token(i, draws);
+    return {of_quad + (mine > first ? mine - first : 0.0), 0.0, token(i), i};
+  }
+
+  WL_DEVICE double time_of_token(int i, const Draws& draws) const {
+    return arrival_time(draws, Draws::token_block(token(i)), token(i) % kQuad, all.weights[i]);
+  }
+
   // The smallest value of this thread's candidates for which keep(its facts).
   template <class Keep>
   WL_DEVICE float least_of_thread(Keep keep) const {

@@ -121,17 +121,17 @@ WL_DEVICE Contest largest_batches(Share& share) {
   return contest;
 }
 
-// Calls visitor(batch) for the batches of a warp's threads that have values of at least `minimum`, and for few others: a
-// thread's best, or all of a thread with several, which the warp's lanes then share.
+// Calls visitor(batch, is_sure) for the batches of a warp's threads that have values of at least `minimum`, and for few others: a
+// thread's best, surely, or all of a thread with several, which the warp's lanes then share.
 template <class Share, class Visitor>
 WL_DEVICE void for_batches_above(const Share& share, const Contest& contest, float minimum, Visitor&& visitor) {
   const bool several = contest.second >= minimum;
   uint32_t left = __ballot_sync(kFullMask, several);
   int batch = contest.best >= minimum && !several ? contest.batch : -1;
-  int thread = 0, number = 0, count = 0;  // of batches of the thread whose turn it is
+  int thread = -1, number = 0, count = 0;  // the thread whose turn it is, and its batches
 #pragma unroll 1
   for (;;) {
-    if (batch >= 0) visitor(batch);
+    if (batch >= 0) visitor(batch, thread < 0);
     number += kWarpSize;
     if (number >= count) {
       if (!left) return;
@@ -154,7 +154,7 @@ WL_DEVICE int collect_candidates(Share& share, RowReduce& reduce, float minimum,
   const int region = CandidateStorage::kCapacity >> (__ffs(share.parts) - 1);
   if (threadIdx.x == 0) storage.count = 0;
   __syncthreads();
-  for_batches_above(share, contest, minimum, [&](int batch) {
+  for_batches_above(share, contest, minimum, [&](int batch, bool) {
     Packed groups[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) groups[i] = share.load(batch + i * kBatchStep<T>);

@@ -19,10 +19,10 @@ WL_DEVICE int64_t load_index(const void* indices, bool are_64_bit, int64_t at) {
 
 // The random numbers of a row, by the fields of any kernel's parameters.
 template <class Params>
-WL_DEVICE Draws draws_of(const Params& params, int64_t row, int round = 0) {
+WL_DEVICE Draws draws_of(const Params& params, int64_t row) {
   return {uint64_t(of_row(params.seed, params.seed_stride, params.seed_value, row)),
           uint64_t(of_row(params.offset, params.offset_stride, params.offset_value, row)),
-          params.rows_have_seeds ? 0u : uint32_t(row), uint32_t(round) * kRoundBlocks};
+          params.rows_have_seeds ? 0u : uint32_t(row)};
 }
 
 // Filters of the chain, and those whose result top_p is a share of.
@@ -37,8 +37,7 @@ struct RowFilters {
 
   WL_DEVICE bool selects(int vocab) const { return top_k >= 1 && top_k < vocab; }
   WL_DEVICE bool cut() const { return top_p < 1 && top_p > 0; }  // a mass has to be found
-  // Whether the row's maximum is needed before anything can be drawn.
-  WL_DEVICE bool ask_first(int vocab) const { return selects(vocab) || min_p > 0 || top_p <= 0; }
+  WL_DEVICE bool keep_all(int vocab) const { return !(selects(vocab) || min_p > 0 || top_p < 1); }
 
   // Given the smallest values that top_k and min_p keep: that of what can be drawn, before top_p cuts, ...
   WL_DEVICE float minimum(float maximum, float of_top_k, float of_min_p) const {
@@ -51,17 +50,9 @@ struct RowFilters {
   }
 };
 
-constexpr int kTopPRounds = 3;  // TOP_P_ROUNDS of `warploom.sampling.steps`
-
 // Instead of a token: the next kernel has to find it; there is none.
 constexpr int kPending = -1;
 constexpr int kBadRow = -2;
-
-// A value that has been rejected, and what its row's weights were relative to.
-struct Rejected {
-  float value;  // NaN: none
-  float reference;
-};
 
 struct DrawParams {
   const void* source;   // [source_rows, vocab], logits or probabilities
@@ -69,7 +60,6 @@ struct DrawParams {
   int* tokens;          // [rows]; of draws
   bool* valid;          // [rows]
   void* probs;          // [rows, vocab]; of distributions
-  Rejected* rejected;   // [rows]; of pending rows, or null
   const float* temperature;  // [rows], or null: as the other parameters
   const int* top_k;
   const float* top_p;
@@ -118,11 +108,8 @@ struct DrawParams {
             filters & kHasTopP ? of_row(top_p, top_p_stride, top_p_value, row) : 1.0f,
             filters & kHasMinP ? of_row(min_p, min_p_stride, min_p_value, row) : 0.0f};
   }
-  WL_DEVICE Draws draws(int64_t row, int round = 0) const { return draws_of(*this, row, round); }
+  WL_DEVICE Draws draws(int64_t row) const { return draws_of(*this, row); }
 
-  WL_DEVICE Rejected rejected_before(int64_t row) const {
-    return only_pending && rejected ? rejected[row] : Rejected{quiet_nan(), -kLargestFinite};
-  }
   WL_DEVICE bool is_pending(int64_t row) const { return tokens[row * tokens_stride] == kPending; }
   // By all threads, or by the first warp of the first block of the row; only that block has to know the token.
   WL_DEVICE void finish(int64_t row, int token) const {

@@ -23,8 +23,9 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   const Draws draws = params.draws(index);
   const float all = negative_infinity();
 
+  stream.template start<false>();
   RowScan<Weights> scan(params.scale(index));
-  stream.visit_batches(true, [&](const Packed(&groups)[kBatch], int batch) {
+  stream.template visit<false>([&](const Packed(&groups)[kBatch], int batch) {
     scan.template enter<T, false>(groups, batch, draws, all);
   });
   RaceState state = race_of_row(scan, reduce, race_storage);

@@ -36,26 +36,18 @@ WL_DEVICE int token_of_candidates(const DrawParams& params, CandidateScratch& sc
   const RowFilters filters = params.row_filters(row_index());
   const float of_top_k = few.largest_but(filters.top_k);
   const float base = filters.base(of_top_k, task.of_min_p);
-  const bool has_all = filters.steps & kTopKBeforeTopP || task.count < filters.top_k, cuts = filters.cut();
-  float left = filters.minimum(task.maximum, of_top_k, task.of_min_p), inside = negative_infinity();
-  // Rounds of `warploom.sampling.steps`.
-#pragma unroll 1
-  for (int round = 0;; ++round) {
-    const float minimum = round < kTopPRounds ? left : fmaxf(left, inside);
-    const CandidateRound found = few.round(minimum, base, params.draws(row_index(), round));
-    if (found.place < 0) return kPending;
-    if (!cuts) return few.token(found.place);
-    if (round == 0) {
-      const double units = has_all ? double(found.units) : double(task.mass) * weights.unit_scale();
-      const double target = double(params.row_filters(row_index()).top_p) * units;
-      const double error = has_all ? 0.0 : double(task.error);
-      inside = few.reaching(target * (1 + error));
-      if (!has_all && inside != few.reaching(target * (1 - error))) return kPending;
-    }
-    left = few.value(found.place);
-    if (left >= inside) return few.token(found.place);
-    left = next_above(left);
+  const float minimum = filters.minimum(task.maximum, of_top_k, task.of_min_p);
+  float nucleus = minimum;
+  if (filters.cut()) {
+    const bool has_all = filters.steps & kTopKBeforeTopP || task.count < filters.top_k;
+    const double units = has_all ? double(few.units_from(base)) : double(task.mass) * weights.unit_scale();
+    const double target = double(filters.top_p) * units, error = has_all ? 0.0 : double(task.error);
+    const float found = few.reaching(target * (1 + error));
+    if (!has_all && found != few.reaching(target * (1 - error))) return kPending;
+    nucleus = fmaxf(minimum, found);
   }
+  const int place = few.first(minimum, nucleus, params.draws(row_index()));
+  return place < 0 ? kPending : few.token(place);
 }
 
 template <class Config>

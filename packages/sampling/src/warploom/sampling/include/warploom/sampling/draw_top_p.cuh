@@ -1,64 +1,33 @@
-// A draw from the nucleus of a row, in one pass over it: a race among all tokens, and meanwhile a count of the tokens by their
-// weights. The counts tell how much lies above the winner, within half a percent, and that mostly tells whether it is inside.
-// The other rows, one in ten for top_p = 0.9, are left to `draw_filtered.cuh`.
+// A draw from the nucleus of a row, in two passes over it: a race among all tokens, and the masses above those that arrive first.
+// An outsider rules out all values up to its own, so that the next one to ask about is the first arrival of a larger value:
+// two of them settle nearly every row.
 #pragma once
 
+#include "warploom/sampling/arrivals.cuh"
 #include "warploom/sampling/draw.cuh"
-#include "warploom/sampling/mass.cuh"
 #include "warploom/sampling/row_stream.cuh"
 #include "warploom/sync.cuh"
 
 namespace warploom::sampling {
 
-struct Bounds {
-  float least;
-  float most;
+// Tokens that are asked about at once: each larger than those that arrive before it.
+constexpr int kRecords = 2;
 
-  WL_DEVICE static Bounds none() { return {0.0f, 0.0f}; }
-  WL_DEVICE void merge(const Bounds& other) { least += other.least, most += other.most; }
-};
+struct MassesAbove {
+  float masses[kRecords];
 
-// Tokens of a block, by the logarithm of their weight relative to one of the larger ones.
-template <class Weights>
-struct WeightTable {
-  static constexpr int kBins = 1536;
-  static constexpr float kOctaves = 28.0f;
-  static constexpr float kBelow = 9.0f;  // octaves of it below the reference; the outermost bins have all beyond
-  // Weights of a bin are within this factor of each other: half a bin, and the errors of logarithms and of their places.
-  static constexpr float kFactor = 1.0068f;
-
-  uint32_t* counts;
-  float reference;
-  float scale;
-
-  WL_DEVICE int bin(float value) const {
-    const float octave = Weights::kFromLogits ? (value - reference) * scale : log2_approx_full(value) - scale;
-    const float place = __saturatef(fmaf(octave, 1 / kOctaves, kBelow / kOctaves));
-    return int(__float_as_uint(fmaf(place, float(kBins - 1), 0x1p23f)) & 0x7fffffu);
-  }
-  WL_DEVICE void add(float value) const { atomicAdd(&counts[bin(value)], 1u); }
-
-  // In units of what the reference weighs.
-  WL_DEVICE static float weight(int bin) { return exp2_approx(float(bin) * (kOctaves / (kBins - 1)) - kBelow); }
-
-  // Bounds of the mass above a value, by this thread's bins: [least, most].
-  WL_DEVICE Bounds above(float value) const {
-    const int own = bin(value);
-    if (own == 0 || counts[kBins - 1] > 0) return {0.0f, -negative_infinity()};
-    Bounds sum{0.0f, threadIdx.x == 0 ? float(counts[own]) * weight(own) : 0.0f};
-    for (int bin = own + 1 + int(threadIdx.x); bin < kBins; bin += int(blockDim.x)) {
-      const float mass = float(counts[bin]) * weight(bin);
-      sum.least += mass, sum.most += mass;
-    }
-    return {sum.least / kFactor, sum.most * kFactor};
+  WL_DEVICE static MassesAbove none() { return {}; }
+  WL_DEVICE void merge(const MassesAbove& other) {
+#pragma unroll
+    for (int i = 0; i < kRecords; ++i) masses[i] += other.masses[i];
   }
 };
 
 struct TopPStorage {
   RowReduceStorage reduce;
   RaceStorage race;
-  Winner winner;
-  alignas(16) uint32_t counts[WeightTable<LogitWeights>::kBins];
+  ArrivalStorage arrivals;
+  TokenArrival records[kRecords];
 };
 
 template <class Config>
@@ -73,54 +42,76 @@ struct TopPDraw {
   float top_p;
 
   // A token or what is the matter.
-  WL_DEVICE int draw(const Draws& draws, Rejected* rejected) {
-    const float all = negative_infinity(), reference = clear_table();
-    const WeightTable<Weights> table{storage.counts, reference, Weights::kFromLogits ? scale : log2_approx_full(reference)};
-    RowScan<Weights> scan(scale, Weights::kFromLogits ? reference : RowScan<Weights>::lowest());
-    stream.visit_batches(true, [&](const Packed(&groups)[kBatch], int batch) {
+  WL_DEVICE int draw(const Draws& draws) {
+    const float all = negative_infinity();
+    RowScan<Weights> scan(scale);
+    stream.template visit<false>([&](const Packed(&groups)[kBatch], int batch) {
       scan.template enter<T, false>(groups, batch, draws, all);
+    });
+    stream.template start<true>();
+    const RaceState state = race_of_row(scan, reduce, storage.race);
+    if (!can_draw<Weights>(state)) return kBadRow;
+    const Weights weights(state.reference, scale);
+    ArrivalSearch<T, Weights> arrivals(storage.arrivals, reduce, weights, draws, all, all);
+    const bool finite = state.mass <= kLargestFinite;  // of probabilities it may be too large a sum
+    if (!finite || !arrivals.collect(stream, scan, double(expected_arrivals()) / double(state.mass))) return kPending;
+    const float error = 2 * mass_error(stream.tokens_of_thread());
+    // To a record of which that can be said, or to the end of the records.
+#pragma unroll 1
+    for (float before = negative_infinity();;) {
+      find_records(arrivals, before);
+      if (!(top_p < 1)) return storage.records[0].token >= 0 ? storage.records[0].token : kPending;
+      const MassesAbove above = reduce(masses_above(weights));
+#pragma unroll
+      for (int i = 0; i < kRecords; ++i) {
+        if (storage.records[i].token < 0) return kPending;
+        const float difference = above.masses[i] - top_p * state.mass;
+        if (difference < -error * state.mass) return storage.records[i].token;
+        if (difference <= error * state.mass) return kPending;
+      }
+      before = storage.records[kRecords - 1].value;
+      stream.template start<true>();
+      __syncthreads();  // all have read the records
+    }
+  }
+
+ private:
+  // Among as many the nucleus has twelve, or there would be too many.
+  WL_DEVICE float expected_arrivals() const { return top_p < 1 ? fminf(12.0f / top_p, 48.0f) : 12.0f; }
+
+  WL_DEVICE void find_records(const ArrivalSearch<T, Weights>& arrivals, float before) {
+    if (warp_id() == 0) {
+#pragma unroll 1
+      for (int i = 0; i < kRecords; ++i) {
+        TokenArrival record = arrivals.first([=](float value) { return value > before; });
+        if (record.token < 0) record.value = -negative_infinity();
+        if (lane_id() == 0) storage.records[i] = record;
+        before = record.value;
+      }
+    }
+    __syncthreads();
+  }
+
+  // Of this thread's part.
+  WL_DEVICE MassesAbove masses_above(const Weights& weights) const {
+    MassesAbove sums = MassesAbove::none();
+    float records[kRecords];
+#pragma unroll
+    for (int i = 0; i < kRecords; ++i) records[i] = storage.records[i].value;
+    stream.template visit<true>([&](const Packed(&groups)[kBatch], int) {
 #pragma unroll
       for (const Packed& packed : groups) {
         float values[kVecWidth<T>];
         values_of<T>(packed, values, Weights::kFromLogits);
 #pragma unroll
-        for (float value : values) table.add(value);
+        for (float value : values) {
+          const float weight = weights.approximate(value);
+#pragma unroll
+          for (int i = 0; i < kRecords; ++i) sums.masses[i] += value > records[i] ? weight : 0.0f;
+        }
       }
     });
-    RaceState state = race_of_row(scan, reduce, storage.race);
-    if (!can_draw<Weights>(state)) return kBadRow;
-    settle_contenders<T>(state, scan, stream, reduce, all, draws);
-    const Weights weights(state.reference, scale);
-    if (warp_id() == 0) {
-      const Winner found = winner_of_batch<T>(stream.row, state.batch, all, weights, draws);
-      if (lane_id() == 0) storage.winner = found;
-    }
-    __syncthreads();
-    const Winner found = storage.winner;
-    if (!(top_p < 1)) return found.token;
-    Bounds above = table.above(found.value);
-    const float relative = weights.approximate(reference);  // to the row's reference, not to the block's
-    above = reduce(Bounds{above.least * relative, above.most * relative});
-    above.most -= weights.approximate(found.value);  // its own, which is not above
-    const float error = 1e-4f + 2 * mass_error(stream.tokens_of_thread());
-    if (above.most < (top_p - error) * state.mass) return found.token;
-    const bool outside = above.least > (top_p + error) * state.mass;
-    if (threadIdx.x == 0 && row_part() == 0) *rejected = {outside ? found.value : quiet_nan(), state.reference};
-    return kPending;
-  }
-
- private:
-  // And gives a reference: the largest of what the block sees first. That is in the cache for the pass.
-  WL_DEVICE float clear_table() {
-    for (int i = threadIdx.x; i < WeightTable<Weights>::kBins; i += Config::kThreads) storage.counts[i] = 0;
-    const float largest = warp_max(stream.first_largest());
-    if (lane_id() == 0) storage.race.warps[warp_id()].best = largest;
-    __syncthreads();
-    const bool has_warp = lane_id() < Config::kThreads / kWarpSize;
-    const float reference = warp_max(has_warp ? storage.race.warps[lane_id()].best : negative_infinity());
-    __syncthreads();
-    if constexpr (Config::kFromLogits) return fabsf(reference) <= kLargestFinite ? reference : RowScan<Weights>::lowest();
-    return reference > 0 ? reference : 1.0f;
+    return sums;
   }
 };
 
@@ -136,14 +127,14 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   const int64_t source_row = params.source_row(index);
   if (!params.has(source_row)) return params.finish(index, kBadRow);
   const float top_p = params.row_filters(index).top_p;
-  if (top_p <= 0) {
-    params.rejected[index] = {quiet_nan(), 0.0f};
-    return params.finish(index, kPending);
-  }
+  if (top_p <= 0) return params.finish(index, kPending);
+  ArrivalSearch<T, WeightsOf<Config>>::open(storage.arrivals);
   RowReduce reduce(storage.reduce, row_part(), row_parts());
   const RowStream<T> stream(params.load_row<T>(source_row), row_part(), row_parts(), ring);
+  stream.template start<false>();
   TopPDraw<Config> draw{storage, reduce, stream, params.scale(index), top_p};
-  params.finish(index, draw.draw(params.draws(index), params.rejected + index));
+  params.finish(index, draw.draw(params.draws(index)));
+  stream.drain();
 }
 
 }  // namespace warploom::sampling

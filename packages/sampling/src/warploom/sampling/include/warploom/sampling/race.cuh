@@ -1,5 +1,5 @@
 // The draw: an exponential race in two heats. First the quads, four consecutive tokens each: quad q arrives at E1[q] / weight
-// of its tokens. Then the tokens of the quad that wins. `warploom.sampling.steps` has the definition.
+// of its tokens. Then its tokens, of which the first arrives with it. `warploom.sampling.steps` has the definition.
 //
 // All quads race by approximate keys log2(weight / E1) in float32, of which a thread keeps the best; quads whose keys are
 // within their error of the best are then looked at exactly, in float64.
@@ -18,25 +18,23 @@ constexpr float kKeyError = 0x1p-7f;
 constexpr int kQuad = 4;
 constexpr int kBatch = 4;                            // groups that a thread takes at once: one random word each
 constexpr uint32_t kSecondHeat = 1u << 30;           // counter blocks of the second heat start here
-constexpr uint32_t kRoundBlocks = 1u << 22;          // and those of a round after those of the one before
 template <class T>
 constexpr int kQuadsOfGroup = kVecWidth<T> / kQuad;
 template <class T>
 constexpr int kBatchStep = 32 / kQuadsOfGroup<T>;    // between the groups of a batch, whose quads share blocks of words
 
-// The random numbers of an output row, in one round.
+WL_DEVICE uint32_t word_of(const uint4& four, int place) {
+  return place < 2 ? (place ? four.y : four.x) : (place == 2 ? four.z : four.w);
+}
+
+// The random numbers of an output row.
 struct Draws {
   uint64_t seed;
   uint64_t offset;
   uint32_t row;
-  uint32_t first_block;
 
-  WL_DEVICE void next_round() { first_block += kRoundBlocks; }
-
-  WL_DEVICE uint32_t word(uint32_t block, int place) const {
-    const uint4 four = philox_words(seed, offset, row, first_block + block);
-    return place < 2 ? (place ? four.y : four.x) : (place == 2 ? four.z : four.w);
-  }
+  WL_DEVICE uint4 words(uint32_t block) const { return philox_words(seed, offset, row, block); }
+  WL_DEVICE uint32_t word(uint32_t block, int place) const { return word_of(words(block), place); }
   WL_DEVICE static uint32_t quad_block(int quad) { return uint32_t(quad / 128 * 32 + quad % 32); }
   WL_DEVICE static uint32_t token_block(int token) { return kSecondHeat + uint32_t(token / kQuad); }
 };
@@ -46,6 +44,12 @@ template <class T>
 WL_DEVICE int batch_of(int unit) {
   constexpr int kStep = kBatchStep<T>;
   return unit / kStep * (kBatch * kStep) + unit % kStep;
+}
+// Batches that have a group of the first `groups`.
+template <class T>
+WL_DEVICE int batch_count(int groups) {
+  constexpr int kStep = kBatchStep<T>;
+  return groups / (kBatch * kStep) * kStep + min(groups % (kBatch * kStep), kStep);
 }
 
 // Exponential numbers times log2(e), of inverted words. Where u is small the logarithm of 1 - u cancels, and its series takes
@@ -68,7 +72,7 @@ WL_DEVICE void log2_rates(int batch, const Draws& draws, float (&result)[kBatch 
   uint32_t blocks[kQuads];
   uint4 words[kQuads];
 #pragma unroll
-  for (int j = 0; j < kQuads; ++j) blocks[j] = draws.first_block + uint32_t(batch / kTile * 32 + batch % kTile * kQuads + j);
+  for (int j = 0; j < kQuads; ++j) blocks[j] = uint32_t(batch / kTile * 32 + batch % kTile * kQuads + j);
   philox_words(draws.seed, draws.offset, draws.row, blocks, words);
 
   uint32_t inverse[kBatch * kQuads];  // ~word; the last round of Philox takes half of these in
@@ -93,9 +97,10 @@ WL_DEVICE void log2_rates(int batch, const Draws& draws, float (&result)[kBatch 
 }
 
 // The same for one word.
-WL_DEVICE float log2_rate(uint32_t word) {
-  return -log2_approx(~word > kSmallWords ? exponential_by_series(~word) : exponential_by_logarithm(~word));
+WL_DEVICE float exponential(uint32_t word) {
+  return ~word > kSmallWords ? exponential_by_series(~word) : exponential_by_logarithm(~word);
 }
+WL_DEVICE float log2_rate(uint32_t word) { return -log2_approx(exponential(word)); }
 
 // In float64: what decides.
 // 1 - u has 33 bits, so nothing is lost on the way to its logarithm.
@@ -145,10 +150,10 @@ __device__ __noinline__ double arrival_time(Draws draws, uint32_t block, int pla
 }
 
 // The arrival of a token, given the weights of its quad and its own.
-WL_DEVICE Arrival arrival(int token, double quad_weight, double weight, const Draws& draws, int place) {
+__device__ __noinline__ Arrival arrival(int token, double quad_weight, double weight, Draws draws, int place) {
   const int quad = token / kQuad;
-  return {arrival_time(draws, Draws::quad_block(quad), quad / 32 % 4, quad_weight),
-          arrival_time(draws, Draws::token_block(token), token % kQuad, weight), token, place};
+  return {exponential_exact(draws.word(Draws::quad_block(quad), quad / 32 % 4)) / quad_weight,
+          exponential_exact(draws.word(Draws::token_block(token), token % kQuad)) / weight, token, place};
 }
 
 // The batches of one thread that may hold the winner of the first heat.

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "warploom/global_store.cuh"
-#include "warploom/sampling/draw_filtered.cuh"
+#include "warploom/sampling/row_filter.cuh"
 
 namespace warploom::sampling {
 
@@ -45,17 +45,17 @@ WL_DEVICE void write_row(Share& share, Out* out, int64_t stride, Result result) 
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     renorm_kernel(const __grid_constant__ DrawParams params) {
-  using Filter = FilteredDraw<Config>;
+  using Filter = RowFilter<Config>;
   using Weights = typename Filter::Weights;
   using Out = typename Config::Out;
   extern __shared__ __align__(128) Packed held[];
-  __shared__ FilterStorage storage;
+  __shared__ RowFilterStorage storage;
   const int64_t row = row_index();
   RowReduce reduce(storage.reduce, row_part(), row_parts());
   typename Filter::Share share(params.load_row<typename Filter::T>(row), row_part(), row_parts(), held, storage.landed);
   __syncthreads();
   Filter filter(params, storage, reduce, share);
-  const float maximum = filter.filter();
+  const float maximum = filter.find_all();
   Out* out = static_cast<Out*>(params.probs) + row * params.probs_stride;
   if (filter.bad) {
     const bool empty = maximum == (Config::kFromLogits ? negative_infinity() : 0.0f) && filter.scale == filter.scale;
@@ -63,8 +63,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     return write_row<Out, Weights>(share, out, params.prob_stride, [=](float) { return fill; });
   }
   const Weights weights(maximum, filter.scale);
-  const float minimum = filter.minimum;
-  float mass = filter.mass;
+  const float minimum = fmaxf(filter.minimum, filter.nucleus);
+  float mass = float(filter.mass);
   if (!(mass == mass)) mass = row_masses(share, reduce, weights, maximum, minimum).total;
   const float norm = 1.0f / mass;
   write_row<Out, Weights>(share, out, params.prob_stride, [=](float value) {
@@ -75,10 +75,10 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     top_k_mask_kernel(const __grid_constant__ DrawParams params) {
-  using Filter = FilteredDraw<Config>;
+  using Filter = RowFilter<Config>;
   using T = typename Config::In;
   extern __shared__ __align__(128) Packed held[];
-  __shared__ FilterStorage storage;
+  __shared__ RowFilterStorage storage;
   const int64_t row = row_index();
   RowReduce reduce(storage.reduce, row_part(), row_parts());
   typename Filter::Share share(params.load_row<T>(row), row_part(), row_parts(), held, storage.landed);
