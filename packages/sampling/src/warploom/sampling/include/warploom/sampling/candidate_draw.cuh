@@ -56,7 +56,7 @@ struct CandidateDraw {
     for (int i = threadIdx.x; i < count; i += kThreads) {
       const double weight = weights.exact(value(i));
       all.weights[i] = weight;
-      all.units[i] = weights.units(value(i), weight);
+      all.units[i] = weights.units(value(i));
     }
     while (count << (log2_ways + 1) <= kThreads && log2_ways < 5) ++log2_ways;
     __syncthreads();

@@ -26,22 +26,29 @@ struct MassSums {
 template <class T>
 constexpr int kTogether = 16 / kVecWidth<T>;
 
-// Calls visitor(value) for every token of this thread; those beyond the row are -inf or 0.
+template <class T, class Weights>
+WL_DEVICE void numbers_of(const Packed& packed, float (&values)[kVecWidth<T>]) {
+  unpack<T>(packed, values);
+#pragma unroll
+  for (float& value : values) value = Weights::number(value);
+}
+
+// Calls visitor(value) for every token of this thread, in a row without NaN; those beyond the row are -inf or 0.
 template <class Weights, class Share, class Visitor>
-WL_DEVICE void visit_values(Share& share, bool first, Visitor&& visitor) {
+WL_DEVICE void visit_values(Share& share, Visitor&& visitor) {
   using T = typename Share::Element;
-  share.template visit_groups<kTogether<T>>(first, [&](const Packed(&groups)[kTogether<T>], int) {
+  share.template visit_groups<kTogether<T>>(false, [&](const Packed(&groups)[kTogether<T>], int) {
 #pragma unroll
     for (const Packed& packed : groups) {
       float values[kVecWidth<T>];
-      values_of<T>(packed, values, Weights::kFromLogits);
+      numbers_of<T, Weights>(packed, values);
 #pragma unroll
       for (float value : values) visitor(value);
     }
   });
 }
 
-// And rare(value, token) for those, a few of the row, for which visitor(value) says so.
+// Calls visitor(value) for every token of this thread, and rare(value, token) for those, a few of the row, for which visitor(value) says so.
 template <class Weights, class Share, class Visitor, class Rare>
 WL_DEVICE void visit_hits(Share& share, Visitor&& visitor, Rare&& rare) {
   using T = typename Share::Element;
@@ -51,7 +58,7 @@ WL_DEVICE void visit_hits(Share& share, Visitor&& visitor, Rare&& rare) {
 #pragma unroll
     for (int i = 0; i < kTogether<T>; ++i) {
       float values[kWidth];
-      values_of<T>(groups[i], values, Weights::kFromLogits);
+      numbers_of<T, Weights>(groups[i], values);
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) hits |= uint32_t(visitor(values[j])) << (i * kWidth + j);
     }
@@ -66,15 +73,24 @@ WL_DEVICE void visit_hits(Share& share, Visitor&& visitor, Rare&& rare) {
 // Of this thread's part.
 template <class Weights, class Share>
 WL_DEVICE RowMaximum largest_value(Share& share, bool first) {
+  using T = typename Share::Element;
   RowMaximum largest = RowMaximum::none();
-  visit_values<Weights>(share, first, [&](float value) { largest.value = max_or_nan(largest.value, value); });
+  share.template visit_groups<kTogether<T>>(first, [&](const Packed(&groups)[kTogether<T>], int) {
+#pragma unroll
+    for (const Packed& packed : groups) {
+      float values[kVecWidth<T>];
+      values_of<T>(packed, values, Weights::kFromLogits);
+#pragma unroll
+      for (float value : values) largest.value = max_or_nan(largest.value, value);
+    }
+  });
   return largest;
 }
 
 template <class Weights, class Share>
 WL_DEVICE MassSums row_masses(Share& share, RowReduce& reduce, const Weights& weights, float value, float base) {
   MassSums sums = MassSums::none();
-  visit_values<Weights>(share, false, [&](float each) {
+  visit_values<Weights>(share, [&](float each) {
     const float weight = weights.approximate(each);
     if (each > value) sums.above += weight;
     if (each >= base) sums.total += weight;

@@ -24,6 +24,24 @@ struct Amount {
   }
 };
 
+// Where the target lies: bins [begin, end), the amount above them and in the first.
+struct Crossing {
+  int begin;
+  int end;
+  uint64_t above;
+  uint64_t at;
+
+  WL_DEVICE static Crossing none() { return {-1, -1, 0, 0}; }
+
+  // The one that a lane of the warp has found; begin and end may be of different lanes.
+  WL_DEVICE Crossing of_warp() const {
+    const uint32_t begins = __ballot_sync(kFullMask, begin >= 0), ends = __ballot_sync(kFullMask, end >= 0);
+    const int lane = max(__ffs(begins) - 1, 0);
+    const int last = __shfl_sync(kFullMask, end, max(__ffs(ends) - 1, 0));
+    return {__shfl_sync(kFullMask, begin, lane), last, __shfl_sync(kFullMask, above, lane), __shfl_sync(kFullMask, at, lane)};
+  }
+};
+
 struct ThresholdStorage {
   static constexpr int kBins = 512;
   static constexpr int kRoughBins = 2 * kBins;
@@ -34,6 +52,8 @@ struct ThresholdStorage {
   };
   uint32_t list[kListed];  // offsets of the values in question, of which later levels need no more
   int listed;              // or more, and the list is not complete
+  Crossing found;
+  uint64_t above, total;
 };
 
 struct Threshold {
@@ -60,24 +80,6 @@ struct HalfSums {
   uint32_t total[2];
 };
 
-// Where the target lies: bins [begin, end), the amount above them and in the first.
-struct Crossing {
-  int begin;
-  int end;
-  uint64_t above;
-  uint64_t at;
-
-  WL_DEVICE static Crossing none() { return {-1, -1, 0, 0}; }
-
-  // The one that a lane of the warp has found; begin and end may be of different lanes.
-  WL_DEVICE Crossing of_warp() const {
-    const uint32_t begins = __ballot_sync(kFullMask, begin >= 0), ends = __ballot_sync(kFullMask, end >= 0);
-    const int lane = max(__ffs(begins) - 1, 0);
-    const int last = __shfl_sync(kFullMask, end, max(__ffs(ends) - 1, 0));
-    return {__shfl_sync(kFullMask, begin, lane), last, __shfl_sync(kFullMask, above, lane), __shfl_sync(kFullMask, at, lane)};
-  }
-};
-
 WL_DEVICE void sync_parts(int parts) {
 #if __CUDA_ARCH__ >= 900
   if (parts > 1) return cluster_sync();
@@ -85,11 +87,8 @@ WL_DEVICE void sync_parts(int parts) {
   __syncthreads();
 }
 
-// Without a branch, of which there would be one for every token.
-WL_DEVICE void count_if(bool counts, uint32_t* counter) {
-  asm volatile("{ .reg .pred p; setp.ne.u32 p, %0, 0; @p red.shared.add.u32 [%1], 1; }" ::"r"(uint32_t(counts)),
-               "r"(shared_address(counter))
-               : "memory");
+WL_DEVICE void count_up(uint32_t* counter) {
+  asm volatile("red.shared.add.u32 [%0], 1;" ::"r"(shared_address(counter)) : "memory");
 }
 
 // `reached(amount, total)` says whether an amount of a total is the target or more; it is monotone, and false for 0. NaN is
@@ -100,6 +99,7 @@ struct ThresholdSearch {
   using T = typename Share::Element;
   using Storage = ThresholdStorage;
   static constexpr int kRoughShift = 17;
+  static constexpr float kRoughOfOctave = 64.0f;
   // Distance of neighbouring numbers of T among those of float32.
   static constexpr uint32_t kGrain = is_same_v<T, __nv_bfloat16> ? 1u << 16 : is_same_v<T, __half> ? 1u << 13 : 1u;
 
@@ -110,13 +110,14 @@ struct ThresholdSearch {
   Reached reached;
   uint32_t top;
   uint32_t lowest;      // offset from the top of values that count
+  bool counts_all;      // there are no others
   uint64_t above = 0;   // of values before the range that is searched
   uint64_t total = 0;
 
   WL_DEVICE ThresholdSearch(Share& share, RowReduce& reduce, Storage& storage, const Amount<Weights>& amount, uint32_t top,
                             float base, Reached reached)
       : share(share), reduce(reduce), storage(storage), amount(amount), reached(reached), top(top),
-        lowest(top - min(top, Weights::key(Weights::value(base)))) {}
+        lowest(top - min(top, Weights::key(Weights::value(base)))), counts_all(!(base > Weights::kNothing)) {}
 
   WL_DEVICE Threshold find() {
     uint32_t begin = 0, last = lowest;  // of the values in question, as offsets from the top
@@ -163,29 +164,81 @@ struct ThresholdSearch {
     __syncthreads();
   }
 
+  // Whether the rough bins are of weights, 64 for each power of two, rather than of values.
+  WL_DEVICE bool bins_weights() const { return Weights::kFromLogits && !amount.counts; }
+  // A weight's place among the bins, of logits.
+  WL_DEVICE float rough_place(float value) const {
+    const float scale = fminf(amount.weights.scale * kRoughOfOctave, kLargestFinite);
+    return fminf((amount.weights.maximum - value) * scale, float(Storage::kRoughBins - 1));
+  }
+  WL_DEVICE int rough_bin(float value) const {
+    if constexpr (Weights::kFromLogits) {
+      if (bins_weights()) return int(__float_as_uint(__fadd_rd(rough_place(value), 0x1p23f)) & (Storage::kRoughBins - 1));
+    }
+    return int(min((top - Weights::key(value)) >> kRoughShift, uint32_t(Storage::kRoughBins - 1)));
+  }
+  // Offset of the largest value of a bin, or of a larger one.
+  WL_DEVICE uint32_t offset_of(int bin) const {
+    if constexpr (Weights::kFromLogits) {
+      if (bins_weights()) {
+        const float below = (float(bin) - 0x1p-6f) / (amount.weights.scale * kRoughOfOctave);
+        return bin == 0 ? 0 : top - Weights::key(fminf(amount.weights.maximum - below, amount.weights.maximum));
+      }
+    }
+    return uint32_t(bin) << kRoughShift;
+  }
+
   // To the bins of the rough table between which the target lies. False if that can't be said.
   WL_DEVICE bool narrow(const Crossing& found, uint32_t& begin, uint32_t& last) const {
     if (found.begin < 0) return false;
-    begin = uint32_t(found.begin) << kRoughShift;
-    if (found.end > found.begin && found.end < Storage::kRoughBins) last = min(last, (uint32_t(found.end) << kRoughShift) - 1);
+    begin = min(offset_of(found.begin), last);
+    if (found.end > found.begin && found.end < Storage::kRoughBins) last = max(begin, min(last, offset_of(found.end)));
     return true;
   }
 
   WL_DEVICE void add_rough() {
     float mass = 0.0f;  // the bins do not tell of the last one's, which may hold most tokens
-    visit_values<Weights>(share, false, [&](float value) {
-      const uint32_t at = top - Weights::key(value);
-      mass += at <= lowest ? amount.weights.approximate(value) : 0.0f;
-      count_if(at <= lowest, &storage.rough[min(at >> kRoughShift, uint32_t(Storage::kRoughBins - 1))]);
-    });
+    const auto add = [&](float value) {
+      mass += amount.weights.approximate(value);
+      count_up(&storage.rough[rough_bin(value)]);
+    };
+    if (counts_all) {
+      visit_values<Weights>(share, add);
+    } else {
+      visit_hits<Weights>(
+          share, [&](float value) { return top - Weights::key(value) <= lowest; }, [&](float value, int) { add(value); });
+    }
     const MassSums sums = warp_merge(reduce.of_warps(MassSums{0.0f, warp_reduce(mass, Sum())}));
     total = uint64_t(sums.total * float(amount.weights.unit_scale()));  // of the block; `cross` adds up the row's
   }
 
   // One digit of the values in [begin, last], of which there are few; if it `weighs`, the units before them and in all, too.
   WL_DEVICE void add_exact(uint32_t begin, uint32_t last, bool weighs) {
+    if (weighs) {
+      weigh(begin, last);
+    } else {
+      visit_hits<Weights>(
+          share, [&](float value) { return top - Weights::key(value) - begin <= last - begin; },
+          [&](float value, int) { list(value, begin, last); });
+    }
+    __syncthreads();
+    add_listed(begin, last);
+  }
+
+  WL_DEVICE void list(float value, uint32_t begin, uint32_t last) {
+    const uint32_t at = top - Weights::key(value);
+    const int place = atomicAdd(&storage.listed, 1);
+    if (place < Storage::kListed) {
+      storage.list[place] = at;
+    } else {
+      add(at, begin, last - begin);
+    }
+  }
+
+  WL_DEVICE void weigh(uint32_t begin, uint32_t last) {
     constexpr int kWidth = kVecWidth<T>, kSome = kTogether<T> / 2;  // registers are short
-    const uint32_t span = last - begin;
+    const float high = from_ordered(top - begin), low = from_ordered(top - last);
+    const float least = counts_all ? negative_infinity() : from_ordered(top - lowest);
     const UnitHalves halves(amount.weights);
     TableSums sums = TableSums::none();
     share.template visit_groups<kSome>(false, [&](const Packed(&groups)[kSome], int first) {
@@ -194,11 +247,12 @@ struct ThresholdSearch {
 #pragma unroll
       for (int i = 0; i < kSome; ++i) {
         float values[kWidth];
-        values_of<T>(groups[i], values, Weights::kFromLogits);
-        if (weighs) weigh(values, begin, halves, some, sums);
+        numbers_of<T, Weights>(groups[i], values);
 #pragma unroll
         for (int j = 0; j < kWidth; ++j) {
-          hits |= uint32_t(top - Weights::key(values[j]) - begin <= span) << (i * kWidth + j);
+          const float value = values[j];
+          weigh_one(value, value > high, value >= least, halves, some, sums);
+          hits |= uint32_t(value <= high && value >= low) << (i * kWidth + j);
         }
       }
       sums.above += some.above[0] + (uint64_t(some.above[1]) << kUnitBits / 2);
@@ -206,39 +260,26 @@ struct ThresholdSearch {
 #pragma unroll 1
       for (; hits; hits &= hits - 1) {
         const int n = __ffs(hits) - 1, group = first + n / kWidth * kBatchStep<T>;
-        if (group * kWidth + n % kWidth >= share.row.vocab) continue;
-        const uint32_t at = top - Weights::key(Weights::value(to_float(share.token(group, n % kWidth))));
-        const int place = atomicAdd(&storage.listed, 1);
-        if (place < Storage::kListed) {
-          storage.list[place] = at;
-        } else {
-          add(at, begin, span);
+        if (group * kWidth + n % kWidth < share.row.vocab) {
+          list(Weights::value(to_float(share.token(group, n % kWidth))), begin, last);
         }
       }
     });
-    if (weighs) {
-      sums = warp_merge_fast(reduce.of_warps(warp_merge_fast(sums)));
-      above = sums.above, total = sums.total;  // of the block; `cross` adds up the row's
-    }
-    __syncthreads();
-    add_listed(begin, last);
+    sums = warp_merge_fast(reduce.of_warps(warp_merge_fast(sums)));
+    above = sums.above, total = sums.total;  // of the block; `cross` adds up the row's
   }
 
-  WL_DEVICE void weigh(const float (&values)[kVecWidth<T>], uint32_t begin, const UnitHalves& halves, HalfSums& some,
-                       TableSums& sums) const {
-#pragma unroll
-    for (float value : values) {
-      const uint32_t at = top - Weights::key(value);
-      if constexpr (Weights::kFromLogits) {
-        const uint64_t units = amount.weights.units(value);
-        sums.above += at < begin ? units : 0;
-        sums.total += at <= lowest ? units : 0;
-      } else {
-        uint32_t high, low;
-        halves(value, high, low);
-        if (at < begin) some.above[0] += low, some.above[1] += high;
-        if (at <= lowest) some.total[0] += low, some.total[1] += high;
-      }
+  WL_DEVICE void weigh_one(float value, bool is_above, bool is_counted, const UnitHalves& halves, HalfSums& some,
+                           TableSums& sums) const {
+    if constexpr (Weights::kFromLogits) {
+      const uint64_t units = amount.weights.units(value);
+      sums.above += is_above ? units : 0;
+      sums.total += is_counted ? units : 0;
+    } else {
+      uint32_t high, low;
+      halves(value, high, low);
+      if (is_above) some.above[0] += low, some.above[1] += high;
+      if (is_counted) some.total[0] += low, some.total[1] += high;
     }
   }
 
@@ -265,8 +306,16 @@ struct ThresholdSearch {
   WL_DEVICE uint64_t sum(int bin, bool exact) const {
     if (exact) return storage.halves[0][bin] | uint64_t(storage.halves[1][bin]) << 32;
     if (amount.counts) return storage.rough[bin];
+    return amount.rough(storage.rough[bin], middle_of(bin));
+  }
+
+  // A value that weighs what the tokens of a rough bin do on the average.
+  WL_DEVICE float middle_of(int bin) const {
+    if constexpr (Weights::kFromLogits) {
+      return amount.weights.maximum - (float(bin) + 0.5f) / (amount.weights.scale * kRoughOfOctave);
+    }
     const uint32_t middle = (uint32_t(bin) << kRoughShift) + ((1u << kRoughShift) - kGrain) / 2;
-    return amount.rough(storage.rough[bin], from_ordered(top - min(middle, lowest)));
+    return from_ordered(top - min(middle, lowest));
   }
 
 #if __CUDA_ARCH__ >= 900
@@ -295,19 +344,34 @@ struct ThresholdSearch {
   WL_DEVICE uint64_t square(int bin) const {
     const uint32_t tokens = storage.rough[bin];
     const uint64_t all = sum(bin, false);
-    return tokens ? uint64_t(float(all) * (float(all) * 0x1p-42f / float(tokens))) : 0;
+    // Tokens of 16-bit logits err together: a bin has few values.
+    const float apart = Weights::kFromLogits && sizeof(T) == 2 ? 1.0f : float(tokens);
+    return tokens ? uint64_t(float(all) * (float(all) * 0x1p-42f / apart)) : 0;
   }
   // Tokens are anywhere in their bins, of 1/64 at most: their errors add up as their squares do. Four standard deviations.
   WL_DEVICE uint64_t rough_error(uint64_t squares) const {
     return amount.counts ? 0 : (total >> 14) + uint64_t(0.018f * sqrtf(float(squares) * 0x1p42f));
   }
 
-  // Where the target lies in the tables of the row's blocks. Every warp does all of it: that takes no barrier.
+  // Where the target lies in the tables of the row's blocks.
   WL_DEVICE Crossing cross(bool exact, bool weighs) {
     sync_parts(share.parts);
     const int slice = (exact ? Storage::kBins : Storage::kRoughBins) >> (__ffs(share.parts) - 1);
-    const int own = slice / kWarpSize, first = share.part * slice + lane_id() * own;
     add_tables(share.part * slice, (share.part + 1) * slice, exact);
+    if (warp_id() == 0) {
+      const Crossing found = cross_slice(slice, exact, weighs);
+      if (lane_id() == 0) storage.found = found, storage.above = above, storage.total = total;
+    } else {
+      reduce.round += 2;  // exchanges of the first warp
+    }
+    __syncthreads();
+    above = storage.above, total = storage.total;
+    return storage.found;
+  }
+
+  // By one warp of each block.
+  WL_DEVICE Crossing cross_slice(int slice, bool exact, bool weighs) {
+    const int own = slice / kWarpSize, first = share.part * slice + lane_id() * own;
     uint64_t mine = 0, squares = 0;
     for (int bin = first; bin < first + own; ++bin) {
       mine += sum(bin, exact);
@@ -333,7 +397,7 @@ struct ThresholdSearch {
       exact ? cross_exact(found, bin, before, here) : cross_rough(found, bin, before, here, slack);
       before += here;
     }
-    __syncthreads();  // between exchanges
+    __syncwarp();
     return reduce.exchange(found.of_warp()).of_warp();
   }
 

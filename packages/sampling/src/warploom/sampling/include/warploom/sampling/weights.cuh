@@ -35,9 +35,26 @@ WL_DEVICE float max_or_nan(float a, float b) {
 // Not inline: long, at many places, and where it runs only a few tokens are looked at.
 __device__ __noinline__ double exact_exp2(double x) { return exp2(x); }
 
+// 2**(x + kUnitBits) rounded down, for x <= 0. In line, for passes over a row.
+WL_DEVICE uint64_t exp2_units(double x) {
+  constexpr double kTerms[] = {1.0, 0x1.62e42fefa39efp-1, 0x1.ebfbdff82c58fp-3, 0x1.c6b08d704a0c0p-5, 0x1.3b2ab6fba4e77p-7,
+                               0x1.5d87fe78a6731p-10, 0x1.430912f86c787p-13, 0x1.ffcbfc588b0c7p-17, 0x1.62c0223a5c824p-20,
+                               0x1.b5253d395e7c4p-24, 0x1.e4cf5158b8ecap-28, 0x1.e8cac7351bb25p-32, 0x1.c3bd650fc2986p-36,
+                               0x1.816193166d0f9p-40};  // ln(2)**i / i!
+  constexpr double kRound = 0x1.8p52;
+  x = fmax(x, -64.0);
+  const double whole = x + kRound, rest = x - (whole - kRound);
+  double y = kTerms[13];
+#pragma unroll
+  for (int i = 12; i >= 0; --i) y = fma(y, rest, kTerms[i]);
+  y *= __hiloint2double((1023 + kUnitBits + __double2loint(whole)) << 20, 0);
+  return __double_as_longlong(__dadd_rd(y, 0x1p52)) & ((1ull << 52) - 1);
+}
+
 // Logits weigh 2**((value - maximum) * scale).
 struct LogitWeights {
   static constexpr bool kFromLogits = true;
+  static constexpr float kNothing = -kLargestFinite;  // or less: smaller than every value that can be drawn
   float maximum;  // of the row; 0 if it is -inf. The race takes any logit of about that size.
   float scale;    // log2(e) / temperature
 
@@ -48,6 +65,7 @@ struct LogitWeights {
   WL_DEVICE LogitWeights with_maximum(float row_maximum) const { return {row_maximum, scale}; }
 
   WL_DEVICE static float value(float source) { return source; }
+  WL_DEVICE static float number(float source) { return source; }  // where there is no NaN
   WL_DEVICE static uint32_t key(float value) { return ordered_with_nan(value); }
   // Whether a row with this maximum (NaN if it has a NaN) and scale has a distribution.
   WL_DEVICE static bool valid(float row_maximum, float scale) {
@@ -58,13 +76,15 @@ struct LogitWeights {
   WL_DEVICE float approximate(float value) const { return exp2_approx(log2_weight(value)); }
   WL_DEVICE double exact(float value) const { return exact_exp2((double(value) - double(maximum)) * double(scale)); }
   WL_DEVICE double unit_scale() const { return double(1ull << kUnitBits); }  // from an approximate mass
-  WL_DEVICE uint64_t units(float value) const { return units(value, exact(value)); }
-  WL_DEVICE uint64_t units(float, double exact) const { return uint64_t(exact * unit_scale()); }
+  WL_DEVICE uint64_t units(float value) const {
+    return exp2_units((double(value) - double(maximum)) * double(scale));
+  }
 };
 
 // Probabilities weigh what they are.
 struct ProbWeights {
   static constexpr bool kFromLogits = false;
+  static constexpr float kNothing = 0.0f;
   int exponent;  // maximum < 2**exponent, at most twice as much
 
   WL_DEVICE ProbWeights(float row_maximum, float) { frexpf(row_maximum, &exponent); }
@@ -72,6 +92,7 @@ struct ProbWeights {
   WL_DEVICE ProbWeights with_maximum(float row_maximum) const { return {row_maximum, 0.0f}; }
 
   WL_DEVICE static float value(float source) { return source < 0 ? 0.0f : source; }  // NaN stays
+  WL_DEVICE static float number(float source) { return fmaxf(source, 0.0f); }         // where there is none
   WL_DEVICE static uint32_t key(float value) { return __float_as_uint(value) | 0x80000000u; }  // ordered(), of what value() gives
   // Larger numbers count as infinite: sums of four must not overflow.
   WL_DEVICE static bool valid(float row_maximum, float) { return row_maximum > 0 && row_maximum <= 0x1p120f; }
@@ -88,7 +109,6 @@ struct ProbWeights {
     const int shift = exponent + 148 - max(field, 1);
     return (uint64_t(mantissa) << 40 >> min(max(shift, 0), 63)) << (exponent == -148);
   }
-  WL_DEVICE uint64_t units(float value, double) const { return units(value); }
 };
 
 // Units of probabilities, in halves of 21 bits, by rounding down where float32 numbers are integers: a third of the instructions
