@@ -75,6 +75,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   const int64_t source_row = params.source_row(index);
   if (!params.has(source_row)) return params.finish(index, kBadRow);
   ArrivalSearch<typename Draw::T, typename Draw::Weights>::open(storage.arrivals);
+  storage.filter.threshold.table.open();
   RowReduce reduce(storage.filter.reduce, row_part(), row_parts());
   typename Filter::Share share(params.load_row<typename Draw::T>(source_row), row_part(), row_parts(), held,
                                storage.filter.landed);

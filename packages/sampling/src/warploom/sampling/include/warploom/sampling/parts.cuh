@@ -20,4 +20,12 @@ WL_DEVICE int row_part() { return 0; }
 WL_DEVICE int64_t row_index() { return blockIdx.x; }
 #endif
 
+// A barrier of all threads of a row's blocks.
+WL_DEVICE void sync_parts(int parts) {
+#if __CUDA_ARCH__ >= 900
+  if (parts > 1) return cluster_sync();
+#endif
+  __syncthreads();
+}
+
 }  // namespace warploom::sampling

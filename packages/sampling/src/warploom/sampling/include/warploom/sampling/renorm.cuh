@@ -51,6 +51,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   extern __shared__ __align__(128) Packed held[];
   __shared__ RowFilterStorage storage;
   const int64_t row = row_index();
+  storage.threshold.table.open();
   RowReduce reduce(storage.reduce, row_part(), row_parts());
   typename Filter::Share share(params.load_row<typename Filter::T>(row), row_part(), row_parts(), held, storage.landed);
   __syncthreads();
@@ -80,6 +81,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   extern __shared__ __align__(128) Packed held[];
   __shared__ RowFilterStorage storage;
   const int64_t row = row_index();
+  storage.threshold.table.open();
   RowReduce reduce(storage.reduce, row_part(), row_parts());
   typename Filter::Share share(params.load_row<T>(row), row_part(), row_parts(), held, storage.landed);
   __syncthreads();

@@ -62,6 +62,7 @@ struct RowFilter {
         const Threshold found = find(counts, maximum, counts ? least : base);
         if (counts) {
           of_top_k = found.value();
+          sync_parts(share.parts);  // before the next search
         } else if (found.value() >= minimum) {
           nucleus = found.value();
           mass = double(found.above + found.at) / Weights(maximum, scale).unit_scale();

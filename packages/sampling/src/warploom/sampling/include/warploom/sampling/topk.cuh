@@ -30,10 +30,8 @@ struct TopKParams {
 
 struct TopKStorage {
   RowReduceStorage reduce;
-  union {
-    ThresholdStorage threshold;
-    CandidateStorage candidates;
-  };
+  ThresholdStorage threshold;
+  CandidateStorage candidates;
   uint64_t landed[kShareStages];
   uint64_t arrived;
   int warps[kWarpSize];
@@ -186,6 +184,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
 #if __CUDA_ARCH__ >= 900
   if (threadIdx.x == 0) mbarrier_init(&storage.arrived, 1);  // RowReduce has the fence
 #endif
+  storage.threshold.table.open();
   RowReduce reduce(storage.reduce, row_part(), row_parts());
   const SourceRow<T> row(static_cast<const T*>(params.source) + row_index() * params.source_stride, params.token_stride,
                          params.vocab);
