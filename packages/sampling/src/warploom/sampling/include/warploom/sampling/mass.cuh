@@ -79,11 +79,12 @@ WL_DEVICE RowMaximum largest_value(Share& share, bool first) {
 #pragma unroll
     for (const Packed& packed : groups) {
       float values[kVecWidth<T>];
-      values_of<T>(packed, values, Weights::kFromLogits);
+      unpack<T>(packed, values);
 #pragma unroll
       for (float value : values) largest.value = max_or_nan(largest.value, value);
     }
   });
+  largest.value = Weights::value(largest.value);
   return largest;
 }
 

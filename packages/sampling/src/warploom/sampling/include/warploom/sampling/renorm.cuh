@@ -21,7 +21,7 @@ WL_DEVICE void write_row(Share& share, Out* out, int64_t stride, Result result) 
 #pragma unroll
     for (int i = 0; i < kTogether<T>; ++i) {
       float values[kWidth];
-      values_of<T>(groups[i], values, Weights::kFromLogits);
+      numbers_of<T, Weights>(groups[i], values);
       const int group = start + i * kBatchStep<T>, first = group * kWidth;
       if (group < whole) {
 #pragma unroll

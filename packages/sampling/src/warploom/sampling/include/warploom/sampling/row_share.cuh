@@ -18,7 +18,7 @@ constexpr int kShareStages = 4;
 template <class T, bool kResident>
 struct RowShare {
   using Element = T;
-  static constexpr int kTileUnits = kTileGroups / kBatch;
+  static constexpr uint32_t kTileUnits = kTileGroups / kBatch;
 
   SourceRow<T> row;
   int part;
@@ -44,8 +44,11 @@ struct RowShare {
     copied = kResident && row.aligned;
     if (copied) start_copy();
 #endif
-    if (kResident && !copied) {
-      for (int local = threadIdx.x; local < count; local += int(blockDim.x)) held[local] = row.load(group_of(local));
+    if constexpr (kResident) {
+      // What is not copied, up to whole tiles: groups beyond the row too.
+      for (int local = (copied ? count : 0) + int(threadIdx.x); local < mine * kTileGroups; local += int(blockDim.x)) {
+        held[local] = local < count ? row.load(group_of(local)) : nothing<T>();
+      }
     }
   }
 
@@ -80,8 +83,8 @@ struct RowShare {
   template <int kGroups, class Visitor>
   WL_DEVICE void visit_groups(bool first, Visitor&& visitor) {
 #pragma unroll 1
-    for (int unit = threadIdx.x;; unit += int(blockDim.x)) {
-      const int tile = unit / kTileUnits;
+    for (uint32_t unit = threadIdx.x;; unit += blockDim.x) {
+      const int tile = int(unit / kTileUnits);
       const int local = tile * kTileGroups + batch_of<T>(unit % kTileUnits);
       if (tile * kTileGroups >= count) break;
 #if __CUDA_ARCH__ >= 900
@@ -93,7 +96,7 @@ struct RowShare {
 #pragma unroll
         for (int i = 0; i < kGroups; ++i) {
           const int at = local + (start + i) * kBatchStep<T>;
-          groups[i] = at < count ? fetch(at) : nothing<T>();
+          groups[i] = kResident || at < count ? fetch(at) : nothing<T>();
         }
         visitor(groups, group_of(local + start * kBatchStep<T>));
       }

@@ -145,7 +145,7 @@ struct ThresholdSearch {
     if constexpr (Weights::kFromLogits) {
       if (bins_weights()) return int(__float_as_uint(__fadd_rd(rough_place(value), 0x1p23f)) & (Table::kWords - 1));
     }
-    return int(min(__umulhi(top - Weights::key(value), kBinsOfKey), uint32_t(Table::kWords - 1)));
+    return int(min(__umulhi(Weights::offset(top, value), kBinsOfKey), uint32_t(Table::kWords - 1)));
   }
   // Offset of the largest value of a bin, or of a larger one.
   WL_DEVICE uint32_t offset_of(int bin) const {
@@ -212,11 +212,25 @@ struct ThresholdSearch {
   }
 
   WL_DEVICE BlockAmounts weigh(uint32_t begin, uint32_t last) {
-    constexpr int kWidth = kVecWidth<T>, kSome = kTogether<T> / 2;  // registers are short
     const float high = from_ordered(top - begin), low = from_ordered(top - last);
-    const float least = counts_all ? negative_infinity() : from_ordered(top - lowest);
-    UnitTally<Weights> sum_above(amount.weights), sum_total(amount.weights);
-    int visits = 0;
+    UnitTally<Weights> tally(amount.weights);
+    if (counts_all) {
+      weigh_all(tally, high, low);
+    } else {
+      const float least = from_ordered(top - lowest);
+      visit_hits<Weights>(
+          share, [&](float value) { return value >= least; },
+          [&](float value, int) {
+            tally.add(value, value > high);
+            if (value <= high && value >= low) list(value);
+          });
+    }
+    const BlockAmounts mine{tally.units_above(), tally.units_total(), 0, 0};
+    return warp_merge_fast(reduce.of_warps(warp_merge_fast(mine)));
+  }
+
+  WL_DEVICE void weigh_all(UnitTally<Weights>& tally, float high, float low) {
+    constexpr int kWidth = kVecWidth<T>, kSome = kTogether<T> / 2;  // registers are short
     share.template visit_groups<kSome>(false, [&](const Packed(&groups)[kSome], int first) {
       uint32_t hits = 0;
 #pragma unroll
@@ -225,22 +239,19 @@ struct ThresholdSearch {
         numbers_of<T, Weights>(groups[i], values);
 #pragma unroll
         for (int j = 0; j < kWidth; ++j) {
-          const float value = values[j];
-          const auto units = sum_total.of(value);
-          sum_total.add(units, value >= least);
-          sum_above.add(units, value > high);
-          hits |= uint32_t(value <= high && value >= low) << (i * kWidth + j);
+          const bool is_above = values[j] > high;
+          tally.add(values[j], is_above);
+          hits |= uint32_t(!is_above && values[j] >= low) << (i * kWidth + j);
         }
       }
-      if (++visits % UnitTally<Weights>::kMostVisits == 0) sum_above.carry(), sum_total.carry();
+      tally.carry();
 #pragma unroll 1
       for (; hits; hits &= hits - 1) {
         const int n = __ffs(hits) - 1, group = first + n / kWidth * kBatchStep<T>;
         if (group * kWidth + n % kWidth < share.row.vocab) list(Weights::value(to_float(share.token(group, n % kWidth))));
       }
+      __syncwarp();
     });
-    const BlockAmounts mine{sum_above.units(), sum_total.units(), 0, 0};
-    return warp_merge_fast(reduce.of_warps(warp_merge_fast(mine)));
   }
 
   // A digit of the values in [begin, last]: of those that have been gathered, ...

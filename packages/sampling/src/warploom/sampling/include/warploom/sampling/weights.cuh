@@ -67,6 +67,8 @@ struct LogitWeights {
   WL_DEVICE static float value(float source) { return source; }
   WL_DEVICE static float number(float source) { return source; }  // where there is no NaN
   WL_DEVICE static uint32_t key(float value) { return ordered_with_nan(value); }
+  // How far a key is below `top`; no NaN.
+  WL_DEVICE static uint32_t offset(uint32_t top, float value) { return top - ordered(value); }
   // Whether a row with this maximum (NaN if it has a NaN) and scale has a distribution.
   WL_DEVICE static bool valid(float row_maximum, float scale) {
     return fabsf(row_maximum) <= kLargestFinite && scale == scale;
@@ -94,6 +96,7 @@ struct ProbWeights {
   WL_DEVICE static float value(float source) { return source < 0 ? 0.0f : source; }  // NaN stays
   WL_DEVICE static float number(float source) { return fmaxf(source, 0.0f); }         // where there is none
   WL_DEVICE static uint32_t key(float value) { return __float_as_uint(value) | 0x80000000u; }  // ordered(), of what value() gives
+  WL_DEVICE static uint32_t offset(uint32_t top, float value) { return (top & 0x7fffffffu) - __float_as_uint(value); }
   // Larger numbers count as infinite: sums of four must not overflow.
   WL_DEVICE static bool valid(float row_maximum, float) { return row_maximum > 0 && row_maximum <= 0x1p120f; }
 
@@ -111,46 +114,61 @@ struct ProbWeights {
   }
 };
 
-// A sum of units, of as many tokens as a thread has.
+// Sums of units over a thread's tokens: of all, and of those above something.
 template <class Weights>
 struct UnitTally;
 
 template <>
 struct UnitTally<LogitWeights> {
-  static constexpr int kMostVisits = 1 << 30;
   const LogitWeights& weights;
-  uint64_t sum = 0;
+  uint64_t total = 0, above = 0;
 
   WL_DEVICE explicit UnitTally(const LogitWeights& weights) : weights(weights) {}
-  WL_DEVICE uint64_t of(float value) const { return weights.units(value); }
-  WL_DEVICE void add(uint64_t units, bool counts) { sum += counts ? units : 0; }
+  WL_DEVICE void add(float value, bool is_above) {
+    const uint64_t units = weights.units(value);
+    total += units;
+    above += is_above ? units : 0;
+  }
   WL_DEVICE void carry() {}
-  WL_DEVICE uint64_t units() { return sum; }
+  WL_DEVICE uint64_t units_total() { return total; }
+  WL_DEVICE uint64_t units_above() { return above; }
 };
 
 // In float64, where the units of a thousand tokens are exact: adding a large number rounds a probability down to units. A third
 // of the instructions of `ProbWeights::units`.
 template <>
 struct UnitTally<ProbWeights> {
-  static constexpr int kMostVisits = 64;  // of 16 tokens at most, before carry()
+  const ProbWeights& weights;
   double large;
-  double to_units;
-  double sum = 0.0;
-  uint64_t carried = 0;
+  double total = 0.0, above = 0.0;
+  uint64_t carried_total = 0, carried_above = 0;
+  int visits = 0;
 
   WL_DEVICE explicit UnitTally(const ProbWeights& weights)
-      : large(ldexp(1.0, 52 - kUnitBits + weights.exponent)), to_units(weights.unit_scale()) {}
-  WL_DEVICE double of(float value) const { return __dadd_rd(double(value), large) - large; }
-  WL_DEVICE void add(double units, bool counts) {
-    if (counts) sum += units;
+      : weights(weights), large(ldexp(1.0, 52 - kUnitBits + weights.exponent)) {}
+  WL_DEVICE void add(float value, bool is_above) {
+    const double units = __dadd_rd(double(value), large) - large;
+    total += units;
+    above = fma(units, __hiloint2double(is_above ? 0x3ff00000 : 0, 0), above);
   }
+  // After every sixteen tokens at most.
   WL_DEVICE void carry() {
-    carried += uint64_t(sum * to_units);
-    sum = 0.0;
+    if (++visits % 64 == 0) flush();
   }
-  WL_DEVICE uint64_t units() {
-    carry();
-    return carried;
+  WL_DEVICE uint64_t units_total() {
+    flush();
+    return carried_total;
+  }
+  WL_DEVICE uint64_t units_above() {
+    flush();
+    return carried_above;
+  }
+
+ private:
+  WL_DEVICE void flush() {
+    const double to_units = weights.unit_scale();
+    carried_total += uint64_t(total * to_units), carried_above += uint64_t(above * to_units);
+    total = above = 0.0;
   }
 };
 
