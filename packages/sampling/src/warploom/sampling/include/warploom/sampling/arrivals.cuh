@@ -69,13 +69,13 @@ struct ArrivalSearch {
     const float worst = -log2_of(horizon * kLog2e) - kKeyError;
     const float shift = Weights::kFromLogits ? (scan.reference - weights.reference()) * scan.scale : 0.0f;
     for_batches_above(share, scan.contest, worst - shift, [&](int batch, bool is_sure) {
-      if ((!is_sure || eligible > negative_infinity()) && !is_promising(share.row, batch, worst)) return;
+      if ((!is_sure || eligible > negative_infinity()) && !is_promising(share, batch, worst)) return;
       const int place = atomicAdd(&storage.batch_count, 1);
       if (place < ArrivalStorage::kBatches) storage.batches[place] = batch;
     });
     __syncthreads();
     const int region = ArrivalStorage::kTokens >> (__ffs(reduce.parts) - 1);
-    add_tokens(share.row, horizon, region);
+    add_tokens(share, horizon, region);
     __syncthreads();
     return receive(region);
   }
@@ -99,8 +99,8 @@ struct ArrivalSearch {
 
  private:
   // Whether a quad of the batch has a key that is no worse, and a token that may win.
-  template <class Row>
-  WL_DEVICE bool is_promising(const Row& row, int batch, float worst) const {
+  template <class Share>
+  WL_DEVICE bool is_promising(const Share& share, int batch, float worst) const {
     constexpr int kQuads = kQuadsOfGroup<T>;
     float rates[kBatch * kQuads];
     log2_rates<T>(batch, draws, rates);
@@ -109,7 +109,7 @@ struct ArrivalSearch {
     for (int i = 0; i < kBatch; ++i) {
       const int group = batch + i * kBatchStep<T>;
       float values[kVecWidth<T>];
-      values_of<T>(group < row.groups ? row.load(group) : nothing<T>(), values, Weights::kFromLogits);
+      values_of<T>(share.load(group), values, Weights::kFromLogits);
 #pragma unroll
       for (int j = 0; j < kQuads; ++j) {
         float sum = 0.0f, largest = negative_infinity();
@@ -126,17 +126,18 @@ struct ArrivalSearch {
   }
 
   // The tokens of batches that arrive in time, to all blocks of the row. Each token has a lane.
-  template <class Row>
-  WL_DEVICE void add_tokens(const Row& row, double horizon, int region) {
+  template <class Share>
+  WL_DEVICE void add_tokens(const Share& share, double horizon, int region) {
     constexpr int kWidth = kVecWidth<T>, kOfBatch = kBatch * kWidth, kBatchesOfWarp = kWarpSize / kOfBatch;
     const int batches = min(storage.batch_count, ArrivalStorage::kBatches);
 #pragma unroll 1
     for (int i = warp_id() * kBatchesOfWarp; i < batches; i += int(blockDim.x) / kWarpSize * kBatchesOfWarp) {
       const int at = i + lane_id() / kOfBatch, lane = lane_id() % kOfBatch;
-      const int token = (storage.batches[min(at, batches - 1)] + lane / kWidth * kBatchStep<T>) * kWidth + lane % kWidth;
-      const bool inside = at < batches && token < row.vocab;
-      const float value = inside ? Weights::value(to_float(row.load_token(token))) : negative_infinity();
+      const int group = storage.batches[min(at, batches - 1)] + lane / kWidth * kBatchStep<T>, token = group * kWidth + lane % kWidth;
+      const bool inside = at < batches && token < share.row.vocab;
+      const float value = inside ? Weights::value(to_float(share.token(group, lane % kWidth))) : negative_infinity();
       const double weight = inside && value >= minimum ? weights.exact(value) : 0.0;
+      __syncwarp();  // lanes that a branch has parted would shuffle one by one
       double sum = weight + __shfl_xor_sync(kFullMask, weight, 1);
       sum += __shfl_xor_sync(kFullMask, sum, 2);
       const bool races = weight > 0;  // no division by 0, which is slow
@@ -149,12 +150,14 @@ struct ArrivalSearch {
       const int place = atomicAdd(&storage.token_count, 1);
       if (place < region) send({time, value, token}, reduce.part * region + place);
     }
+    __syncwarp();
   }
 
   WL_DEVICE void send(const TokenArrival& arrival, int slot) {
 #if __CUDA_ARCH__ >= 900
     if (reduce.parts > 1) {
       const uint4 message = *reinterpret_cast<const uint4*>(&arrival);
+#pragma unroll 1
       for (int part = 0; part < reduce.parts; ++part) {
         send_async(map_to_rank(&storage.regions[slot], part), message, map_to_rank(&storage.arrived, part));
       }

@@ -132,6 +132,7 @@ WL_DEVICE void for_batches_above(const Share& share, const Contest& contest, flo
 #pragma unroll 1
   for (;;) {
     if (batch >= 0) visitor(batch, thread < 0);
+    __syncwarp();  // lanes that a branch has parted stay so, and take turns at all that follows
     number += kWarpSize;
     if (number >= count) {
       if (!left) return;

@@ -43,6 +43,7 @@ struct FilteredDraw {
     const RaceState state = race_of_row(scan, filter.reduce, storage.race);
     if (!filters && !can_draw<Weights>(state)) return kBadRow;
     const bool all = !(filter.nucleus > filter.minimum);
+    if (all && state.contenders == 1) return first_of_all(state, draws);
     ArrivalSearch<T, Weights> arrivals(storage.arrivals, filter.reduce, Weights(state.reference, filter.scale), draws,
                                        filter.minimum, all ? filter.minimum : filter.nucleus);
     // Until the first of all, or for the time in which twelve are expected.
@@ -57,6 +58,14 @@ struct FilteredDraw {
       __syncthreads();
       if (storage.winner >= 0) return storage.winner;
     }
+  }
+
+ private:
+  // Where every token that races may win, and one batch has the first quad. For the row's first block; the others get a token too.
+  WL_DEVICE int first_of_all(const RaceState& state, const Draws& draws) {
+    const Weights weights(state.reference, filter.scale);
+    if (warp_id() != 0 || row_part() != 0) return 0;
+    return winner_of_batch<T>(filter.share.row, state.batch, filter.minimum, weights, draws).token;
   }
 };
 // Grid: rows x blocks of a row, those of one row next to each other (and one cluster if more than one).

@@ -67,6 +67,7 @@ WL_DEVICE void visit_hits(Share& share, Visitor&& visitor, Rare&& rare) {
       const int n = __ffs(hits) - 1, group = first + n / kWidth * kBatchStep<T>, token = group * kWidth + n % kWidth;
       if (token < share.row.vocab) rare(Weights::value(to_float(share.token(group, n % kWidth))), token);
     }
+    __syncwarp();
   });
 }
 

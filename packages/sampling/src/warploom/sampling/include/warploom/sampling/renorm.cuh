@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   const float maximum = reduce(largest).value;
   float minimum = negative_infinity();
   const bool masks = maximum == maximum && filter.filters().selects(params.vocab);
-  if (masks) minimum = filter.find(true, maximum, filter.lowest(maximum, largest.value)).value();
+  if (masks) minimum = filter.find_top_k(maximum, filter.lowest(maximum, largest.value));
   write_row<T, LogitWeights>(share, static_cast<T*>(params.probs) + row * params.probs_stride, params.prob_stride,
                              [=](float value) { return value < minimum ? negative_infinity() : value; });
 }

@@ -85,9 +85,17 @@ struct RowFilter {
   // The k-th largest value, or the smallest one of the nucleus.
   WL_DEVICE Threshold find(bool counts, float maximum, float least) {
     const float target = counts ? float(filters().top_k) : filters().top_p;
-    return find_threshold<Weights, Config::kThreads>(
+    return find_threshold<Config::kThreads>(
         share, reduce, storage.threshold, Amount<Weights>{Weights(maximum, scale), counts}, Weights::key(maximum), least,
         [=](double amount, double total) { return amount >= double(target) * (counts ? 1.0 : total); });
+  }
+
+  // The k-th largest value, in a kernel that asks for no other.
+  WL_DEVICE float find_top_k(float maximum, float least) {
+    const double target = filters().top_k;
+    return find_threshold<Config::kThreads>(share, reduce, storage.threshold, Count<Weights>(), Weights::key(maximum), least,
+                                            [=](double count, double) { return count >= target; })
+        .value();
   }
 
   // Where the search for the k-th largest value may end.

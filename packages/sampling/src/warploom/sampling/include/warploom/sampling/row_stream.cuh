@@ -50,6 +50,10 @@ struct RowStream {
     for (int number = 0; number < batches; ++number) visitor(batch_of_thread(thread, number));
   }
 
+  // A group, nothing beyond the row, and token `i` of one.
+  WL_DEVICE Packed load(int group) const { return group < row.groups ? row.load(group) : nothing<T>(); }
+  WL_DEVICE T token(int group, int i) const { return row.load_token(group * SourceRow<T>::kWidth + i); }
+
   // Asks for the first batches of a pass, of which there is one at a time. A second pass goes backwards: what was read last is
   // still in L2.
   template <bool kBackwards>

@@ -14,8 +14,9 @@
 namespace warploom::sampling {
 
 // What tokens amount to: 1 each, or their units.
-template <class Weights>
+template <class W>
 struct Amount {
+  using Weights = W;
   Weights weights;
   bool counts;
 
@@ -24,6 +25,15 @@ struct Amount {
   WL_DEVICE uint64_t rough(uint32_t tokens, float value) const {
     return uint64_t(float(tokens) * weights.approximate(value) * float(weights.unit_scale()));
   }
+};
+
+// Always 1 each: a search with less code.
+template <class W>
+struct Count : Amount<W> {
+  static constexpr bool counts = true;
+
+  WL_DEVICE Count() : Amount<W>{W(0.0f, 0.0f), true} {}
+  WL_DEVICE uint64_t exact(float) const { return 1; }
 };
 
 // Where the target lies: bins [begin, end), the amount above them and in the first; -1 where it does not.
@@ -70,8 +80,9 @@ WL_DEVICE void count_up(uint32_t* counter) {
 // `reached(amount, total)` says whether an amount of a total is the target or more; it is monotone, and false for 0. NaN is
 // the largest value; `top` is the key of the row's largest. Values below `base` do not count. All threads of all blocks of
 // the row, after a first reduction.
-template <class Weights, int kThreads, class Share, class Reached>
+template <class Amounts, int kThreads, class Share, class Reached>
 struct ThresholdSearch {
+  using Weights = typename Amounts::Weights;
   using T = typename Share::Element;
   using Table = TableStorage;
   static constexpr int kDigits = Table::kWords / 2;        // bins of a digit: two words each
@@ -83,7 +94,7 @@ struct ThresholdSearch {
   Share& share;
   RowReduce& reduce;
   ThresholdStorage& storage;
-  Amount<Weights> amount;
+  Amounts amount;
   Reached reached;
   uint32_t top;
   uint32_t lowest;      // offset from the top of values that count
@@ -91,7 +102,7 @@ struct ThresholdSearch {
   uint64_t above = 0;   // of values before the range that is searched
   uint64_t total = 0;
 
-  WL_DEVICE ThresholdSearch(Share& share, RowReduce& reduce, ThresholdStorage& storage, const Amount<Weights>& amount, uint32_t top,
+  WL_DEVICE ThresholdSearch(Share& share, RowReduce& reduce, ThresholdStorage& storage, const Amounts& amount, uint32_t top,
                             float base, Reached reached)
       : share(share), reduce(reduce), storage(storage), amount(amount), reached(reached), top(top),
         lowest(top - min(top, Weights::key(Weights::value(base)))), counts_all(!(base > Weights::kNothing)) {}
@@ -360,10 +371,10 @@ struct ThresholdSearch {
   }
 };
 
-template <class Weights, int kThreads, class Share, class Reached>
-WL_DEVICE Threshold find_threshold(Share& share, RowReduce& reduce, ThresholdStorage& storage, const Amount<Weights>& amount,
-                                   uint32_t top, float base, Reached reached) {
-  return ThresholdSearch<Weights, kThreads, Share, Reached>(share, reduce, storage, amount, top, base, reached).find();
+template <int kThreads, class Amounts, class Share, class Reached>
+WL_DEVICE Threshold find_threshold(Share& share, RowReduce& reduce, ThresholdStorage& storage, const Amounts& amount, uint32_t top,
+                                   float base, Reached reached) {
+  return ThresholdSearch<Amounts, kThreads, Share, Reached>(share, reduce, storage, amount, top, base, reached).find();
 }
 
 }  // namespace warploom::sampling

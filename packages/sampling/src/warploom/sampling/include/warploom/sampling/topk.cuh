@@ -82,8 +82,8 @@ struct TopKRow {
       }
     }
     const double target = params.k;
-    const Threshold threshold = find_threshold<LogitWeights, Config::kThreads>(
-        share, reduce, storage.threshold, Amount<LogitWeights>{LogitWeights(0.0f, 0.0f), true}, LogitWeights::key(maximum),
+    const Threshold threshold = find_threshold<Config::kThreads>(
+        share, reduce, storage.threshold, Count<LogitWeights>(), LogitWeights::key(maximum),
         lowest, [=](double count, double) { return count >= target; });
     const int count = int(threshold.above + threshold.at);
     if (count <= params.key_count) {

@@ -67,8 +67,8 @@ struct LogitWeights {
   WL_DEVICE static float value(float source) { return source; }
   WL_DEVICE static float number(float source) { return source; }  // where there is no NaN
   WL_DEVICE static uint32_t key(float value) { return ordered_with_nan(value); }
-  // How far a key is below `top`; no NaN.
-  WL_DEVICE static uint32_t offset(uint32_t top, float value) { return top - ordered(value); }
+  // How far a key is below `top`.
+  WL_DEVICE static uint32_t offset(uint32_t top, float value) { return top - ordered_with_nan(value); }
   // Whether a row with this maximum (NaN if it has a NaN) and scale has a distribution.
   WL_DEVICE static bool valid(float row_maximum, float scale) {
     return fabsf(row_maximum) <= kLargestFinite && scale == scale;
