@@ -20,6 +20,13 @@ __all__ = ["CudaRenorm", "CudaTopKMask", "mask_spec", "renorm_spec"]
 _NEUTRAL = RowParameter(None, 1)
 
 
+def _blocks_per_sm(dtype: torch.dtype, from_logits: bool, resident: bool) -> int:
+    """Exact weights of logits take registers, and so do 16-bit values."""
+    if dtype.itemsize == 4:
+        return 3 if resident and not from_logits else 2
+    return 2 if resident else 1
+
+
 def _spec(kernel: str, dtype: torch.dtype, out: torch.dtype, from_logits: bool, resident: bool) -> KernelSpec:
     return KernelSpec(
         family="sampling",
@@ -31,8 +38,7 @@ def _spec(kernel: str, dtype: torch.dtype, out: torch.dtype, from_logits: bool, 
             "kFromLogits": from_logits,
             "kResident": resident,
             "kThreads": ROW_THREADS,
-            # Exact weights of logits take registers, and so do 16-bit values.
-            "kBlocksPerSm": 3 if resident and not from_logits and dtype.itemsize == 4 else 2,
+            "kBlocksPerSm": _blocks_per_sm(dtype, from_logits, resident),
         },
         params=(DrawParams,),
     )

@@ -41,8 +41,8 @@ struct Draws {
 
 // First group of the batch that a thread takes as number `unit` of a row, or of a part of it.
 template <class T>
-WL_DEVICE int batch_of(uint32_t unit) {
-  constexpr uint32_t kStep = kBatchStep<T>;
+WL_DEVICE int batch_of(int unit) {
+  constexpr int kStep = kBatchStep<T>;
   return unit / kStep * (kBatch * kStep) + unit % kStep;
 }
 // Batches that have a group of the first `groups`.

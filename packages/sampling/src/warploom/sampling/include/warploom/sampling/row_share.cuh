@@ -18,7 +18,8 @@ constexpr int kShareStages = 4;
 template <class T, bool kResident>
 struct RowShare {
   using Element = T;
-  static constexpr uint32_t kTileUnits = kTileGroups / kBatch;
+  static constexpr bool kIsResident = kResident;
+  static constexpr int kTileUnits = kTileGroups / kBatch;
 
   SourceRow<T> row;
   int part;
@@ -83,7 +84,7 @@ struct RowShare {
   template <int kGroups, class Visitor>
   WL_DEVICE void visit_groups(bool first, Visitor&& visitor) {
 #pragma unroll 1
-    for (uint32_t unit = threadIdx.x;; unit += blockDim.x) {
+    for (int unit = threadIdx.x;; unit += int(blockDim.x)) {
       const int tile = int(unit / kTileUnits);
       const int local = tile * kTileGroups + batch_of<T>(unit % kTileUnits);
       if (tile * kTileGroups >= count) break;

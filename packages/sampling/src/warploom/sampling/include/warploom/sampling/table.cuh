@@ -24,35 +24,35 @@ struct alignas(16) TableStorage {
 #endif
   }
 
-  // First half of adding up: sends. Numbers of kParts words have one in each of as many parts of the table, the lowest first.
-  // All threads of all blocks, after a block barrier.
-  template <int kParts>
-  WL_DEVICE void start(int part, int parts) {
+  // First half of adding up: sends. Numbers of two words have the low ones in the first half of the table, the high ones in the
+  // second. All threads of all blocks, after a block barrier.
+  WL_DEVICE void start(int halves, int part, int parts) {
 #if __CUDA_ARCH__ >= 900
     if (parts == 1) return;
-    const int log2_slice = slice_bits<kParts>(parts);
+    const int log2_slice = slice_bits(halves, parts);
+#pragma unroll 1
     for (int piece = threadIdx.x; piece < kPieces; piece += int(blockDim.x)) {
-      const int of_number = piece / (kPieces / kParts), place = piece % (kPieces / kParts);
-      const int owner = place >> log2_slice, slot = (of_number << log2_slice) + (place & ((1 << log2_slice) - 1));
-      send(piece_of(arrived, (part * kParts << log2_slice) + slot), *piece_of(words, piece), owner, 0);
+      const int half = halves == 2 ? piece / (kPieces / 2) : 0, place = piece - half * (kPieces / 2);
+      const int owner = place >> log2_slice, slot = (half << log2_slice) + (place & ((1 << log2_slice) - 1));
+      send(piece_of(arrived, part * (kPieces / parts) + slot), *piece_of(words, piece), owner, 0);
     }
 #endif
   }
 
   // Second half: `words` has the sums, for all threads.
-  template <int kParts>
-  WL_DEVICE void finish(int part, int parts) {
+  WL_DEVICE void finish(int halves, int part, int parts) {
 #if __CUDA_ARCH__ >= 900
     if (parts == 1) return;
-    const int log2_slice = slice_bits<kParts>(parts);
+    const int log2_slice = slice_bits(halves, parts), pieces = kPieces / parts;  // of this block
     wait(0, kWords * int(sizeof(uint32_t)));
+#pragma unroll 1
     for (int start = 0; start < kPieces; start += int(blockDim.x)) {
       // Each piece of this block's sums, for each block.
-      const int job = start + int(threadIdx.x), slot = job & ((kParts << log2_slice) - 1), peer = job >> log2_slice >> (kParts / 2);
-      const int of_number = slot >> log2_slice, place = slot & ((1 << log2_slice) - 1);
-      const uint4 sum = sum_of<kParts>(of_number, place, parts, log2_slice);
+      const int job = start + int(threadIdx.x), slot = job & (pieces - 1), peer = job >> (__ffs(pieces) - 1);
+      const int half = slot >> log2_slice, place = slot & ((1 << log2_slice) - 1);
+      const uint4 sum = sum_of(half, place, parts, log2_slice);
       __syncthreads();  // nobody needs what has arrived
-      const int piece = of_number * (kPieces / kParts) + (part << log2_slice) + place;
+      const int piece = half * (kPieces / 2) + (part << log2_slice) + place;
       if (job < kPieces) send(piece_of(words, piece), sum, peer, 1);
     }
     wait(1, kWords * int(sizeof(uint32_t)));
@@ -64,8 +64,9 @@ struct alignas(16) TableStorage {
     const int region = kWords >> (__ffs(parts) - 1), pieces = ceil_div(min(count, region), 4);
     for (int i = count + int(threadIdx.x); i < pieces * 4; i += int(blockDim.x)) words[i] = 0xffffffffu;
     __syncthreads();
+#pragma unroll 1
     for (int i = threadIdx.x; i < pieces * parts; i += int(blockDim.x)) {
-      const int peer = i % parts, piece = i / parts;
+      const int peer = i & (parts - 1), piece = i >> (__ffs(parts) - 1);
       send(piece_of(arrived, part * region / 4 + piece), *piece_of(words, piece), peer, 2);
     }
   }
@@ -85,6 +86,7 @@ struct alignas(16) TableStorage {
   template <class Visitor>
   WL_DEVICE void visit_list(int parts, Visitor&& visitor) const {
     const int log2_region = 31 - __clz(kWords / parts);
+#pragma unroll 1
     for (int i = threadIdx.x; i < kWords; i += int(blockDim.x)) {
       if ((i & ((1 << log2_region) - 1)) < listed[i >> log2_region]) visitor(arrived[i]);
     }
@@ -98,11 +100,8 @@ struct alignas(16) TableStorage {
     return reinterpret_cast<conditional_t<is_same_v<Word, uint32_t>, uint4, const uint4>*>(table) + piece;
   }
 
-  // Pieces that a block adds up, of each part of the table, as a power of two.
-  template <int kParts>
-  WL_DEVICE static int slice_bits(int parts) {
-    return 31 - __clz(kPieces / kParts / parts);
-  }
+  // Pieces that a block adds up, of each half of the table if it has some, as a power of two.
+  WL_DEVICE static int slice_bits(int halves, int parts) { return 31 - __clz(kPieces / halves / parts); }
 
   WL_DEVICE void send(uint4* slot, const uint4& piece, int peer, int barrier) {
 #if __CUDA_ARCH__ >= 900
@@ -120,17 +119,16 @@ struct alignas(16) TableStorage {
     if (threadIdx.x == 0) phases ^= 1u << barrier;
   }
 
-  // Of the slices that have arrived: the words of a piece, with what the words below them carry.
-  template <int kParts>
-  WL_DEVICE uint4 sum_of(int of_number, int place, int parts, int log2_slice) const {
+  // Of the slices that have arrived: the words of a piece, with what the low ones of the same numbers carry.
+  WL_DEVICE uint4 sum_of(int half, int place, int parts, int log2_slice) const {
     uint64_t sums[4] = {};
-    for (int from = 0; from < parts; ++from) {
-      const int slot = (from * kParts << log2_slice) + place;
-      if (of_number > 0) add(sums, *piece_of(arrived, slot));
-    }
+#pragma unroll 1
+    for (int of = 0; of <= half; ++of) {
 #pragma unroll
-    for (uint64_t& sum : sums) sum >>= 32;
-    for (int from = 0; from < parts; ++from) add(sums, *piece_of(arrived, (from * kParts << log2_slice) + (of_number << log2_slice) + place));
+      for (uint64_t& sum : sums) sum >>= 32;
+#pragma unroll 2
+      for (int from = 0; from < parts; ++from) add(sums, *piece_of(arrived, from * (kPieces / parts) + (of << log2_slice) + place));
+    }
     return {uint32_t(sums[0]), uint32_t(sums[1]), uint32_t(sums[2]), uint32_t(sums[3])};
   }
 

@@ -109,17 +109,33 @@ struct ThresholdSearch {
 
   WL_DEVICE Threshold find() {
     uint32_t begin = 0, last = lowest;  // of the values in question, as offsets from the top
-    clear();
-    add_rough();
-    Crossing found = cross(false);
-    bool narrowed = narrow(found, begin, last);
-    if (amount.counts) above = found.above;  // counts are exact
-    bool gathered = gather(begin, last);
+    bool narrowed = false, gathered = false;
+    Stage stage = kEstimate;
+    // One loop, because a pass is long.
 #pragma unroll 1
     for (;;) {
       clear();
-      gathered ? add_gathered(begin, last) : add_all(begin, last);
-      found = cross(true);
+      const BlockAmounts mine = pass(stage, begin, last, gathered);
+      if (stage == kEstimate) {
+        storage.table.start(1, share.part, share.parts);
+        total = warp_merge(reduce.exchange(mine)).total;
+        storage.table.finish(1, share.part, share.parts);
+        const Crossing found = cross(false);
+        narrowed = narrow(found, begin, last);
+        if (amount.counts) above = found.above;  // counts are exact
+        stage = kGather;
+        continue;
+      }
+      if (stage == kGather) {
+        gathered = gather(mine);
+        stage = kDigit;
+        continue;
+      }
+      if (!gathered) {
+        storage.table.start(2, share.part, share.parts);
+        storage.table.finish(2, share.part, share.parts);
+      }
+      const Crossing found = cross(true);
       if (found.begin >= 0) {
         const int shift = shift_of(last - begin);
         begin += uint32_t(found.begin) << shift;
@@ -136,12 +152,59 @@ struct ThresholdSearch {
   }
 
  private:
+  // Count in rough bins; weigh, and list what is in question; a digit of that.
+  enum Stage { kEstimate, kGather, kDigit };
+
+  // A pass over the block's values, or over what has been gathered: fills the table. What it comes to, if that counts.
+  WL_DEVICE BlockAmounts pass(Stage stage, uint32_t begin, uint32_t last, bool gathered) {
+    UnitTally<Weights> tally(amount.weights);
+    float mass = 0.0f;  // the bins do not tell of the last one's, which may hold most tokens
+    const auto estimate = [&](float value) {
+      mass += amount.weights.approximate(value);
+      count_up(&storage.table.words[rough_bin(value)]);
+    };
+    if (stage == kDigit && gathered) {
+      storage.table.visit_list(share.parts, [&](uint32_t at) {
+        if (at - begin <= last - begin) add(at, begin, last);
+      });
+    } else if (stage == kEstimate && counts_all) {
+      visit_values<Weights>(share, estimate);
+    } else if (stage == kGather && counts_all && !amount.counts) {
+      weigh_all(tally, from_ordered(top - begin), from_ordered(top - last));
+    } else {
+      const bool weighs = stage == kGather && !amount.counts;
+      const uint32_t from = weighs ? 0 : begin, to = weighs ? lowest : last;
+      visit_hits<Weights>(
+          share, [&](float value) { return top - Weights::key(value) - from <= to - from; },
+          [&](float value, int) {
+            const uint32_t at = top - Weights::key(value);
+            if (stage == kEstimate) return estimate(value);
+            if (stage == kDigit) return add(at, begin, last);
+            if (weighs) tally.add(value, at < begin);
+            if (at - begin <= last - begin) list(value);
+          });
+    }
+    BlockAmounts mine = BlockAmounts::none();
+    if (stage == kEstimate) mine.total = uint64_t(mass_of_block(mass) * float(amount.weights.unit_scale()));
+    if (stage == kGather && !amount.counts) {
+      mine.above = tally.units_above(), mine.total = tally.units_total();
+      mine = warp_merge_fast(reduce.of_warps(warp_merge_fast(mine)));
+    }
+    __syncthreads();
+    mine.listed = storage.listed;
+    return mine;
+  }
+
+  WL_DEVICE float mass_of_block(float mass) const {
+    return warp_merge(reduce.of_warps(MassSums{0.0f, warp_reduce(mass, Sum())})).total;
+  }
+
   // Bins of 2**shift keys hold a span.
   WL_DEVICE static int shift_of(uint32_t span) { return max(0, 32 - __clz(span) - 9); }
 
   WL_DEVICE void clear() {
     for (int word = threadIdx.x; word < Table::kWords; word += kThreads) storage.table.words[word] = 0;
-    if (threadIdx.x == 0) storage.found = {-1, -1, 0, 0};
+    if (threadIdx.x == 0) storage.found = {-1, -1, 0, 0}, storage.listed = 0;
     __syncthreads();
   }
 
@@ -177,44 +240,12 @@ struct ThresholdSearch {
     return true;
   }
 
-  WL_DEVICE void add_rough() {
-    float mass = 0.0f;  // the bins do not tell of the last one's, which may hold most tokens
-    const auto add = [&](float value) {
-      mass += amount.weights.approximate(value);
-      count_up(&storage.table.words[rough_bin(value)]);
-    };
-    if (counts_all) {
-      visit_values<Weights>(share, add);
-    } else {
-      visit_hits<Weights>(
-          share, [&](float value) { return top - Weights::key(value) <= lowest; }, [&](float value, int) { add(value); });
-    }
-    const MassSums sums = warp_merge(reduce.of_warps(MassSums{0.0f, warp_reduce(mass, Sum())}));
-    const uint64_t mine = uint64_t(sums.total * float(amount.weights.unit_scale()));
-    storage.table.template start<1>(share.part, share.parts);
-    total = warp_merge(reduce.exchange(BlockAmounts{0, mine, 0, 0})).total;
-    storage.table.template finish<1>(share.part, share.parts);
-  }
-
-  // What lies above a range, in all, and the values in it: to all blocks. False if these are too many.
-  WL_DEVICE bool gather(uint32_t begin, uint32_t last) {
-    if (threadIdx.x == 0) storage.listed = 0;
-    __syncthreads();
-    BlockAmounts sums = BlockAmounts::none();
-    if (amount.counts) {
-      visit_hits<Weights>(
-          share, [&](float value) { return top - Weights::key(value) - begin <= last - begin; },
-          [&](float value, int) { list(value); });
-    } else {
-      sums = weigh(begin, last);
-    }
-    __syncthreads();
-    sums.listed = storage.listed;
-    storage.table.send_list(storage.listed, share.part, share.parts);
-    const BlockAmounts of_part = reduce.exchange(sums);
-    const bool fits = storage.table.receive_list(of_part.listed, share.parts);
+  // What lies above the values in question, in all, and these: to all blocks. False if they are too many.
+  WL_DEVICE bool gather(const BlockAmounts& mine) {
+    storage.table.send_list(mine.listed, share.part, share.parts);
+    const BlockAmounts of_part = reduce.exchange(mine);
     if (!amount.counts) above = warp_reduce(of_part.above, Sum()), total = warp_reduce(of_part.total, Sum());
-    return fits;
+    return storage.table.receive_list(of_part.listed, share.parts);
   }
 
   WL_DEVICE void list(float value) {
@@ -222,26 +253,8 @@ struct ThresholdSearch {
     if (place < Table::kWords) storage.table.words[place] = top - Weights::key(value);
   }
 
-  WL_DEVICE BlockAmounts weigh(uint32_t begin, uint32_t last) {
-    const float high = from_ordered(top - begin), low = from_ordered(top - last);
-    UnitTally<Weights> tally(amount.weights);
-    if (counts_all) {
-      weigh_all(tally, high, low);
-    } else {
-      const float least = from_ordered(top - lowest);
-      visit_hits<Weights>(
-          share, [&](float value) { return value >= least; },
-          [&](float value, int) {
-            tally.add(value, value > high);
-            if (value <= high && value >= low) list(value);
-          });
-    }
-    const BlockAmounts mine{tally.units_above(), tally.units_total(), 0, 0};
-    return warp_merge_fast(reduce.of_warps(warp_merge_fast(mine)));
-  }
-
   WL_DEVICE void weigh_all(UnitTally<Weights>& tally, float high, float low) {
-    constexpr int kWidth = kVecWidth<T>, kSome = kTogether<T> / 2;  // registers are short
+    constexpr int kWidth = kVecWidth<T>, kSome = 1;  // registers are short, and code
     share.template visit_groups<kSome>(false, [&](const Packed(&groups)[kSome], int first) {
       uint32_t hits = 0;
 #pragma unroll
@@ -255,7 +268,7 @@ struct ThresholdSearch {
           hits |= uint32_t(!is_above && values[j] >= low) << (i * kWidth + j);
         }
       }
-      tally.carry();
+      if (!Share::kIsResident) tally.carry();  // else a thread has not so many tokens
 #pragma unroll 1
       for (; hits; hits &= hits - 1) {
         const int n = __ffs(hits) - 1, group = first + n / kWidth * kBatchStep<T>;
@@ -263,23 +276,6 @@ struct ThresholdSearch {
       }
       __syncwarp();
     });
-  }
-
-  // A digit of the values in [begin, last]: of those that have been gathered, ...
-  WL_DEVICE void add_gathered(uint32_t begin, uint32_t last) {
-    storage.table.visit_list(share.parts, [&](uint32_t at) {
-      if (at - begin <= last - begin) add(at, begin, last);
-    });
-    __syncthreads();
-  }
-  // ... or of all.
-  WL_DEVICE void add_all(uint32_t begin, uint32_t last) {
-    visit_hits<Weights>(
-        share, [&](float value) { return top - Weights::key(value) - begin <= last - begin; },
-        [&](float value, int) { add(top - Weights::key(value), begin, last); });
-    __syncthreads();
-    storage.table.template start<2>(share.part, share.parts);
-    storage.table.template finish<2>(share.part, share.parts);
   }
 
   // 64-bit sums as two atomic additions: shared memory has none of 64 bits.
