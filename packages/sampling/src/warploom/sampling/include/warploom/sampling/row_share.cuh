@@ -91,7 +91,7 @@ struct RowShare {
 #if __CUDA_ARCH__ >= 900
       if (kResident && first && copied) mbarrier_wait(&landed[tile >> log2_stage], 0);
 #endif
-#pragma unroll 1
+#pragma unroll(kGroups == 1 ? 2 : 1)
       for (int start = 0; start < kBatch; start += kGroups) {
         Packed groups[kGroups];
 #pragma unroll
