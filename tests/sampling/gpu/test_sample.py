@@ -285,3 +285,11 @@ def test_another_device_than_the_current_one():
     logits = random_normal((4, 5000), device="cuda:1")
     with torch.cuda.device(0):
         check(logits, ("top_k", "softmax", "top_p"))
+
+
+@pytest.mark.parametrize(*cases(top_p=[0.99, 0.9, 0.5, 0.2, 0.05, 1e-3], spread=[0.1, 1.0, 6.0], dtype=DTYPES))
+def test_nuclei_of_many_rows(case):
+    """Rows that are settled by the first arrivals, by later ones, and by the second kernel."""
+    logits = random_normal((400, 32000), case.dtype, scale=case.spread, device="cuda")
+    for chain in (("softmax", "top_p"), ("top_p",)):
+        check(source_of(chain, logits), chain, {"top_p": case.top_p})

@@ -126,7 +126,7 @@ struct alignas(16) TableStorage {
     for (int of = 0; of <= half; ++of) {
 #pragma unroll
       for (uint64_t& sum : sums) sum >>= 32;
-#pragma unroll 2
+#pragma unroll 4
       for (int from = 0; from < parts; ++from) add(sums, *piece_of(arrived, from * (kPieces / parts) + (of << log2_slice) + place));
     }
     return {uint32_t(sums[0]), uint32_t(sums[1]), uint32_t(sums[2]), uint32_t(sums[3])};

@@ -114,7 +114,7 @@ struct ThresholdSearch {
     // One loop, because a pass is long.
 #pragma unroll 1
     for (;;) {
-      clear();
+      clear(stage != kGather);
       const BlockAmounts mine = pass(stage, begin, last, gathered);
       if (stage == kEstimate) {
         storage.table.start(1, share.part, share.parts);
@@ -202,8 +202,10 @@ struct ThresholdSearch {
   // Bins of 2**shift keys hold a span.
   WL_DEVICE static int shift_of(uint32_t span) { return max(0, 32 - __clz(span) - 9); }
 
-  WL_DEVICE void clear() {
-    for (int word = threadIdx.x; word < Table::kWords; word += kThreads) storage.table.words[word] = 0;
+  WL_DEVICE void clear(bool table) {
+    if (table) {
+      for (int word = threadIdx.x; word < Table::kWords; word += kThreads) storage.table.words[word] = 0;
+    }
     if (threadIdx.x == 0) storage.found = {-1, -1, 0, 0}, storage.listed = 0;
     __syncthreads();
   }
