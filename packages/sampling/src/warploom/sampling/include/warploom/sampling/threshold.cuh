@@ -306,9 +306,8 @@ struct ThresholdSearch {
   }
 
   // The amount of a bin, times that of one of its tokens as a share of the largest possible.
-  WL_DEVICE uint64_t square(int bin) const {
+  WL_DEVICE uint64_t square(int bin, uint64_t all) const {
     const uint32_t tokens = storage.table.words[bin];
-    const uint64_t all = sum(bin, false);
     // Tokens of 16-bit logits err together: a bin has few values.
     const float apart = Weights::kFromLogits && sizeof(T) == 2 ? 1.0f : float(tokens);
     return tokens ? uint64_t(float(all) * (float(all) * 0x1p-42f / apart)) : 0;
@@ -320,11 +319,14 @@ struct ThresholdSearch {
 
   // Where the target lies in a table of the row.
   WL_DEVICE Crossing cross(bool exact) {
-    const int own = (exact ? kDigits : Table::kWords) / kThreads, first = int(threadIdx.x) * own;
-    uint64_t mine = 0, squares = 0;
-    for (int bin = first; bin < first + own; ++bin) {
-      mine += sum(bin, exact);
-      if (!exact && !amount.counts) squares += square(bin);
+    constexpr int kOwn = Table::kWords / kThreads;
+    const int own = exact ? kOwn / 2 : kOwn, first = int(threadIdx.x) * own;
+    uint64_t mine = 0, squares = 0, bins[kOwn];
+#pragma unroll
+    for (int n = 0; n < kOwn; ++n) {
+      bins[n] = n < own ? sum(first + n, exact) : 0;
+      mine += bins[n];
+      if (!exact && !amount.counts) squares += square(first + n, bins[n]);
     }
     uint64_t before = mine;  // of the warp's bins up to and with the lane's
 #pragma unroll
@@ -342,10 +344,10 @@ struct ThresholdSearch {
       squares += storage.squares[warp];
     }
     const uint64_t slack = exact ? 0 : rough_error(squares);
-    for (int bin = first; bin < first + own; ++bin) {
-      const uint64_t here = sum(bin, exact);
-      exact ? cross_exact(bin, before, here) : cross_rough(bin, before, here, slack);
-      before += here;
+#pragma unroll
+    for (int n = 0; n < kOwn; ++n) {
+      if (n < own) exact ? cross_exact(first + n, before, bins[n]) : cross_rough(first + n, before, bins[n], slack);
+      before += bins[n];
     }
     __syncthreads();
     const Crossing found = storage.found;

@@ -25,6 +25,9 @@ WL_DEVICE float log2_approx_full(float x) {
   return y;
 }
 
+// 2**n, where that is a normal number.
+WL_DEVICE double power_of_two(int n) { return __hiloint2double((1023 + n) << 20, 0); }
+
 // NaN if either is.
 WL_DEVICE float max_or_nan(float a, float b) {
   float result;
@@ -47,7 +50,7 @@ WL_DEVICE uint64_t exp2_units(double x) {
   double y = kTerms[13];
 #pragma unroll
   for (int i = 12; i >= 0; --i) y = fma(y, rest, kTerms[i]);
-  y *= __hiloint2double((1023 + kUnitBits + __double2loint(whole)) << 20, 0);
+  y *= power_of_two(kUnitBits + __double2loint(whole));
   return __double_as_longlong(__dadd_rd(y, 0x1p52)) & ((1ull << 52) - 1);
 }
 
@@ -89,7 +92,10 @@ struct ProbWeights {
   static constexpr float kNothing = 0.0f;
   int exponent;  // maximum < 2**exponent, at most twice as much
 
-  WL_DEVICE ProbWeights(float row_maximum, float) { frexpf(row_maximum, &exponent); }
+  WL_DEVICE ProbWeights(float row_maximum, float) {
+    const uint32_t bits = __float_as_uint(row_maximum), field = bits >> 23;
+    exponent = field ? int(field) - 126 : -117 - __clz(bits);
+  }
   WL_DEVICE float reference() const { return 0.0f; }
   WL_DEVICE ProbWeights with_maximum(float row_maximum) const { return {row_maximum, 0.0f}; }
 
@@ -103,7 +109,7 @@ struct ProbWeights {
   // A sum may overflow: no decision is made by it then.
   WL_DEVICE float approximate(float value) const { return value; }
   WL_DEVICE double exact(float value) const { return double(value); }
-  WL_DEVICE double unit_scale() const { return ldexp(1.0, kUnitBits - exponent); }
+  WL_DEVICE double unit_scale() const { return power_of_two(kUnitBits - exponent); }
   WL_DEVICE uint64_t units(float value) const {
     const uint32_t bits = __float_as_uint(value);
     const int field = int(bits >> 23);
@@ -145,7 +151,7 @@ struct UnitTally<ProbWeights> {
   int visits = 0;
 
   WL_DEVICE explicit UnitTally(const ProbWeights& weights)
-      : weights(weights), large(ldexp(1.0, 52 - kUnitBits + weights.exponent)) {}
+      : weights(weights), large(power_of_two(52 - kUnitBits + weights.exponent)) {}
   WL_DEVICE void add(float value, bool is_above) {
     const double units = __dadd_rd(double(value), large) - large;
     total += units;
