@@ -26,7 +26,7 @@ struct CandidateFacts {
 
 constexpr int kMostPicks = 8;
 // Of a number of a race, relatively: more than an exponential number, a weight and their quotient are wrong by.
-constexpr float kTimeError = 0x1p-7f;
+constexpr float kTimeError = 0x1p-10f;
 
 // In the memory that the row's share was in.
 struct CandidateScratch {

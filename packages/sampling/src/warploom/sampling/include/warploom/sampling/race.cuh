@@ -11,9 +11,9 @@
 
 namespace warploom::sampling {
 
-// Twice the error of a key: 2e-3 of the logarithm of an exponential number of 2**-13 (smaller ones go by the series), and the
-// error of a weight of up to 2**40 or down to 2**-40.
-constexpr float kKeyError = 0x1p-7f;
+// More than twice the error of a key: 1.2e-4 of the logarithm of an exponential number (of 2**-9, smaller ones go by their
+// series), and 1e-5 of a weight of up to 2**40 or down to 2**-40.
+constexpr float kKeyError = 0x1p-11f;
 
 constexpr int kQuad = 4;
 constexpr int kBatch = 4;                            // groups that a thread takes at once: one random word each
@@ -54,7 +54,7 @@ WL_DEVICE int batch_count(int groups) {
 
 // Exponential numbers times log2(e), of inverted words. Where u is small the logarithm of 1 - u cancels, and its series takes
 // over.
-constexpr uint32_t kSmallWords = ~(1u << 19);
+constexpr uint32_t kSmallWords = ~(1u << 23);
 WL_DEVICE float exponential_by_logarithm(uint32_t inverse) {
   return -log2_approx(fmaf(float(inverse), 0x1p-32f, 0x1p-33f));
 }
@@ -85,7 +85,7 @@ WL_DEVICE void log2_rates(int batch, const Draws& draws, float (&result)[kBatch 
     largest = max(largest, inverse[n]);
     result[n] = exponential_by_logarithm(inverse[n]);
   }
-  // One warp in fifty has such a number.
+  // One warp in four has such a number.
   if (largest > kSmallWords) {
 #pragma unroll
     for (int n = 0; n < kBatch * kQuads; ++n) {

@@ -67,7 +67,7 @@ WL_DEVICE RaceState race_of_block(const RowScan<Weights>& scan, RaceStorage& sto
   const float worst = state.best - kKeyError;
   if (scan.contest.best + shift >= worst) {
     atomicAdd(&storage.contenders, scan.contest.second + shift >= worst ? 2 : 1);
-    storage.batch = scan.contest.batch;
+    atomicExch(&storage.batch, scan.contest.batch);  // any, if there are several
   }
   __syncthreads();
   state.contenders = storage.contenders;
