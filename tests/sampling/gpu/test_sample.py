@@ -293,3 +293,15 @@ def test_nuclei_of_many_rows(case):
     logits = random_normal((400, 32000), case.dtype, scale=case.spread, device="cuda")
     for chain in (("softmax", "top_p"), ("top_p",)):
         check(source_of(chain, logits), chain, {"top_p": case.top_p})
+
+
+@pytest.mark.parametrize("start", [0, 30_000, 127_300])
+@pytest.mark.parametrize("chain", [c for c in CHAINS if SOFTMAX in c], ids=chain_id)
+def test_rows_masked_to_a_range(chain, start):
+    """All tokens that can be drawn are in the part of one block, as a grammar leaves them."""
+    for spread, kept in ((0.0, 900), (0.5, 900), (2.0, 300)):
+        logits = torch.full((40, 128256), -INF, device="cuda")
+        logits[:, start : start + kept] = random_normal((40, kept), scale=spread, device="cuda")
+        for filters in ({}, {"top_k": 700, "top_p": 0.6}, {"top_k": 100_000, "top_p": 0.3, "min_p": 1e-3}):
+            for count in (3, 40):
+                check(logits[:count], chain, filters)

@@ -49,14 +49,15 @@ struct FilteredDraw {
     // Until the first of all, or for the time in which twelve are expected.
     double horizon = all ? time_of_key(state.best - kKeyError) : 12.0 / filter.mass;
 #pragma unroll 1
-    for (;; horizon *= 4) {
-      arrivals.collect(filter.share, scan, horizon);
+    for (;;) {
+      const bool fits = arrivals.collect(filter.share, scan, horizon);
       if (warp_id() == 0) {
         const int token = arrivals.first([](float) { return true; }).token;
         if (lane_id() == 0) storage.winner = token;
       }
       __syncthreads();
-      if (storage.winner >= 0) return storage.winner;
+      if (fits && storage.winner >= 0) return storage.winner;
+      horizon *= fits ? 4.0 : 0.6;  // by no common factor: between too early and too many some horizon will do
     }
   }
 

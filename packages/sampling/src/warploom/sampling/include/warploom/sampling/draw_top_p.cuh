@@ -76,8 +76,11 @@ struct TopPDraw {
   }
 
  private:
-  // Among as many the nucleus has twelve, or there would be too many.
-  WL_DEVICE float expected_arrivals() const { return top_p < 1 ? fminf(12.0f / top_p, 48.0f) : 12.0f; }
+  // Among as many the nucleus has twelve, or there would be too many: one block of the row may have them all.
+  WL_DEVICE float expected_arrivals() const {
+    const float wanted = reduce.parts > 4 ? 9.0f : 12.0f;
+    return top_p < 1 ? fminf(wanted / top_p, 4 * wanted) : wanted;
+  }
 
   WL_DEVICE void find_records(const ArrivalSearch<T, Weights>& arrivals, float before) {
     if (warp_id() == 0) {
