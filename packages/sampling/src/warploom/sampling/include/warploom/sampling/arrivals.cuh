@@ -58,7 +58,14 @@ struct ArrivalSearch {
 
   WL_DEVICE ArrivalSearch(ArrivalStorage& storage, RowReduce& reduce, const Weights& weights, const Draws& draws,
                           float minimum, float eligible)
-      : storage(storage), reduce(reduce), weights(weights), draws(draws), minimum(minimum), eligible(eligible), phase(0), count(0) {}
+      : storage(storage),
+        reduce(reduce),
+        weights(weights),
+        draws(draws),
+        minimum(minimum),
+        eligible(eligible),
+        phase(0),
+        count(0) {}
 
   // Collects the eligible tokens that arrive until `horizon`; false if there is no room for them. `scan` is what the thread
   // has made of its part of `share`. All threads of all blocks of the row.
@@ -133,7 +140,8 @@ struct ArrivalSearch {
 #pragma unroll 1
     for (int i = warp_id() * kBatchesOfWarp; i < batches; i += int(blockDim.x) / kWarpSize * kBatchesOfWarp) {
       const int at = i + lane_id() / kOfBatch, lane = lane_id() % kOfBatch;
-      const int group = storage.batches[min(at, batches - 1)] + lane / kWidth * kBatchStep<T>, token = group * kWidth + lane % kWidth;
+      const int group = storage.batches[min(at, batches - 1)] + lane / kWidth * kBatchStep<T>;
+      const int token = group * kWidth + lane % kWidth;
       const bool inside = at < batches && token < share.row.vocab;
       const float value = inside ? Weights::value(to_float(share.token(group, lane % kWidth))) : negative_infinity();
       const double weight = inside && value >= minimum ? weights.exact(value) : 0.0;

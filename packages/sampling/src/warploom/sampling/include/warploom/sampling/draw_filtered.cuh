@@ -62,7 +62,7 @@ struct FilteredDraw {
   }
 
  private:
-  // Where every token that races may win, and one batch has the first quad. For the row's first block; the others get a token too.
+  // Where every token that races may win, and one batch has the first quad. For the row's first block; the others get any token.
   WL_DEVICE int first_of_all(const RaceState& state, const Draws& draws) {
     const Weights weights(state.reference, filter.scale);
     if (warp_id() != 0 || row_part() != 0) return 0;

@@ -48,7 +48,7 @@ WL_DEVICE void visit_values(Share& share, Visitor&& visitor) {
   });
 }
 
-// Calls visitor(value) for every token of this thread, and rare(value, token) for those, a few of the row, for which visitor(value) says so.
+// Calls visitor(value) for every token of this thread, and rare(value, token) for those, a few of the row, for which it says so.
 template <class Weights, class Share, class Visitor, class Rare>
 WL_DEVICE void visit_hits(Share& share, Visitor&& visitor, Rare&& rare) {
   using T = typename Share::Element;

@@ -127,7 +127,9 @@ struct alignas(16) TableStorage {
 #pragma unroll
       for (uint64_t& sum : sums) sum >>= 32;
 #pragma unroll 4
-      for (int from = 0; from < parts; ++from) add(sums, *piece_of(arrived, from * (kPieces / parts) + (of << log2_slice) + place));
+      for (int from = 0; from < parts; ++from) {
+        add(sums, *piece_of(arrived, from * (kPieces / parts) + (of << log2_slice) + place));
+      }
     }
     return {uint32_t(sums[0]), uint32_t(sums[1]), uint32_t(sums[2]), uint32_t(sums[3])};
   }
