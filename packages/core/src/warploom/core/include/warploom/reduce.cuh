@@ -27,6 +27,17 @@ WL_DEVICE T warp_reduce(T value, Op op) {
 }
 
 // Every thread of the block gets the result. `scratch` holds kThreads / 32 values; it may be reused after the next barrier.
+// The sum over the lanes up to and with this one; `kLanes`, a power of two, have something.
+template <int kLanes = kWarpSize, class T>
+WL_DEVICE T warp_prefix_sum(T value) {
+#pragma unroll
+  for (int offset = 1; offset < kLanes; offset *= 2) {
+    const T other = __shfl_up_sync(kFullMask, value, offset);
+    if (lane_id() >= offset) value += other;
+  }
+  return value;
+}
+
 template <int kThreads, class T, class Op>
 WL_DEVICE T block_reduce(T value, Op op, T* scratch) {
   constexpr int kWarps = kThreads / kWarpSize;

@@ -100,19 +100,22 @@ class CudaSample(Backend):
         kind = (problem.dtype, SOFTMAX in problem.steps)
         sizes = (problem.vocab, source.element_size(), problem.arch, sm_count(source.device))
         filters = set(problem.steps) - {SOFTMAX}
-        threads = stream_threads(problem.dtype.itemsize)
-        parts = stream_parts(problem.batch, *sizes)
-        stream = functools.partial(launch, threads=threads, parts=parts, smem=threads * STREAM_BYTES)
+
+        def stream(spec: KernelSpec) -> None:
+            threads = stream_threads(problem.dtype.itemsize)
+            parts = stream_parts(problem.batch, *sizes)
+            launch(spec, params, parts=parts, threads=threads, smem=threads * STREAM_BYTES)
+
         pending = True  # rows are left to the last kernel by one before it, few of them
         if not filters:
-            stream(plain_spec(*kind), params)
+            stream(plain_spec(*kind))
             return random.advance()
         if "top_k" in filters:
             shape = selection_shape(problem.batch, *sizes)
             smem = max(shape.share_bytes, CANDIDATE_BYTES)
             launch(top_k_spec(*kind, shape.resident), params, parts=shape.parts, smem=smem)
         elif filters == {"top_p"}:
-            stream(top_p_spec(*kind), params)
+            stream(top_p_spec(*kind))
         else:
             pending = False
         if pending:

@@ -181,12 +181,7 @@ struct ArrivalSearch {
     const int answer = reduce.exchange(CandidateCount{fits ? sent : -1 - sent}).count;  // of the lane's block
     const bool all_fit = __all_sync(kFullMask, answer >= 0);
     const int received = answer >= 0 ? answer : -1 - answer;
-    int before = received;  // of regions up to and with the lane's
-#pragma unroll
-    for (int offset = 1; offset < RowReduceStorage::kMaxParts; offset *= 2) {
-      const int other = __shfl_up_sync(kFullMask, before, offset);
-      if (lane_id() >= offset) before += other;
-    }
+    const int before = warp_prefix_sum<RowReduceStorage::kMaxParts>(received);  // of regions up to and with the lane's
     count = __shfl_sync(kFullMask, before, reduce.parts - 1);
 #if __CUDA_ARCH__ >= 900
     if (reduce.parts > 1) {

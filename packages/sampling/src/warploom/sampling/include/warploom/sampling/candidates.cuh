@@ -82,12 +82,7 @@ WL_DEVICE void send_candidate(uint64_t* slot, uint64_t key, uint64_t* arrived, i
 // Puts the regions' keys together, `mine` of region number lane. By the first block, of which warps take regions in turn.
 WL_DEVICE int gather_regions(const CandidateStorage& storage, int parts, int mine, uint64_t* keys) {
   const int region = CandidateStorage::kCapacity >> (__ffs(parts) - 1);
-  int before = mine;  // keys of regions up to and with the lane's
-#pragma unroll
-  for (int offset = 1; offset < RowReduceStorage::kMaxParts; offset *= 2) {
-    const int other = __shfl_up_sync(kFullMask, before, offset);
-    if (lane_id() >= offset) before += other;
-  }
+  const int before = warp_prefix_sum<RowReduceStorage::kMaxParts>(mine);  // keys of regions up to and with the lane's
   const int total = __shfl_sync(kFullMask, before, parts - 1);
   for (int part = warp_id(); part < parts; part += int(blockDim.x) / kWarpSize) {
     const int count = __shfl_sync(kFullMask, mine, part), start = __shfl_sync(kFullMask, before, part) - count;

@@ -114,13 +114,6 @@ struct RowShare {
     return group_of(unit / kTileUnits * kTileGroups + batch_of<T>(unit % kTileUnits));
   }
 
-  template <class Visitor>
-  WL_DEVICE void for_batches(int thread, Visitor&& visitor) const {
-    const int batches = batches_of(thread);
-#pragma unroll 1
-    for (int number = 0; number < batches; ++number) visitor(batch_of_thread(thread, number));
-  }
-
   // A group of this block, once it has been visited; beyond the row it is `nothing`.
   WL_DEVICE Packed load(int group) const {
     if (group >= row.groups) return nothing<T>();

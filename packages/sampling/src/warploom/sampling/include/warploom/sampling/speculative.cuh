@@ -81,7 +81,7 @@ struct DifferenceRow {
   }
 };
 
-// As RowStream.
+// As RowStream, but without a ring: each batch is loaded where it is visited.
 template <class T>
 struct DifferenceStream {
   DifferenceRow<T> row;
@@ -91,7 +91,7 @@ struct DifferenceStream {
   WL_DEVICE int groups() const { return ceil_div(row.vocab, kQuad); }
 
   template <class Visitor>
-  WL_DEVICE void visit_batches(bool, Visitor&& visitor) const {
+  WL_DEVICE void visit(Visitor&& visitor) const {
     const bool vectors = row.aligned();
     for_batches(threadIdx.x, [&](int batch) {
       Packed packed[kBatch];
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   RowScan<ProbWeights> scan(0.0f);
   RaceState state;
   for (bool again = false;; again = true) {
-    stream.visit_batches(true, [&](const Packed(&groups)[kBatch], int batch) {
+    stream.visit([&](const Packed(&groups)[kBatch], int batch) {
       scan.template enter<float, false>(groups, batch, draws, all);
     });
     state = race_of_row(scan, reduce, race_storage);

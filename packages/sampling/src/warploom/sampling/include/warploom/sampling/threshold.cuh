@@ -328,12 +328,7 @@ struct ThresholdSearch {
       mine += bins[n];
       if (!exact && !amount.counts) squares += square(first + n, bins[n]);
     }
-    uint64_t before = mine;  // of the warp's bins up to and with the lane's
-#pragma unroll
-    for (int offset = 1; offset < kWarpSize; offset *= 2) {
-      const uint64_t other = __shfl_up_sync(kFullMask, before, offset);
-      if (lane_id() >= offset) before += other;
-    }
+    uint64_t before = warp_prefix_sum(mine);  // of the warp's bins up to and with the lane's
     squares = warp_reduce(squares, Sum());
     if (lane_id() == kWarpSize - 1) storage.warps[warp_id()] = before, storage.squares[warp_id()] = squares;
     __syncthreads();

@@ -65,7 +65,6 @@ struct LogitWeights {
       : maximum(row_maximum == negative_infinity() ? 0.0f : row_maximum), scale(scale) {}
 
   WL_DEVICE float reference() const { return maximum; }
-  WL_DEVICE LogitWeights with_maximum(float row_maximum) const { return {row_maximum, scale}; }
 
   WL_DEVICE static float value(float source) { return source; }
   WL_DEVICE static float number(float source) { return source; }  // where there is no NaN
@@ -97,7 +96,6 @@ struct ProbWeights {
     exponent = field ? int(field) - 126 : -117 - __clz(bits);
   }
   WL_DEVICE float reference() const { return 0.0f; }
-  WL_DEVICE ProbWeights with_maximum(float row_maximum) const { return {row_maximum, 0.0f}; }
 
   WL_DEVICE static float value(float source) { return source < 0 ? 0.0f : source; }  // NaN stays
   WL_DEVICE static float number(float source) { return fmaxf(source, 0.0f); }         // where there is none
