@@ -305,3 +305,22 @@ def test_rows_masked_to_a_range(chain, start):
         for filters in ({}, {"top_k": 700, "top_p": 0.6}, {"top_k": 100_000, "top_p": 0.3, "min_p": 1e-3}):
             for count in (3, 40):
                 check(logits[:count], chain, filters)
+
+
+@pytest.mark.parametrize(
+    "chain", [("softmax", "top_p"), ("top_k", "softmax", "top_p"), ("top_p", "top_k")], ids=chain_id
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_more_rows_left_than_blocks_for_them(chain, dtype, monkeypatch):
+    """Every cluster of the last kernel draws several rows after one another, aligned and not, good and bad."""
+    monkeypatch.setattr(launcher, "_pending_rows", lambda batch, parts, sms: 3)
+    generator = torch.Generator("cuda").manual_seed(2)
+    logits = torch.randn(60, 24_001, device="cuda", generator=generator, dtype=torch.float32)
+    logits[::3] = 0.5  # ties: too many for the first kernel
+    logits[7::10] = NAN
+    logits[8::10] = -INF
+    source = source_of(logits.to(dtype), chain)
+    indices = torch.arange(200, device="cuda", dtype=torch.int32) % 64 - 2  # some are none
+    k = torch.randint(0, 20_000, (200,), device="cuda", generator=generator, dtype=torch.int32)
+    p = torch.rand(200, device="cuda", generator=generator) * 0.6 + 0.4
+    check(source, chain, {"top_k": k, "top_p": p}, indices=indices)

@@ -51,6 +51,7 @@ class DrawParams(ParamStruct):
     min_p_value: f32
     vocab: i32
     source_rows: i32
+    rows: i32
     indices_are_64_bit: i32
     rows_have_seeds: i32
     filters: i32
@@ -109,6 +110,7 @@ def draw_params(
         | {
             "filters": filters,
             "indices": indices,
+            "rows": tokens.shape[0],
             "tokens": tokens,
             "valid": valid,
             "indices_stride": 0 if indices is None else indices.stride(0),

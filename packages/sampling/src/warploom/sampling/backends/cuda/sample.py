@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 
@@ -28,6 +29,8 @@ from warploom.sampling.randomness import RandomState
 from warploom.sampling.steps import SOFTMAX
 
 __all__ = ["CudaSample", "filtered_spec", "plain_spec", "top_k_spec", "top_p_spec"]
+
+_LARGEST_K = 512  # of the first kernel for top-k: `CandidateStorage::kCapacity`
 
 
 def _spec(
@@ -74,6 +77,20 @@ def filtered_spec(dtype: torch.dtype, from_logits: bool, resident: bool) -> Kern
     return _spec("draw_filtered", ROW_THREADS, 2, dtype, from_logits, kResident=resident)
 
 
+def _pending_rows(batch: int, parts: int, sms: int) -> int:
+    """Rows at once in the kernel for those that are left, which takes the others after them.
+
+    Most often there is none: the fewer blocks, the sooner that is known. If all are, four rows after one another still
+    divide well among the multiprocessors.
+
+    Examples
+    --------
+    >>> [_pending_rows(batch, parts=8, sms=132) for batch in (1, 64, 512)]
+    [1, 33, 128]
+    """
+    return min(batch, max(2 * sms // parts, math.ceil(batch / 4)))
+
+
 class CudaSample(Backend):
     """One read of the row, and a second launch for the rows that are not settled by that."""
 
@@ -96,30 +113,34 @@ class CudaSample(Backend):
     ) -> None:
         """Draw `tokens` ``[batch]`` (int32) with `valid` ``[batch]`` (bool) and advance the offset."""
         params = draw_params(tokens, valid, source, indices, parameters, random, filter_bits(problem.steps))
-        launch = functools.partial(launch_rows, device=source.device, rows=problem.batch)
+        sms = sm_count(source.device)
+        launch = functools.partial(launch_rows, device=source.device)
         kind = (problem.dtype, SOFTMAX in problem.steps)
-        sizes = (problem.vocab, source.element_size(), problem.arch, sm_count(source.device))
+        sizes = (problem.vocab, source.element_size(), problem.arch, sms)
         filters = set(problem.steps) - {SOFTMAX}
 
         def stream(spec: KernelSpec) -> None:
             threads = stream_threads(problem.dtype.itemsize)
             parts = stream_parts(problem.batch, *sizes)
-            launch(spec, params, parts=parts, threads=threads, smem=threads * STREAM_BYTES)
+            launch(spec, params, rows=problem.batch, parts=parts, threads=threads, smem=threads * STREAM_BYTES)
 
         pending = True  # rows are left to the last kernel by one before it, few of them
         if not filters:
             stream(plain_spec(*kind))
             return random.advance()
-        if "top_k" in filters:
+        if "top_k" in filters and (parameters.top_k.tensor is not None or 1 <= parameters.top_k.value <= _LARGEST_K):
             shape = selection_shape(problem.batch, *sizes)
             smem = max(shape.share_bytes, CANDIDATE_BYTES)
-            launch(top_k_spec(*kind, shape.resident), params, parts=shape.parts, smem=smem)
+            launch(top_k_spec(*kind, shape.resident), params, rows=problem.batch, parts=shape.parts, smem=smem)
         elif filters == {"top_p"}:
             stream(top_p_spec(*kind))
         else:
             pending = False
+        shape = row_shape(problem.batch, *sizes)
+        rows = problem.batch
         if pending:
             params = params.replaced("only_pending", 1)
-        shape = row_shape(problem.batch, *sizes)
-        launch(filtered_spec(*kind, shape.resident), params, parts=shape.parts, smem=shape.share_bytes, pdl=pending)
+            rows = _pending_rows(rows, shape.parts, sms)
+        spec = filtered_spec(*kind, shape.resident)
+        launch(spec, params, rows=rows, parts=shape.parts, smem=shape.share_bytes, pdl=pending)
         return random.advance()

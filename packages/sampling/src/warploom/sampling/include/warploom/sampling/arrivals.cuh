@@ -26,6 +26,7 @@ struct ArrivalStorage {
   int batch_count;
   int token_count;
   uint64_t arrived;  // mbarrier that counts the bytes of `regions`
+  uint32_t phase;    // and its phase
 };
 
 // Of a normal number, which may be out of the range of float32.
@@ -46,13 +47,14 @@ struct ArrivalSearch {
   const Draws draws;
   float minimum;   // of the values that race
   float eligible;  // and of those that may win
-  uint32_t phase;
   int count;       // of tokens that have been collected
 
   // By all threads at the start of the kernel; RowReduce, made after it, has the fence.
   WL_DEVICE static void open(ArrivalStorage& storage) {
 #if __CUDA_ARCH__ >= 900
-    if (threadIdx.x == 0) mbarrier_init(&storage.arrived, 1);
+    if (threadIdx.x != 0) return;
+    mbarrier_init(&storage.arrived, 1);
+    storage.phase = 0;
 #endif
   }
 
@@ -64,7 +66,6 @@ struct ArrivalSearch {
         draws(draws),
         minimum(minimum),
         eligible(eligible),
-        phase(0),
         count(0) {}
 
   // Collects the eligible tokens that arrive until `horizon`; false if there is no room for them. `scan` is what the thread
@@ -186,8 +187,7 @@ struct ArrivalSearch {
 #if __CUDA_ARCH__ >= 900
     if (reduce.parts > 1) {
       if (threadIdx.x == 0) mbarrier_expect_bytes(&storage.arrived, count * int(sizeof(TokenArrival)));
-      mbarrier_wait(&storage.arrived, phase);
-      phase ^= 1;
+      mbarrier_wait(&storage.arrived, storage.phase);
     }
 #endif
     // Together, a thread each. There are as many threads as places, at least.
@@ -195,6 +195,7 @@ struct ArrivalSearch {
     const int end = __shfl_sync(kFullMask, before, part % kWarpSize), held = __shfl_sync(kFullMask, received, part % kWarpSize);
     if (part < reduce.parts && i < held) storage.tokens[end - held + i] = storage.regions[threadIdx.x];
     __syncthreads();
+    if (threadIdx.x == 0) storage.phase ^= 1;  // all have waited
     return all_fit;
   }
 };

@@ -86,6 +86,7 @@ struct DrawParams {
   float min_p_value;
   int vocab;
   int source_rows;
+  int rows;  // to draw
   int indices_are_64_bit;
   int rows_have_seeds;   // the row's number is left out of its random numbers
   int filters;           // bits of `Filter`
@@ -110,7 +111,17 @@ struct DrawParams {
   }
   WL_DEVICE Draws draws(int64_t row) const { return draws_of(*this, row); }
 
-  WL_DEVICE bool is_pending(int64_t row) const { return tokens[row * tokens_stride] == kPending; }
+  // The first row from `row` on, `step` apart, that this kernel has to draw; `rows` if there is none. By whole warps.
+  WL_DEVICE int next(int row, int step) const {
+#pragma unroll 1
+    for (; row < rows; row += kWarpSize * step) {
+      const int64_t mine = row + lane_id() * int64_t(step);
+      const bool is_wanted = mine < rows && (!only_pending || tokens[mine * tokens_stride] == kPending);
+      const uint32_t wanted = __ballot_sync(kFullMask, is_wanted);
+      if (wanted) return row + (__ffs(wanted) - 1) * step;
+    }
+    return rows;
+  }
   // By all threads, or by the first warp of the first block of the row; only that block has to know the token.
   WL_DEVICE void finish(int64_t row, int token) const {
     if (row_part() != 0 || threadIdx.x != 0) return;

@@ -35,7 +35,7 @@ struct FilteredDraw {
       if (filter.bad) return kBadRow;
       reference = Weights(maximum, filter.scale).reference();
     }
-    const Draws draws = filter.params.draws(row_index());
+    const Draws draws = filter.params.draws(filter.row);
     RowScan<Weights> scan(filter.scale, reference);
     filter.share.visit_batches(!filters, [&](const Packed(&groups)[kBatch], int batch) {
       scan.template enter<T, true>(groups, batch, draws, filter.minimum);
@@ -66,10 +66,12 @@ struct FilteredDraw {
   WL_DEVICE int first_of_all(const RaceState& state, const Draws& draws) {
     const Weights weights(state.reference, filter.scale);
     if (warp_id() != 0 || row_part() != 0) return 0;
-    return winner_of_batch<T>(filter.share.row, state.batch, filter.minimum, weights, draws).token;
+    return winner_of_batch<T>(filter.share.row, state.batch, filter.minimum, weights, draws);
   }
 };
-// Grid: rows x blocks of a row, those of one row next to each other (and one cluster if more than one).
+
+// Grid: rows x blocks of a row, those of one row next to each other (and one cluster if more than one); fewer where few rows are
+// pending, as then blocks that find nothing to do take the time.
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     draw_filtered_kernel(const __grid_constant__ DrawParams params) {
@@ -77,21 +79,26 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   using Filter = typename Draw::Filter;
   extern __shared__ __align__(128) Packed held[];
   __shared__ FilteredDrawStorage storage;
-  const int64_t index = row_index();
-  if (params.only_pending) {
-    wait_for_previous_kernel();
-    if (!params.is_pending(index)) return;
-  }
-  const int64_t source_row = params.source_row(index);
-  if (!params.has(source_row)) return params.finish(index, kBadRow);
   ArrivalSearch<typename Draw::T, typename Draw::Weights>::open(storage.arrivals);
   storage.filter.threshold.table.open();
   RowReduce reduce(storage.filter.reduce, row_part(), row_parts());
-  typename Filter::Share share(params.load_row<typename Draw::T>(source_row), row_part(), row_parts(), held,
-                               storage.filter.landed);
-  __syncthreads();
-  Filter filter(params, storage.filter, reduce, share);
-  params.finish(index, Draw{filter, storage}.draw());
+  if (params.only_pending) wait_for_previous_kernel();
+  uint32_t copies = 0;
+#pragma unroll 1
+  for (int row = int(row_index()); (row = params.next(row, row_count())) < params.rows; row += row_count()) {
+    const int64_t source_row = params.source_row(row);
+    if (!params.has(source_row)) {
+      params.finish(row, kBadRow);
+      continue;
+    }
+    typename Filter::Share share(params.load_row<typename Draw::T>(source_row), row_part(), row_parts(), held,
+                                 storage.filter.landed, copies);
+    copies += share.copied;
+    __syncthreads();
+    Filter filter(params, storage.filter, reduce, share, row);
+    params.finish(row, Draw{filter, storage}.draw());
+    __syncthreads();  // the next row takes the place of this one
+  }
 }
 
 }  // namespace warploom::sampling

@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   if (!can_draw<Weights>(state)) return params.finish(index, kBadRow);
   settle_contenders<T>(state, scan, stream, reduce, all, draws);
   if (row_part() != 0 || warp_id() != 0) return;
-  params.finish(index, winner_of_batch<T>(stream.row, state.batch, all, Weights(state.reference, scan.scale), draws).token);
+  params.finish(index, winner_of_batch<T>(stream.row, state.batch, all, Weights(state.reference, scan.scale), draws));
 }
 
 }  // namespace warploom::sampling

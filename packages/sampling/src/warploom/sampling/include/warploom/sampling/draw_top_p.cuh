@@ -78,7 +78,7 @@ struct TopPDraw {
  private:
   // Among as many the nucleus has twelve, or there would be too many: one block of the row may have them all.
   WL_DEVICE float expected_arrivals() const {
-    const float wanted = reduce.parts > 4 ? 9.0f : 12.0f;
+    const float wanted = reduce.parts > 8 ? 9.0f : 12.0f;
     return top_p < 1 ? fminf(wanted / top_p, 4 * wanted) : wanted;
   }
 

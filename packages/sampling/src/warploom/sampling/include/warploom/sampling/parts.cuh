@@ -14,10 +14,17 @@ WL_DEVICE int64_t row_index() {
   asm("mov.u32 %0, %%clusterid.x;" : "=r"(index));
   return index;
 }
+// Rows that the grid has at once.
+WL_DEVICE int row_count() {
+  uint32_t count;
+  asm("mov.u32 %0, %%nclusterid.x;" : "=r"(count));
+  return int(count);
+}
 #else
 WL_DEVICE int row_parts() { return 1; }
 WL_DEVICE int row_part() { return 0; }
 WL_DEVICE int64_t row_index() { return blockIdx.x; }
+WL_DEVICE int row_count() { return int(gridDim.x); }
 #endif
 
 // A barrier of all threads of a row's blocks.

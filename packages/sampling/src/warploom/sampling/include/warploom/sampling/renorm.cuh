@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   RowReduce reduce(storage.reduce, row_part(), row_parts());
   typename Filter::Share share(params.load_row<typename Filter::T>(row), row_part(), row_parts(), held, storage.landed);
   __syncthreads();
-  Filter filter(params, storage, reduce, share);
+  Filter filter(params, storage, reduce, share, row);
   const float maximum = filter.find_all();
   Out* out = static_cast<Out*>(params.probs) + row * params.probs_stride;
   if (filter.bad) {
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   RowReduce reduce(storage.reduce, row_part(), row_parts());
   typename Filter::Share share(params.load_row<T>(row), row_part(), row_parts(), held, storage.landed);
   __syncthreads();
-  Filter filter(params, storage, reduce, share);
+  Filter filter(params, storage, reduce, share, row);
   const RowMaximum largest = largest_value<LogitWeights>(share, true);
   const float maximum = reduce(largest).value;
   float minimum = negative_infinity();

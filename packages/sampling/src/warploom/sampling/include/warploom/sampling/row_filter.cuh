@@ -25,6 +25,7 @@ struct RowFilter {
   RowFilterStorage& storage;
   RowReduce& reduce;
   Share& share;
+  const int row;  // of the parameters
   float scale;
   float minimum;  // smallest value that top_k and min_p keep
   float base;     // and that of what top_p is a share of
@@ -32,12 +33,14 @@ struct RowFilter {
   double mass;    // of the nucleus; NaN where that is not known, or it is not all that decides
   bool bad;
 
-  WL_DEVICE RowFilter(const DrawParams& params, RowFilterStorage& storage, RowReduce& reduce, Share& share)
+  WL_DEVICE RowFilter(const DrawParams& params, RowFilterStorage& storage, RowReduce& reduce, Share& share,
+                       int64_t row)
       : params(params),
         storage(storage),
         reduce(reduce),
         share(share),
-        scale(params.scale(row_index())),
+        row(int(row)),
+        scale(params.scale(row)),
         minimum(negative_infinity()),
         base(negative_infinity()),
         nucleus(negative_infinity()),
@@ -45,7 +48,7 @@ struct RowFilter {
         bad(false) {}
 
   // Read where they are used: registers are short while a race runs.
-  WL_DEVICE RowFilters filters() const { return params.row_filters(row_index()); }
+  WL_DEVICE RowFilters filters() const { return params.row_filters(row); }
 
   // Finds every threshold; returns the row's maximum, and says if it is `bad`.
   WL_DEVICE float find_all() {

@@ -95,19 +95,9 @@ WL_DEVICE bool can_draw(const RaceState& state) {
   return fabsf(state.best) <= kLargestFinite && (Weights::kFromLogits || Weights::valid(state.reference, 0.0f));
 }
 
-struct Winner {
-  int token;
-  float value;
-};
-
-struct FirstOfBatch {
-  Arrival arrival;
-  float value;  // of the token
-};
-
 // The first arrival of a batch, exactly. By one warp, for all its lanes. Not inline: long, and done once a row.
 template <class T, class Row, class Weights>
-__device__ __noinline__ FirstOfBatch first_of_batch(Row row, int batch, float minimum, Weights weights, Draws draws) {
+__device__ __noinline__ Arrival first_of_batch(Row row, int batch, float minimum, Weights weights, Draws draws) {
   constexpr int kWidth = kVecWidth<T>;
   const int lane = lane_id();
   const int token = (batch + lane / kWidth * kBatchStep<T>) * kWidth + lane % kWidth;
@@ -118,13 +108,12 @@ __device__ __noinline__ FirstOfBatch first_of_batch(Row row, int batch, float mi
   quad += __shfl_xor_sync(kFullMask, quad, 2);
   Arrival mine = Arrival::none();
   if (weight > 0) mine = arrival(token, quad, weight, draws, lane);
-  mine = first_of_warp(mine);
-  return {mine, __shfl_sync(kFullMask, value, mine.place)};
+  return first_of_warp(mine);
 }
 
-// By one warp, for all its lanes: both heats by approximate keys, exactly if those leave a doubt.
+// The token that arrives first in a batch. By one warp, for all its lanes: both heats by approximate keys, exactly if those leave a doubt.
 template <class T, class Row, class Weights>
-WL_DEVICE Winner winner_of_batch(const Row& row, int batch, float minimum, const Weights& weights, const Draws& draws) {
+WL_DEVICE int winner_of_batch(const Row& row, int batch, float minimum, const Weights& weights, const Draws& draws) {
   constexpr int kWidth = kVecWidth<T>;
   const int lane = lane_id();
   const int token = (batch + lane / kWidth * kBatchStep<T>) * kWidth + lane % kWidth, quad = token / kQuad;
@@ -142,12 +131,8 @@ WL_DEVICE Winner winner_of_batch(const Row& row, int batch, float minimum, const
   if (takes_part) key = log2_approx_full(weight) + log2_rate(draws.word(Draws::token_block(token), token % kQuad));
   const float best = warp_max(key);
   const uint32_t tokens = __ballot_sync(kFullMask, takes_part && key >= best - kKeyError);
-  if (__popc(quads) == kQuad && __popc(tokens) == 1) {
-    const int winner = __ffs(tokens) - 1;
-    return {__shfl_sync(kFullMask, token, winner), __shfl_sync(kFullMask, value, winner)};
-  }
-  const FirstOfBatch first = first_of_batch<T>(row, batch, minimum, weights, draws);
-  return {first.arrival.token, first.value};
+  if (__popc(quads) == kQuad && __popc(tokens) == 1) return __shfl_sync(kFullMask, token, __ffs(tokens) - 1);
+  return first_of_batch<T>(row, batch, minimum, weights, draws).token;
 }
 
 // Leaves `state` with the batch that holds the winner, where approximate keys did not tell. For all threads of the row's
@@ -161,7 +146,7 @@ WL_DEVICE void settle_contenders(RaceState& state, const RowScan<Weights>& scan,
   const float worst = state.best - 2 * kKeyError - shift;
   Arrival first = Arrival::none();
   const auto enter = [&](int batch) {
-    const Arrival arrival = first_of_batch<T>(share.row, batch, minimum, weights, draws).arrival;
+    const Arrival arrival = first_of_batch<T>(share.row, batch, minimum, weights, draws);
     if (arrival.quad_time < first.quad_time) first = {arrival.quad_time, arrival.token_time, arrival.token, batch};
   };
   // The warp takes the contenders of its lanes in turn: a lane's best batch, or all if it has several to offer.

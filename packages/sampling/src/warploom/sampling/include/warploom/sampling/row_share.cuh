@@ -29,10 +29,11 @@ struct RowShare {
   Packed* held;     // [count] in shared memory, unless the row is too long
   uint64_t* landed; // [kShareStages] mbarriers
   bool copied;      // by the copy engine
+  uint32_t turn;    // rows that the block has had by the copy engine before this one
 
   // `landed` and what threads have copied are published by the barrier that the caller puts before the first visit.
-  WL_DEVICE RowShare(const SourceRow<T>& row, int part, int parts, Packed* held, uint64_t* landed)
-      : row(row), part(part), parts(parts), held(held), landed(landed), copied(false) {
+  WL_DEVICE RowShare(const SourceRow<T>& row, int part, int parts, Packed* held, uint64_t* landed, uint32_t turn = 0)
+      : row(row), part(part), parts(parts), held(held), landed(landed), copied(false), turn(turn) {
     // `parts` is a power of two; a division takes longer than all of this.
     const int tiles = ceil_div(row.groups, kTileGroups);
     const int log2_parts = __ffs(parts) - 1;
@@ -89,7 +90,7 @@ struct RowShare {
       const int local = tile * kTileGroups + batch_of<T>(unit % kTileUnits);
       if (tile * kTileGroups >= count) break;
 #if __CUDA_ARCH__ >= 900
-      if (kResident && first && copied) mbarrier_wait(&landed[tile >> log2_stage], 0);
+      if (kResident && first && copied) mbarrier_wait(&landed[tile >> log2_stage], turn & 1);
 #endif
 #pragma unroll(kGroups == 1 ? 2 : 1)
       for (int start = 0; start < kBatch; start += kGroups) {
@@ -138,7 +139,7 @@ struct RowShare {
     const int stage_groups = kTileGroups << log2_stage;
     if (lane_id() < kShareStages) {
       const int begin = min(lane_id() * stage_groups, whole), end = min(begin + stage_groups, whole);
-      mbarrier_init(&landed[lane_id()], 1);
+      if (turn == 0) mbarrier_init(&landed[lane_id()], 1);
       fence_barrier_init();
       mbarrier_expect_bytes(&landed[lane_id()], (end - begin) * 16);
     }

@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     settle_contenders<float>(state, scan, stream, reduce, all, draws);
     if (row_part() != 0) return;
     if (warp_id() == 0) {
-      last = winner_of_batch<float>(stream.row, state.batch, all, ProbWeights(state.reference, 0.0f), draws).token;
+      last = winner_of_batch<float>(stream.row, state.batch, all, ProbWeights(state.reference, 0.0f), draws);
     }
   }
   if (row_part() != 0 || warp_id() != 0) return;
