@@ -319,7 +319,7 @@ def test_more_rows_left_than_blocks_for_them(chain, dtype, monkeypatch):
     logits[::3] = 0.5  # ties: too many for the first kernel
     logits[7::10] = NAN
     logits[8::10] = -INF
-    source = source_of(logits.to(dtype), chain)
+    source = source_of(chain, logits.to(dtype))
     indices = torch.arange(200, device="cuda", dtype=torch.int32) % 64 - 2  # some are none
     k = torch.randint(0, 20_000, (200,), device="cuda", generator=generator, dtype=torch.int32)
     p = torch.rand(200, device="cuda", generator=generator) * 0.6 + 0.4

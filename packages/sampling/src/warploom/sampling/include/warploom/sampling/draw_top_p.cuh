@@ -1,6 +1,6 @@
 // A draw from the nucleus of a row, in two passes over it: a race among all tokens, and the masses above those that arrive first.
 // An outsider rules out all values up to its own, so that the next one to ask about is the first arrival of a larger value:
-// two of them settle nearly every row.
+// three of them settle nearly every row.
 #pragma once
 
 #include "warploom/sampling/arrivals.cuh"
@@ -11,7 +11,7 @@
 namespace warploom::sampling {
 
 // Tokens that are asked about at once: each larger than those that arrive before it.
-constexpr int kRecords = 2;
+constexpr int kRecords = 3;
 
 struct MassesAbove {
   float masses[kRecords];
