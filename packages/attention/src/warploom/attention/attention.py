@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from warploom.attention.backends.cuda.attention import CudaAttention
 from warploom.attention.backends.cutlass.attention import CutlassAttention
 from warploom.attention.backends.reference.attention import ReferenceAttention
 from warploom.attention.backends.sdpa.attention import SdpaAttention
@@ -24,17 +25,22 @@ __all__ = ["ATTENTION", "adapt", "execute", "make_plan", "workspace_bytes"]
 
 
 class AttentionOperator(Operator):
-    """Takes the fast backends first on a GPU and the reference first on the CPU, where torch's attention saves little."""
+    """Takes the fast backends first: on the CPU the reference, as torch's attention saves little there."""
 
     def _order(self, problem: Problem) -> tuple[list[str], str]:
         names, why = super()._order(problem)
+        first = None
         if problem.device_type == "cpu":
-            names = ["reference", *(name for name in names if name != "reference")]
-        return names, why
+            first = "reference"
+        elif isinstance(problem, AttentionProblem) and problem.phase == "prefill":
+            first = "sdpa"  # flash attention, while the kernels here are those for sm_80
+        return ([first, *(name for name in names if name != first)] if first in names else names), why
 
 
 ATTENTION = AttentionOperator(
-    "attention", family="attention", backends=(SdpaAttention(), ReferenceAttention(), CutlassAttention())
+    "attention",
+    family="attention",
+    backends=(CudaAttention(), SdpaAttention(), ReferenceAttention(), CutlassAttention()),
 )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from warploom.attention.problems.attention import MAX_HEAD_DIM, AttentionProblem
 from warploom.attention.variants.base import AttentionVariant
+from warploom.core.device import sm_count
 from warploom.core.errors import ArgumentError
 from warploom.core.tensors import as_dtype
 
@@ -118,6 +119,7 @@ class AttentionOptions:
             variant="" if self.variant is None else self.variant.name,
             deterministic=self.deterministic,
             cuda_graph=cuda_graph,
+            sm_count=sm_count(at) if at.type == "cuda" else 0,
             **AttentionProblem.where(at),
         )
 

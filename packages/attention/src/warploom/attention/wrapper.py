@@ -126,6 +126,9 @@ class PlannedAttention:
             tables = tables.to(device)
         if self._graph is not None:
             tables = self._graph.load(replace(tables, kv_stops=None))
+            if self._workspace is None:  # a captured graph goes on using it after the next plan
+                size = self._workspace_bytes(options, phase, kv_source)
+                self._workspace = torch.empty(size, dtype=torch.uint8, device=device)
         self._sinks = None if sinks is None else sinks.to(device)
         self._plan = make_plan(
             f"{self._op}.plan",

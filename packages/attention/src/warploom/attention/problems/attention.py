@@ -43,6 +43,8 @@ class AttentionProblem(Problem):
         A request's result must not depend on the batch around it.
     cuda_graph : bool
         `run` will be captured, so it must read lengths on the device.
+    sm_count : int
+        Multiprocessors of the GPU, which bound the workspace.
     """
 
     phase: str
@@ -65,6 +67,7 @@ class AttentionProblem(Problem):
     variant: str = ""
     deterministic: bool = False
     cuda_graph: bool = False
+    sm_count: int = 0
 
     @property
     def group_size(self) -> int:

@@ -182,7 +182,9 @@ class BuiltinVariant(AttentionVariant):
     active : callable
         `f(problem)`: whether the plan uses it.
     values : callable
-        `f(plan, call, batch_idx)`: its tensors and scalars for one request.
+        `f(plan, call, batch_idx)`: its tensors and scalars for one request; for `batch_idx` None those of all requests.
+    of_request : mapping of str to str
+        CUDA expressions of the scalars that depend on the request.
     reference_inputs : callable, optional
         `f(q, k, at)`: changes queries and keys, `[rows, heads, head_dim]`, before their product.
     reference_output : callable, optional
@@ -194,6 +196,7 @@ class BuiltinVariant(AttentionVariant):
 
     active: Callable[[Any], bool]
     example: Callable[[int, Sequence[int], Sequence[int]], dict[str, Any]]
-    values: Callable[[AttentionPlan, AttentionCall, int], dict[str, Any]] = lambda plan, call, batch_idx: {}
+    values: Callable[[AttentionPlan, AttentionCall, int | None], dict[str, Any]] = lambda plan, call, batch_idx: {}
+    of_request: Mapping[str, str] = field(default_factory=dict)
     reference_inputs: Callable[[torch.Tensor, torch.Tensor, Any], tuple[torch.Tensor, torch.Tensor]] | None = None
     reference_output: Callable[[torch.Tensor, torch.Tensor, Any], tuple[torch.Tensor, torch.Tensor]] | None = None

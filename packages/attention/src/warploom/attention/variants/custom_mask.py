@@ -21,8 +21,9 @@ def _unpacked(at: Any) -> torch.Tensor:
 
 
 def _values(name: str) -> Any:
-    def values(plan: Any, call: Any, batch_idx: int) -> dict[str, Any]:
-        return {name: plan.tables.mask, "mask_start": plan.tables.on_host().mask_indptr[batch_idx]}
+    def values(plan: Any, call: Any, batch_idx: int | None) -> dict[str, Any]:
+        start = {} if batch_idx is None else {"mask_start": plan.tables.on_host().mask_indptr[batch_idx]}
+        return {name: plan.tables.mask, **start}
 
     return values
 
@@ -36,11 +37,14 @@ def _random_bytes(counts: list[int]) -> torch.Tensor:
     return torch.randint(0, 256, (sum(counts),), dtype=torch.uint8, generator=generator)
 
 
+_START = {"mask_start": "params.mask_indptr[batch_idx]"}
+
 DENSE_MASK = BuiltinVariant(
     name="dense_custom_mask",
     mask="custom_mask[mask_start + qo_idx * kv_len + kv_idx]",
     tensors={"custom_mask": torch.bool},
     scalars={"mask_start": int},
+    of_request=_START,
     reference_mask=lambda at: at.custom_mask[at.mask_start + _element(at)],
     active=lambda problem: problem.mask == "dense",
     values=_values("custom_mask"),
@@ -52,6 +56,7 @@ PACKED_MASK = BuiltinVariant(
     mask="(packed_custom_mask[mask_start + ((qo_idx * kv_len + kv_idx) >> 3)] >> ((qo_idx * kv_len + kv_idx) & 7)) & 1",
     tensors={"packed_custom_mask": torch.uint8},
     scalars={"mask_start": int},
+    of_request=_START,
     reference_mask=_unpacked,
     active=lambda problem: problem.mask == "packed",
     values=_values("packed_custom_mask"),

@@ -27,6 +27,7 @@ _CPP_TYPES = {
     torch.int32: "int",
     torch.int64: "long long",
     torch.uint8: "unsigned char",
+    torch.bool: "bool",
 }
 
 
@@ -59,6 +60,8 @@ class KernelSpec:
         Qualified name of ``template <class Config> __global__ void kernel(...)``.
     config : mapping of str to str, bool or int
         Named template values. Strings become ``using``, numbers ``static constexpr`` members of ``struct Config``.
+    prelude : str
+        C++ between the include and ``struct Config``, for types that `config` names.
     params : tuple of ParamStruct classes or str
         The kernel's parameters in order; `TENSOR_MAP` for a TMA descriptor.
     options : tuple of str
@@ -88,6 +91,7 @@ class KernelSpec:
     header: str
     kernel: str
     config: Mapping[str, str | bool | int] = field(hash=False)
+    prelude: str = ""
     params: tuple[type[ParamStruct] | str, ...] = ()
     options: tuple[str, ...] = ()
     include_dirs: tuple[str, ...] = ()
@@ -115,6 +119,7 @@ class KernelSpec:
         blocks = [
             f'#include "{self.header}"',
             *(["\n".join(line for s in structs for line in s.assertions())] if structs else []),
+            *([self.prelude] if self.prelude else []),
             "\n".join(["struct Config {", *(_literal(k, v) for k, v in self.config.items()), "};"]),
             f"template __global__ void {self.kernel}<Config>({arguments});",
         ]

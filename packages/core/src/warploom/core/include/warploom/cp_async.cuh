@@ -8,6 +8,11 @@ namespace warploom {
 WL_DEVICE void cp_async_16(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
+// Or 16 bytes of zeros; nothing is read then.
+WL_DEVICE void cp_async_16_or_zero(void* shared, const void* global, bool copies) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(copies ? 16 : 0)
+               : "memory");
+}
 // Closes a group, which may be empty.
 WL_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until at most the last `kPending` groups are under way.

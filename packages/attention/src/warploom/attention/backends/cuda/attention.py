@@ -1,0 +1,163 @@
+"""Attention by the kernels of `attention.cuh`: any mix of decodes, appends and prefills in one launch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from warploom.attention.backends.cuda.alignment import common_alignment
+from warploom.attention.backends.cuda.attention_kernel import (
+    THREADS,
+    TILE_ROWS,
+    AttentionParams,
+    KernelShape,
+    attention_spec,
+    kernel_shape,
+)
+from warploom.attention.backends.cuda.schedule import START_INTS, launch_schedule
+from warploom.attention.backends.cuda.variant_source import (
+    MAX_ARGUMENTS,
+    compiled_variants,
+    variant_arguments,
+    variant_source,
+)
+from warploom.attention.plan import AttentionBackend, AttentionCall, AttentionPlan
+from warploom.attention.problems.attention import AttentionProblem
+from warploom.attention.variants.base import AttentionVariant
+from warploom.core.backends import Support
+from warploom.core.jit import KernelSpec
+from warploom.core.workspace import WorkspaceLayout
+
+__all__ = ["CudaAttention"]
+
+_NARROW_ROWS = 16
+_DTYPES = (torch.float16, torch.bfloat16)
+_OUTPUTS = (*_DTYPES, torch.float32)
+
+
+class PlannedLaunch(NamedTuple):
+    """What a plan prepares."""
+
+    spec: KernelSpec
+    shape: KernelShape
+    has_wide: bool
+    variants: tuple[AttentionVariant, ...]
+
+
+def _shape(problem: AttentionProblem) -> KernelShape:
+    return kernel_shape(problem.head_dim_qk, problem.head_dim_vo, problem.dtype_kv.itemsize, problem.arch)
+
+
+class CudaAttention(AttentionBackend):
+    """Tensor cores through `mma.sync`, keys and values through `cp.async`: every GPU from sm_80 on."""
+
+    name = "cuda"
+    needs_gpu = True
+    min_arch = 80
+
+    def supports(self, problem: AttentionProblem) -> Support:
+        stages = _shape(problem).stages
+        return Support.of(
+            (problem.dtype_q in _DTYPES, f"takes float16 and bfloat16 queries, not {problem.dtype_q}"),
+            (problem.dtype_kv == problem.dtype_q, f"keys and values must be {problem.dtype_q}, not {problem.dtype_kv}"),
+            (problem.dtype_o in _OUTPUTS, f"writes float16, bfloat16 and float32, not {problem.dtype_o}"),
+            (problem.pos_encoding != "ROPE_LLAMA", "does not rotate queries and keys on the fly"),
+            (stages >= 2, f"sm_{problem.arch} has not the shared memory for heads of {problem.head_dim_qk}"),
+        )
+
+    def note(self, problem: AttentionProblem) -> str:
+        return "one launch of persistent blocks, each with the same number of key tiles"
+
+    def workspace_layout(self, problem: AttentionProblem) -> WorkspaceLayout:
+        blocks = problem.sm_count * _shape(problem).blocks_per_sm
+        return (
+            WorkspaceLayout("attention")
+            .add("starts", (blocks, START_INTS), torch.int32)
+            .add("arrivals", blocks, torch.int32)
+            .add("partial_lse", (blocks, 2, TILE_ROWS), torch.float32)
+            .add("partial_out", (blocks, 2, TILE_ROWS, problem.head_dim_vo), torch.float32)
+        )
+
+    def schedule(self, plan: AttentionPlan) -> PlannedLaunch:
+        problem, longest = plan.problem, plan.tables.max_qo_len
+        has_wide = longest is None or longest * problem.group_size > _NARROW_ROWS
+        variants = compiled_variants(problem, plan.options.variant)
+        source = variant_source(variants)
+        shape = _shape(problem)
+        spec = attention_spec(
+            problem.dtype_q, problem.dtype_kv, problem.dtype_o, problem.head_dim_qk, problem.head_dim_vo, has_wide, shape,
+            source,
+        )  # fmt: skip
+        plan.workspace["arrivals"].zero_()
+        if not problem.cuda_graph:
+            launch_schedule(plan, has_wide)
+        return PlannedLaunch(spec, shape, has_wide, variants)
+
+    def run(self, problem: AttentionProblem, plan: AttentionPlan, call: AttentionCall) -> None:  # type: ignore[override]
+        if call.q.shape[0] == 0 or plan.tables.batch == 0:
+            call.out.zero_()
+            if call.lse is not None:
+                call.lse.fill_(-torch.inf)
+            return
+        launch: PlannedLaunch = plan.schedule
+        if problem.cuda_graph:
+            launch_schedule(plan, launch.has_wide)  # a replay plans for what the tables hold then
+        q, k, v = (_aligned(x, n) for x, n in ((call.q, 4), (call.k, 16), (call.v, 16)))
+        width = 4 * call.out.element_size()
+        out = call.out if common_alignment(call.out) >= width else torch.empty_like(call.out).contiguous()
+        params = _params(plan, launch, call, q, k, v, out)
+        kernel = launch.spec.load(call.q.device)
+        kernel.launch(plan.workspace["starts"].shape[0], THREADS, params, smem=launch.shape.smem)
+        if out is not call.out:
+            call.out.copy_(out)
+
+
+def _aligned(tensor: torch.Tensor, nbytes: int) -> torch.Tensor:
+    """The tensor, or a copy where its rows are not aligned to so many bytes or their elements lie apart."""
+    fits = tensor.stride(-1) == 1 and common_alignment(tensor) >= nbytes
+    return tensor if fits else tensor.contiguous()
+
+
+def _padded(values: list[Any], fill: float | None) -> list[Any]:
+    return values + [fill] * (MAX_ARGUMENTS - len(values))
+
+
+def _params(
+    plan: AttentionPlan,
+    launch: PlannedLaunch,
+    call: AttentionCall,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+) -> AttentionParams:
+    tables, problem, options = plan.tables, plan.problem, plan.options
+    extra = variant_arguments(launch.variants, plan, call)
+    sinks = None if call.sinks is None else call.sinks.float().contiguous()
+    return AttentionParams(
+        q=q, k=k, v=v, out=out, lse=call.lse,
+        qo_indptr=tables.qo_indptr, kv_lens=tables.kv_lens, kv_starts=tables.kv_starts, pages=tables.page_indices,
+        **{name: plan.workspace[name] for name in ("starts", "partial_out", "partial_lse", "arrivals")},
+        logits_scales=call.logits_scales, value_scales=call.value_scales, sinks=sinks, mask_indptr=tables.mask_indptr,
+        tensors=_padded(extra.tensors, None), integers=_padded(extra.integers, 0), numbers=_padded(extra.numbers, 0.0),
+        q_stride=q.stride()[:2], out_stride=out.stride()[:2],
+        k_stride=_row_strides(k), v_stride=_row_strides(v),
+        lse_stride=(0, 0) if call.lse is None else call.lse.stride(),
+        logits_scale=options.sm_scale * call.logits_scale, value_scale=call.value_scale,
+        lse_unit=options.lse_unit * math.log(2.0),
+        batch=tables.batch, q_rows=q.shape[0], num_kv_heads=problem.num_kv_heads, group_size=problem.group_size,
+        page_size=max(tables.page_size, 1), causal=problem.causal, window_left=options.window_left,
+        logits_scales_step=_step(call.logits_scales), value_scales_step=_step(call.value_scales),
+    )  # fmt: skip
+
+
+def _row_strides(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Page, row and head of keys or values; rows that are not in pages have one page."""
+    strides = tensor.stride()[:-1]
+    return strides if len(strides) == 3 else (0, *strides)
+
+
+def _step(scales: torch.Tensor | None) -> int:
+    return 0 if scales is None or scales.numel() == 1 else 1

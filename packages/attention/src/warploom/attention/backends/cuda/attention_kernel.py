@@ -1,0 +1,123 @@
+"""Instances of the kernel of `attention.cuh`, their launch shape and their parameters."""
+
+from __future__ import annotations
+
+import functools
+from typing import Annotated, NamedTuple
+
+import torch
+
+from warploom.attention.backends.cuda.variant_source import MAX_ARGUMENTS, VariantSource
+from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, f32, i32, i64, ptr
+
+__all__ = ["THREADS", "AttentionParams", "KernelShape", "attention_spec", "kernel_shape"]
+
+THREADS = 128
+TILE_KEYS = 64
+TILE_ROWS = 64  # of queries, at most
+
+_STATIC_BYTES = 12 * 1024  # `ResultStorage` and what the driver takes of each block
+_SHARED_KILOBYTES = {80: 164, 87: 164, 90: 228, 100: 228, 103: 228}  # of an SM; others have 100
+_MOST_STAGES = 6
+
+
+class AttentionParams(ParamStruct):
+    cpp_name = "warploom::attention::AttentionParams"
+    q: ptr
+    k: ptr
+    v: ptr
+    out: ptr
+    lse: ptr
+    qo_indptr: ptr
+    kv_lens: ptr
+    kv_starts: ptr
+    pages: ptr
+    starts: ptr
+    partial_out: ptr
+    partial_lse: ptr
+    arrivals: ptr
+    logits_scales: ptr
+    value_scales: ptr
+    sinks: ptr
+    mask_indptr: ptr
+    tensors: Annotated[ptr, MAX_ARGUMENTS]
+    integers: Annotated[i64, MAX_ARGUMENTS]
+    q_stride: Annotated[i64, 2]
+    k_stride: Annotated[i64, 3]
+    v_stride: Annotated[i64, 3]
+    out_stride: Annotated[i64, 2]
+    lse_stride: Annotated[i64, 2]
+    numbers: Annotated[f32, MAX_ARGUMENTS]
+    logits_scale: f32
+    value_scale: f32
+    lse_unit: f32
+    batch: i32
+    q_rows: i32
+    num_kv_heads: i32
+    group_size: i32
+    page_size: i32
+    causal: i32
+    window_left: i32
+    logits_scales_step: i32
+    value_scales_step: i32
+
+
+class KernelShape(NamedTuple):
+    """Blocks an SM, tiles of keys and values in shared memory, and the bytes of these."""
+
+    blocks_per_sm: int
+    stages: int
+    smem: int
+
+
+@functools.cache
+def kernel_shape(head_dim: int, value_dim: int, itemsize: int, arch: int) -> KernelShape:
+    """Two blocks an SM, if three stages fit into half of its shared memory.
+
+    Examples
+    --------
+    >>> kernel_shape(128, 128, 2, arch=90), kernel_shape(256, 256, 2, arch=90), kernel_shape(256, 256, 2, arch=86)
+    (KernelShape(blocks_per_sm=2, stages=3, smem=98304), KernelShape(blocks_per_sm=1, stages=3, smem=196608), \
+KernelShape(blocks_per_sm=1, stages=1, smem=65536))
+    """
+    row_bytes = sum(-(-dim * itemsize // 128) * 128 for dim in (head_dim, value_dim))
+    stage = TILE_KEYS * row_bytes
+    kilobytes = _SHARED_KILOBYTES.get(arch, 100)
+    for blocks in (2, 1):
+        stages = min((kilobytes * 1024 // blocks - _STATIC_BYTES) // stage, _MOST_STAGES)
+        if stages >= 3 or blocks == 1:
+            return KernelShape(blocks, stages, stages * stage)
+    raise AssertionError
+
+
+@functools.lru_cache(256)
+def attention_spec(
+    dtype_q: torch.dtype,
+    dtype_kv: torch.dtype,
+    dtype_o: torch.dtype,
+    head_dim: int,
+    value_dim: int,
+    has_wide: bool,
+    shape: KernelShape,
+    variant: VariantSource,
+) -> KernelSpec:
+    """The kernel for these types, with tiles of 64 query rows or without, and with the variants compiled in."""
+    return KernelSpec(
+        family="attention",
+        header="warploom/attention/attention.cuh",
+        kernel="warploom::attention::attention_kernel",
+        prelude=variant.prelude,
+        config={
+            "Query": cpp_type(dtype_q),
+            "Kv": cpp_type(dtype_kv),
+            "Out": cpp_type(dtype_o),
+            "Variant": variant.cpp_type,
+            "kHeadDim": head_dim,
+            "kValueDim": value_dim,
+            "kHasWide": has_wide,
+            "kStages": shape.stages,
+            "kBlocksPerSm": shape.blocks_per_sm,
+        },
+        params=(AttentionParams,),
+        expect_sass=("HMMA.16816", "LDSM", "LDGSTS"),
+    )

@@ -1,0 +1,55 @@
+// Matrix products of one warp on 16-bit values with float32 sums (sm_80), and the loads of their operands from shared memory.
+//
+// Of a 16 x 16 operand A, lane l holds rows l / 4 and l / 4 + 8, columns 2 (l % 4) and + 8, two neighbours a register. Of a
+// 16 x 8 operand B, rows 2 (l % 4) and + 8, two neighbours a register, column l / 4. Sums lie as A does, 8 columns wide.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "warploom/common.cuh"
+
+namespace warploom {
+
+// Four 8 x 8 matrices of 16-bit values; lanes 8 i to 8 i + 7 give the addresses of the rows of matrix i, 16 bytes each.
+WL_DEVICE void load_matrices(uint32_t (&to)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(address));
+}
+WL_DEVICE void load_matrices_transposed(uint32_t (&to)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(address));
+}
+
+// sums += A B, 16 x 16 by 16 x 8.
+template <class T>
+WL_DEVICE void multiply_add(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  static_assert(is_same_v<T, __half> || is_same_v<T, __nv_bfloat16>, "16-bit operands");
+  if constexpr (is_same_v<T, __half>) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+}
+
+// Two numbers as neighbours of an operand.
+template <class T>
+WL_DEVICE uint32_t pack_operand(float low, float high) {
+  if constexpr (is_same_v<T, __half>) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return reinterpret_cast<const uint32_t&>(pair);
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return reinterpret_cast<const uint32_t&>(pair);
+  }
+}
+
+}  // namespace warploom
