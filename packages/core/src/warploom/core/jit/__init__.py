@@ -15,16 +15,18 @@ module         what it does
 
 from warploom.core.jit.build import build, compile_spec
 from warploom.core.jit.kernel import Kernel
-from warploom.core.jit.params import ParamStruct, f32, i32, i64, ptr, u32, u64
+from warploom.core.jit.params import Divisor, ParamStruct, divisor_fields, f32, i32, i64, ptr, u32, u64
 from warploom.core.jit.spec import KernelSpec, cpp_type
 
 __all__ = [
+    "Divisor",
     "Kernel",
     "KernelSpec",
     "ParamStruct",
     "build",
     "compile_spec",
     "cpp_type",
+    "divisor_fields",
     "f32",
     "i32",
     "i64",

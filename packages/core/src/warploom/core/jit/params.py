@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
 import torch
 
-__all__ = ["ParamStruct", "f32", "i32", "i64", "ptr", "u32", "u64"]
+__all__ = ["Divisor", "ParamStruct", "divisor_fields", "f32", "i32", "i64", "ptr", "u32", "u64"]
 
 
 _Params = TypeVar("_Params", bound="ParamStruct")
@@ -47,6 +47,23 @@ class u64(_Scalar):
 
 class f32(_Scalar):
     code = "f"
+
+
+Divisor = Annotated[u32, 4]
+"""A field of ``warploom::Divisor``, whose values are `divisor_fields`."""
+
+
+def divisor_fields(divisor: int) -> tuple[int, int, int, int]:
+    """What ``warploom::Divisor`` divides by with a multiplication and a shift: numbers up to ``2**31 - 1``.
+
+    Examples
+    --------
+    >>> _, multiplier, shift, _ = divisor_fields(7)
+    >>> (1_000_000_006 * multiplier >> 32) >> shift
+    142857143
+    """
+    bits = (divisor - 1).bit_length()
+    return divisor, -(-(1 << (31 + bits)) // divisor) & 0xFFFFFFFF, max(bits - 1, 0), 0
 
 
 def _field(annotation: Any) -> tuple[str, int]:

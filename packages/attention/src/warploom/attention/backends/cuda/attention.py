@@ -16,7 +16,7 @@ from warploom.attention.backends.cuda.attention_kernel import (
     attention_spec,
     kernel_shape,
 )
-from warploom.attention.backends.cuda.schedule import START_INTS, launch_schedule
+from warploom.attention.backends.cuda.schedule import START_INTS, launch_schedule, schedule_lanes
 from warploom.attention.backends.cuda.variant_source import (
     MAX_ARGUMENTS,
     compiled_variants,
@@ -27,7 +27,7 @@ from warploom.attention.plan import AttentionBackend, AttentionCall, AttentionPl
 from warploom.attention.problems.attention import AttentionProblem
 from warploom.attention.variants.base import AttentionVariant
 from warploom.core.backends import Support
-from warploom.core.jit import KernelSpec
+from warploom.core.jit import KernelSpec, divisor_fields
 from warploom.core.workspace import WorkspaceLayout
 
 __all__ = ["CudaAttention"]
@@ -109,7 +109,9 @@ class CudaAttention(AttentionBackend):
         out = call.out if common_alignment(call.out) >= width else torch.empty_like(call.out).contiguous()
         params = _params(plan, launch, call, q, k, v, out)
         kernel = launch.spec.load(call.q.device)
-        kernel.launch(plan.workspace["starts"].shape[0], THREADS, params, smem=launch.shape.smem)
+        lanes = schedule_lanes(problem.num_kv_heads)
+        blocks = plan.workspace["starts"].shape[0] // lanes * lanes
+        kernel.launch(blocks, THREADS, params, smem=launch.shape.smem)
         if out is not call.out:
             call.out.copy_(out)
 
@@ -147,8 +149,10 @@ def _params(
         lse_stride=(0, 0) if call.lse is None else call.lse.stride(),
         logits_scale=options.sm_scale * call.logits_scale, value_scale=call.value_scale,
         lse_unit=options.lse_unit * math.log(2.0),
-        batch=tables.batch, q_rows=q.shape[0], num_kv_heads=problem.num_kv_heads, group_size=problem.group_size,
-        page_size=max(tables.page_size, 1), causal=problem.causal, window_left=options.window_left,
+        group_size=divisor_fields(problem.group_size), page_size=divisor_fields(max(tables.page_size, 1)),
+        batch=tables.batch, q_rows=q.shape[0], num_kv_heads=problem.num_kv_heads,
+        lanes=schedule_lanes(problem.num_kv_heads), has_wide=launch.has_wide,
+        causal=problem.causal, window_left=options.window_left,
         logits_scales_step=_step(call.logits_scales), value_scales_step=_step(call.value_scales),
     )  # fmt: skip
 

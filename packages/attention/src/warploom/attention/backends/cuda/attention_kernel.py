@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 import torch
 
 from warploom.attention.backends.cuda.variant_source import MAX_ARGUMENTS, VariantSource
-from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, f32, i32, i64, ptr
+from warploom.core.jit import Divisor, KernelSpec, ParamStruct, cpp_type, f32, i32, i64, ptr
 
 __all__ = ["THREADS", "AttentionParams", "KernelShape", "attention_spec", "kernel_shape"]
 
@@ -47,6 +47,8 @@ class AttentionParams(ParamStruct):
     v_stride: Annotated[i64, 3]
     out_stride: Annotated[i64, 2]
     lse_stride: Annotated[i64, 2]
+    group_size: Divisor
+    page_size: Divisor
     numbers: Annotated[f32, MAX_ARGUMENTS]
     logits_scale: f32
     value_scale: f32
@@ -54,8 +56,8 @@ class AttentionParams(ParamStruct):
     batch: i32
     q_rows: i32
     num_kv_heads: i32
-    group_size: i32
-    page_size: i32
+    lanes: i32
+    has_wide: i32
     causal: i32
     window_left: i32
     logits_scales_step: i32

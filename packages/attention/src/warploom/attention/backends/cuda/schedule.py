@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from warploom.attention.plan import AttentionPlan
-from warploom.core.jit import KernelSpec, ParamStruct, i32, ptr
+from warploom.core.jit import Divisor, KernelSpec, ParamStruct, divisor_fields, i32, ptr
 
-__all__ = ["SCHEDULE_SPEC", "START_INTS", "launch_schedule"]
+__all__ = ["SCHEDULE_SPEC", "START_INTS", "launch_schedule", "schedule_lanes"]
 
 _THREADS = 1024
+_MOST_LANES = 8
 _MIN_CHUNK = 4  # units of a block: three tiles of keys are worth a merge
-START_INTS = 8  # of `WorkStart`
+START_INTS = 16  # of `WorkStart`
 
 
 class ScheduleParams(ParamStruct):
     cpp_name = "warploom::attention::ScheduleParams"
     qo_indptr: ptr
     kv_lens: ptr
+    kv_starts: ptr
     unit_indptr: ptr
     starts: ptr
+    group_size: Divisor
     batch: i32
     num_kv_heads: i32
-    group_size: i32
     causal: i32
     window_left: i32
     has_wide: i32
-    blocks: i32
+    lanes: i32
+    groups: i32
     min_chunk: i32
     whole_items: i32
 
@@ -40,23 +45,36 @@ SCHEDULE_SPEC = KernelSpec(
 )
 
 
+def schedule_lanes(num_kv_heads: int) -> int:
+    """Heads whose keys are read at the same time.
+
+    Examples
+    --------
+    >>> [schedule_lanes(heads) for heads in (1, 6, 8, 32)]
+    [1, 2, 8, 8]
+    """
+    return math.gcd(num_kv_heads, _MOST_LANES)
+
+
 def launch_schedule(plan: AttentionPlan, has_wide: bool) -> None:
     """Write where each block's work begins to the plan's `starts` ``[blocks, 8]`` (int32), from what its tables hold now."""
     tables, problem = plan.tables, plan.problem
-    starts = plan.workspace["starts"]
+    starts, lanes = plan.workspace["starts"], schedule_lanes(problem.num_kv_heads)
     units = torch.empty(tables.batch + 1, dtype=torch.int64, device=tables.device)
     params = ScheduleParams(
         qo_indptr=tables.qo_indptr,
         kv_lens=tables.kv_lens,
+        kv_starts=tables.kv_starts,
         unit_indptr=units,
         starts=starts,
         batch=tables.batch,
         num_kv_heads=problem.num_kv_heads,
-        group_size=problem.group_size,
+        group_size=divisor_fields(problem.group_size),
         causal=problem.causal,
         window_left=plan.options.window_left,
         has_wide=has_wide,
-        blocks=starts.shape[0],
+        lanes=lanes,
+        groups=starts.shape[0] // lanes,
         min_chunk=_MIN_CHUNK,
         whole_items=problem.deterministic,
     )

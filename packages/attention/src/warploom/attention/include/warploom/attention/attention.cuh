@@ -20,13 +20,16 @@ struct AttentionBlock {
   int64_t chunk;
   int stage;  // of the ring, that comes next
 
-  // Whether some query of the item does not see every key of a tile.
-  WL_DEVICE bool is_partial(const WorkCursor& item, int tile) const {
-    const int first_key = tile * kTileKeys, last_key = first_key + kTileKeys - 1, before = item.work.first_position();
-    bool result = last_key >= item.work.kv_len;
-    if (params.causal) result |= last_key > item.work.first_query(item.tile) + before;
-    if (params.window_left >= 0) result |= first_key < item.work.last_query(item.tile) + before - params.window_left;
-    return result;
+  // Tiles of keys that all queries of an item see: [first, end).
+  struct Seen {
+    int first, end;
+  };
+  WL_DEVICE Seen seen_by_all(const WorkCursor& item) const {
+    const int before = item.work.first_position();
+    int end = item.work.kv_len, first = 0;
+    if (params.causal) end = min(end, item.work.first_query(item.tile, params.group_size) + before + 1);
+    if (params.window_left >= 0) first = item.work.last_query(item.tile, params.group_size) + before - params.window_left;
+    return {ceil_div(max(first, 0), kTileKeys), end / kTileKeys};
   }
 
   // kWarpsOfRows: warps that have the same rows.
@@ -36,6 +39,7 @@ struct AttentionBlock {
     constexpr int kAtOnce = Config::kValueDim > 128 && kKeys > 32 ? 32 : kKeys;  // registers are short
     QueryTile<Config> tile(params, item, kWarpsOfRows == 1 ? warp_id() * kNarrowRows : 0);
     const int first_row = kWarpsOfRows == 1 ? 0 : warp_id() * kKeys;
+    const Seen seen = seen_by_all(item);
 #pragma unroll 1
     for (int keys = item.begin(), end = item.end(); keys < end; ++keys) {
       cp_async_wait<Config::kStages - 2>();
@@ -45,16 +49,18 @@ struct AttentionBlock {
         __syncwarp();
       }
       ring.copy_next();
+      const bool is_partial = keys < seen.first || keys >= seen.end;
 #pragma unroll
       for (int row = first_row; row < first_row + kKeys; row += kAtOnce) {
-        tile.template visit<kAtOnce>(ring, stage, row, keys * kTileKeys + row, is_partial(item, keys));
+        tile.template visit<kAtOnce>(ring, stage, row, keys * kTileKeys + row, is_partial);
       }
       stage = stage == Config::kStages - 1 ? 0 : stage + 1;
     }
     const Writer writer{params, item};
-    const ItemShares shares = ItemShares::of(blockIdx.x, chunk, item.at, item.key_tiles);
+    const int group = int(blockIdx.x) / params.lanes;
+    const ItemShares shares = ItemShares::of(group, chunk, item);
     const bool is_whole = shares.first == shares.last;
-    ItemResult<Config, kWarpsOfRows>{storage, writer, is_whole, Writer::slot_of(blockIdx.x, shares)}.write(tile);
+    ItemResult<Config, kWarpsOfRows>{storage, writer, is_whole, writer.slot_of(group, shares)}.write(tile);
     if (!is_whole && is_last_of(shares)) writer.merge(shares);
   }
 
@@ -64,21 +70,21 @@ struct AttentionBlock {
     __syncthreads();
     if (threadIdx.x == 0) {
       const int others = shares.last - shares.first;
-      storage.is_last = atomicAdd(params.arrivals + shares.first, 1) == others;
-      if (storage.is_last) params.arrivals[shares.first] = 0;  // for the next launch
+      int* arrivals = params.arrivals + shares.first * params.lanes + blockIdx.x % params.lanes;
+      storage.is_last = atomicAdd(arrivals, 1) == others;
+      if (storage.is_last) *arrivals = 0;  // for the next launch
       __threadfence();
     }
     __syncthreads();
     return storage.is_last;
   }
 
-  WL_DEVICE void work(const WorkStart& start) {
-    WorkCursor item;
-    item.open<Config>(params, start);
+  // `item` is the warp's own, in shared memory.
+  WL_DEVICE void work(WorkCursor& item) {
 #pragma unroll 1
-    for (; !item.done(); item.next<Config>(params)) {
+    for (; !item.done(); advance(item, params)) {
       if (!item.takes_part()) continue;
-      if (item.key_tiles == 0) {
+      if (item.keys.count == 0) {
         Writer{params, item}.write_nothing();
       } else if (Config::kHasWide && item.work.tile_rows == kWideRows) {
         if constexpr (Config::kHasWide) work_on<1>(item);
@@ -93,7 +99,7 @@ struct AttentionBlock {
 template <class Config>
 WL_DEVICE void clear_padding_rows(const AttentionParams& params) {
   using T = typename Config::Out;
-  const int heads = params.num_kv_heads * params.group_size;
+  const int heads = params.num_kv_heads * int(params.group_size.divisor);
 #pragma unroll 1
   for (int64_t row = params.qo_indptr[params.batch] + blockIdx.x; row < params.q_rows; row += gridDim.x) {
 #pragma unroll 1
@@ -112,10 +118,20 @@ __global__ void __launch_bounds__(kThreads, Config::kBlocksPerSm)
     attention_kernel(const __grid_constant__ AttentionParams params) {
   extern __shared__ __align__(128) uint8_t memory[];
   __shared__ ResultStorage storage;
+  __shared__ CopyState copies[kWarps];  // each warp goes its own way
+  __shared__ WorkCursor items[kWarps];
+  const WorkStart& start = params.starts[blockIdx.x];
+  constexpr int kInts = sizeof(WorkCursor) / sizeof(int);
+  if (lane_id() < kInts) {
+    const int value = reinterpret_cast<const int*>(&start.cursor)[lane_id()];
+    reinterpret_cast<int*>(&copies[warp_id()].cursor)[lane_id()] = value;
+    reinterpret_cast<int*>(&items[warp_id()])[lane_id()] = value;
+  }
+  const int64_t chunk = start.chunk;
+  __syncwarp();
+  KeyValueRing<Config> ring(params, memory, copies[warp_id()]);
   clear_padding_rows<Config>(params);
-  const WorkStart start = params.starts[blockIdx.x];
-  KeyValueRing<Config> ring(params, memory, start);
-  AttentionBlock<Config>{params, storage, ring, start.chunk, 0}.work(start);
+  AttentionBlock<Config>{params, storage, ring, chunk, 0}.work(items[warp_id()]);
   cp_async_wait<0>();
 }
 

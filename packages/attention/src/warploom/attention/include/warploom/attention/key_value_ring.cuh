@@ -21,6 +21,13 @@ struct TileRows {
   WL_DEVICE static int offset(int row, int piece) { return row * kPitch + ((piece ^ (row & 7)) << 4); }
 };
 
+// What a warp needs to copy its rows.
+struct CopyState {
+  WorkCursor cursor;  // of what is copied next
+  const uint8_t* keys[kWarpKeys];  // rows of a tile; null where there is none
+  const uint8_t* values[kWarpKeys];
+};
+
 template <class Config>
 struct KeyValueRing {
   using T = typename Config::Kv;
@@ -32,19 +39,18 @@ struct KeyValueRing {
 
   const AttentionParams& params;
   uint8_t* memory;
-  WorkCursor cursor;  // of what is copied next
-  int tile;           // of keys, and where the item's end
+  CopyState& state;    // the warp's own, in shared memory
+  int tile;            // of keys, and where the item's end
   int end;
-  int kv_start;
-  int page;           // of this lane's row in that tile, which is known before its copy starts
-  int slot;           // where it goes
+  int page;            // of this lane's row in that tile, which is known before its copy starts
+  int slot;            // where it goes
 
-  WL_DEVICE KeyValueRing(const AttentionParams& params, uint8_t* memory, const WorkStart& start)
-      : params(params), memory(memory), tile(0), end(0), kv_start(0), page(0), slot(0) {
+  WL_DEVICE KeyValueRing(const AttentionParams& params, uint8_t* memory, CopyState& state)
+      : params(params), memory(memory), state(state), page(0), slot(0) {
     clear_padding();
-    cursor.open<Config>(params, start);
     enter_item();
     look_up();
+#pragma unroll 1
     for (int stage = 0; stage < kStages - 1; ++stage) copy_next();
   }
 
@@ -53,20 +59,13 @@ struct KeyValueRing {
 
   // Starts the copy of the next tile into the slot that has been free for longest; counts as one where there is none.
   WL_DEVICE void copy_next() {
-    if (!cursor.done()) {
-      const int row = tile * kTileKeys + warp_id() * kWarpKeys + lane_id() % kWarpKeys;
-      int64_t key_offset = -1, value_offset = -1;
-      if (row < cursor.work.kv_len) {
-        const int64_t head = cursor.head;
-        int64_t outer = 0, inner = int64_t(kv_start) + row;
-        if (params.pages) outer = page, inner = row % params.page_size;
-        key_offset = outer * params.k_stride[0] + inner * params.k_stride[1] + head * params.k_stride[2];
-        value_offset = outer * params.v_stride[0] + inner * params.v_stride[1] + head * params.v_stride[2];
-      }
-      copy_rows<KeyRows>(keys(slot), static_cast<const T*>(params.k), key_offset);
-      copy_rows<ValueRows>(values(slot), static_cast<const T*>(params.v), value_offset);
+    if (tile < end) {
+      place_rows();
+      copy_rows<KeyRows>(keys(slot), state.keys);
+      copy_rows<ValueRows>(values(slot), state.values);
+      __syncwarp();  // all have read the rows' places
       if (++tile == end) {
-        cursor.next<Config>(params);
+        advance(state.cursor, params);
         enter_item();
       }
       look_up();
@@ -79,29 +78,49 @@ struct KeyValueRing {
   // To the item that the cursor is at, or the next one that has tiles.
   WL_DEVICE void enter_item() {
 #pragma unroll 1
-    while (!cursor.done() && cursor.begin() >= cursor.end()) cursor.next<Config>(params);
-    if (cursor.done()) return;
-    tile = cursor.begin(), end = cursor.end();
-    kv_start = params.kv_starts[cursor.request];
+    while (!state.cursor.done() && state.cursor.begin() >= state.cursor.end()) advance(state.cursor, params);
+    tile = state.cursor.done() ? 0 : state.cursor.begin();
+    end = state.cursor.done() ? 0 : state.cursor.end();
   }
+
+  // Of this lane, in the tile that comes next.
+  WL_DEVICE int row() const { return tile * kTileKeys + warp_id() * kWarpKeys + lane_id() % kWarpKeys; }
 
   WL_DEVICE void look_up() {
-    if (cursor.done() || !params.pages) return;
-    const int row = tile * kTileKeys + warp_id() * kWarpKeys + lane_id() % kWarpKeys;
-    if (row < cursor.work.kv_len) page = params.pages[int64_t(kv_start) + row / params.page_size];
+    const RequestWork& work = state.cursor.work;
+    if (tile < end && params.pages && row() < work.kv_len) {
+      page = params.pages[int64_t(work.kv_start) + params.page_size.divide(row())];
+    }
   }
 
-  // The warp's rows; lane i knows where row i begins, -1 where there is none.
+  // Half of the lanes the keys, half the values.
+  WL_DEVICE void place_rows() {
+    const bool of_keys = lane_id() < kWarpKeys;
+    const int64_t(&stride)[3] = of_keys ? params.k_stride : params.v_stride;
+    int64_t outer = 0, inner = int64_t(state.cursor.work.kv_start) + row();
+    if (params.pages) outer = page, inner = params.page_size.remainder(row(), params.page_size.divide(row()));
+    const int64_t offset = outer * stride[0] + inner * stride[1] + state.cursor.head * stride[2];
+    const uint8_t* start = static_cast<const uint8_t*>(of_keys ? params.k : params.v) + offset * int64_t(sizeof(T));
+    (of_keys ? state.keys : state.values)[lane_id() % kWarpKeys] = row() < state.cursor.work.kv_len ? start : nullptr;
+    __syncwarp();
+  }
+
+  // The warp's rows. How pieces are exchanged repeats after eight of them.
   template <class Rows>
-  WL_DEVICE void copy_rows(uint8_t* to, const T* from, int64_t offset) {
-    constexpr int kAll = kWarpKeys * Rows::kPieces;
+  WL_DEVICE void copy_rows(uint8_t* to, const uint8_t* const (&rows)[kWarpKeys]) {
+    constexpr int kPieces = Rows::kPieces, kSteps = ceil_div(kWarpKeys * kPieces, kWarpSize);
+    constexpr bool kRepeats = 8 * kPieces % kWarpSize == 0 && kWarpSize % kPieces * (kPieces % kWarpSize) == 0;
+    constexpr int kPeriod = kRepeats ? 8 * kPieces / kWarpSize : kSteps;
 #pragma unroll
-    for (int start = 0; start < kAll; start += kWarpSize) {
-      const int i = start + lane_id(), row = i / Rows::kPieces, piece = i % Rows::kPieces;
-      const int64_t of_row = __shfl_sync(kFullMask, offset, row % kWarpKeys);
-      if (kAll % kWarpSize == 0 || i < kAll) {
-        const T* source = from + max(of_row, int64_t(0)) + piece * (16 / int(sizeof(T)));
-        cp_async_16_or_zero(to + Rows::offset(warp_id() * kWarpKeys + row, piece), source, of_row >= 0);
+    for (int first = 0; first < kPeriod; ++first) {
+      const int i = first * kWarpSize + lane_id(), row = i / kPieces, piece = i % kPieces;
+      if (kWarpKeys * kPieces % kWarpSize != 0 && i >= kWarpKeys * kPieces) continue;
+      uint8_t* of_lane = to + Rows::offset(warp_id() * kWarpKeys + row, piece);
+#pragma unroll
+      for (int step = first; step < kSteps; step += kPeriod) {
+        const int rows_on = step / kPeriod * 8;
+        const uint8_t* source = rows[row + rows_on];
+        cp_async_16_or_zero(of_lane + rows_on * Rows::kPitch, source + piece * 16, source != nullptr);
       }
     }
   }

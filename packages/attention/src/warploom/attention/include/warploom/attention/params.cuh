@@ -19,7 +19,7 @@ struct AttentionParams {
   const int* kv_starts;       // [batch], the first entry of `pages`, or the first row
   const int* pages;           // or null
   const WorkStart* starts;    // [blocks]
-  float* partial_out;         // [blocks, 2, tile rows, dim_vo]: of items that a block shares with the one before and the next
+  float* partial_out;         // [blocks, 2, tile rows, dim_vo], of items that a block shares with the one before and the next
   float* partial_lse;         // [blocks, 2, tile rows], base 2
   int* arrivals;              // [blocks] of an item's shares, by its first block; 0 between launches
   const float* logits_scales; // [qo_heads] or [1], or null
@@ -33,6 +33,8 @@ struct AttentionParams {
   int64_t v_stride[3];
   int64_t out_stride[2];
   int64_t lse_stride[2];
+  Divisor group_size;
+  Divisor page_size;  // 1 without pages
   float numbers[kMaxVariantArguments];
   float logits_scale;
   float value_scale;
@@ -40,8 +42,8 @@ struct AttentionParams {
   int batch;
   int q_rows;
   int num_kv_heads;
-  int group_size;
-  int page_size;  // 1 without pages
+  int lanes;  // of the schedule
+  int has_wide;  // tiles of kWideRows
   int causal;
   int window_left;
   int logits_scales_step;  // 0: one for all heads

@@ -20,8 +20,8 @@ struct LaneRows {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = item.tile * item.work.tile_rows + first + lane_id() / 4 + 8 * i;
-      rows.query[i] = row / params.group_size;
-      rows.head[i] = item.head * params.group_size + row % params.group_size;
+      rows.query[i] = params.group_size.divide(row);
+      rows.head[i] = item.head * int(params.group_size.divisor) + params.group_size.remainder(row, rows.query[i]);
       rows.valid[i] = rows.query[i] < item.work.qo_len && item.work.qo_start + rows.query[i] < params.q_rows;
     }
     return rows;

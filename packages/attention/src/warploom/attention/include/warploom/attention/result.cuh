@@ -43,15 +43,11 @@ struct ResultWriter {
   const AttentionParams& params;
   const WorkCursor& item;
 
-  WL_DEVICE float* partial_out(int slot) const {
-    return params.partial_out + int64_t(slot) * kTileRows * Config::kValueDim;
+  // This thread's columns of a row.
+  WL_DEVICE float* partial_out(int slot, int row) const {
+    return params.partial_out + (int64_t(slot) * kTileRows + row) * Config::kValueDim + Part::column(0);
   }
   WL_DEVICE float* partial_lse(int slot) const { return params.partial_lse + int64_t(slot) * kTileRows; }
-
-  WL_DEVICE void write_partial(int slot, int row, int column, const float4& values) const {
-    if (column >= Config::kValueDim) return;
-    *reinterpret_cast<float4*>(partial_out(slot) + row * Config::kValueDim + column) = values;
-  }
 
   // A row of the tile as the caller sees it.
   struct Place {
@@ -60,9 +56,10 @@ struct ResultWriter {
     bool valid;
   };
   WL_DEVICE Place place(int row) const {
-    const int packed = item.tile * item.work.tile_rows + row, query = packed / params.group_size;
+    const int packed = item.tile * item.work.tile_rows + row, query = params.group_size.divide(packed);
     const int64_t at = item.work.qo_start + query;
-    return {at, item.head * params.group_size + packed % params.group_size, query < item.work.qo_len && at < params.q_rows};
+    const int head = item.head * int(params.group_size.divisor) + params.group_size.remainder(packed, query);
+    return {at, head, query < item.work.qo_len && at < params.q_rows};
   }
 
   // Sinks and scales, which do not depend on columns: what to multiply the outputs by, given the log-sum-exp of the keys.
@@ -82,59 +79,80 @@ struct ResultWriter {
     if (params.lse) params.lse[to.row * params.lse_stride[0] + to.head * params.lse_stride[1]] = lse * params.lse_unit;
   }
 
-  WL_DEVICE void write(const Place& to, int column, const float4& values, float factor) const {
-    if (!to.valid || column >= Config::kValueDim) return;
+  WL_DEVICE T* row_of(const Place& to) const {
+    return static_cast<T*>(params.out) + to.row * params.out_stride[0] + to.head * params.out_stride[1];
+  }
+
+  WL_DEVICE static void store(T* out, const float4& values, float factor) {
     Vec<T, 4> some;
     some[0] = from_float<T>(values.x * factor), some[1] = from_float<T>(values.y * factor);
     some[2] = from_float<T>(values.z * factor), some[3] = from_float<T>(values.w * factor);
-    some.store(static_cast<T*>(params.out) + to.row * params.out_stride[0] + to.head * params.out_stride[1] + column);
+    some.store(out);
   }
 
   // An item that no key is visible to.
   WL_DEVICE void write_nothing() const {
-    for (int row = Part::row(); row < item.work.tile_rows; row += kNarrowRows) {
-      const Place to = place(row);
-      for (int piece = 0; piece < Part::kPieces; ++piece) write(to, Part::column(piece), float4{0, 0, 0, 0}, 1.0f);
-      if (to.valid && int(threadIdx.x) % Part::kLanes == 0) write_lse(to, negative_infinity());
+#pragma unroll 1
+    for (int i = threadIdx.x; i < item.work.tile_rows * (Config::kValueDim / 4); i += kThreads) {
+      const Place to = place(i / (Config::kValueDim / 4));
+      if (!to.valid) continue;
+      const int column = i % (Config::kValueDim / 4) * 4;
+      store(row_of(to) + column, float4{0, 0, 0, 0}, 1.0f);
+      if (column == 0) write_lse(to, negative_infinity());
     }
   }
 
-  // Merges the partial results of the blocks that share the item.
+  // Merges the partial results of the blocks that share the item, several at a time: each has to come from L2.
   WL_DEVICE void merge(const ItemShares& shares) const {
+    constexpr int kLanes = Config::kValueDim / 4, kTogether = 8;
+    const int rows = min(item.work.tile_rows, item.work.qo_len * int(params.group_size.divisor) - item.tile * item.work.tile_rows);
 #pragma unroll 1
-    for (int row = Part::row(); row < item.work.tile_rows; row += kNarrowRows) {
-      const Place to = place(row);
+    for (int i = threadIdx.x; i < rows * kLanes; i += kThreads) {
+      const int row = i / kLanes, column = i % kLanes * 4;
+      float4 sums = {0, 0, 0, 0};
       float most = negative_infinity(), total = 0.0f;
-      for (int block = shares.first; block <= shares.last; ++block) {
-        most = fmaxf(most, __ldcg(partial_lse(slot_of(block, shares)) + row));
-      }
-      float4 sums[Part::kPieces] = {};
-      if (most > negative_infinity()) {
 #pragma unroll 1
-        for (int block = shares.first; block <= shares.last; ++block) {
-          const int slot = slot_of(block, shares);
-          const float weight = exp2_approx(__ldcg(partial_lse(slot) + row) - most);
-          total += weight;
-          const float* from = partial_out(slot) + row * Config::kValueDim;
+      for (int group = shares.first; group <= shares.last; group += kTogether) {
+        float lse[kTogether];
+        float4 values[kTogether];
 #pragma unroll
-          for (int piece = 0; piece < Part::kPieces; ++piece) {
-            const int column = Part::column(piece);
-            if (column >= Config::kValueDim) continue;
-            const float4 values = __ldcg(reinterpret_cast<const float4*>(from + column));
-            sums[piece].x += weight * values.x, sums[piece].y += weight * values.y;
-            sums[piece].z += weight * values.z, sums[piece].w += weight * values.w;
-          }
+        for (int j = 0; j < kTogether; ++j) {
+          lse[j] = negative_infinity();
+          if (group + j > shares.last) continue;
+          const int64_t at = int64_t(slot_of(group + j, shares)) * kTileRows + row;
+          lse[j] = __ldcg(params.partial_lse + at);
+          values[j] = __ldcg(reinterpret_cast<const float4*>(params.partial_out + at * Config::kValueDim + column));
+        }
+        float next = most;
+#pragma unroll
+        for (const float each : lse) next = fmaxf(next, each);
+        if (next == negative_infinity()) continue;
+        const float factor = exp2_approx(most - next);
+        most = next;
+        total *= factor, sums.x *= factor, sums.y *= factor, sums.z *= factor, sums.w *= factor;
+#pragma unroll
+        for (int j = 0; j < kTogether; ++j) {
+          if (lse[j] == negative_infinity()) continue;
+          const float weight = exp2_approx(lse[j] - most);
+          total += weight;
+          sums.x += weight * values[j].x, sums.y += weight * values[j].y;
+          sums.z += weight * values[j].z, sums.w += weight * values[j].w;
         }
       }
-      float lse = total > 0.0f ? most + log2f(total) : most == most ? negative_infinity() : most;
-      const float factor = total > 0.0f ? finish_row(to, lse) / total : 0.0f;
-      for (int piece = 0; piece < Part::kPieces; ++piece) write(to, Part::column(piece), sums[piece], factor);
-      if (to.valid && int(threadIdx.x) % Part::kLanes == 0) write_lse(to, lse);
+      const Place to = place(row);
+      if (!to.valid) continue;
+      float lse = total == 0.0f ? negative_infinity() : most + log2f(total);
+      const float factor = total == 0.0f ? 0.0f : __fdividef(finish_row(to, lse), total);
+      store(row_of(to) + column, sums, factor);
+      if (column == 0) write_lse(to, lse);
     }
   }
 
-  // A block's share of an item is the first of its two partial results if the block before has some of it too.
-  WL_DEVICE static int slot_of(int block, const ItemShares& shares) { return 2 * block + (block == shares.first ? 1 : 0); }
+  // A block's share of an item is the first of its two partial results if the group before has some of it too.
+  WL_DEVICE int slot_of(int group, const ItemShares& shares) const {
+    const int block = group * params.lanes + int(blockIdx.x) % params.lanes;
+    return 2 * block + (group == shares.first ? 1 : 0);
+  }
 };
 
 // Puts the warps' states together and writes them. kWarpsOfRows: warps that have the same rows, and different keys.
@@ -148,15 +166,23 @@ struct ItemResult {
   bool is_whole;
   int slot;
 
+  // What a thread writes of a row: to the output if that is not null, else to the partial results.
+  struct Row {
+    typename Writer::T* out;
+    float* partial;
+    float factor;
+  };
+
   WL_DEVICE void write(QueryTile<Config>& tile) {
     scale(tile);
-    float factors[kWarps / kWarpsOfRows];
-    write_rows(factors);
+    Row rows[kWarps / kWarpsOfRows];
+#pragma unroll
+    for (int block = 0; block < kWarps / kWarpsOfRows; ++block) rows[block] = start_row(block);
 #pragma unroll
     for (int piece = 0; piece < Part::kPieces; ++piece) {
       stage(tile, piece);
       __syncthreads();
-      write_columns(piece, factors);
+      write_columns(piece, rows);
       __syncthreads();
     }
   }
@@ -185,7 +211,7 @@ struct ItemResult {
       for (int warp = 0; warp < kWarpsOfRows; ++warp) {
         total += storage.sum[first + warp][row + 8 * i] * exp2_approx(storage.largest[first + warp][row + 8 * i] - from);
       }
-      const float factor = total == 0.0f ? 0.0f : exp2_approx(tile.largest[i] - from) / total;
+      const float factor = total == 0.0f ? 0.0f : __fdividef(exp2_approx(tile.largest[i] - from), total);
       if (lane_id() % 4 == 0) storage.lse[warp_id()][row + 8 * i] = total == 0.0f ? negative_infinity() : from + log2f(total);
 #pragma unroll
       for (auto& block : tile.out) block[2 * i] *= factor, block[2 * i + 1] *= factor;
@@ -193,22 +219,20 @@ struct ItemResult {
     __syncthreads();
   }
 
-  WL_DEVICE void write_rows(float (&factors)[kWarps / kWarpsOfRows]) const {
-#pragma unroll
-    for (int block = 0; block < kWarps / kWarpsOfRows; ++block) {
-      const int row = block * kNarrowRows + Part::row();
-      const bool is_mine = int(threadIdx.x) % Part::kLanes == 0;
-      float lse = storage.lse[block * kWarpsOfRows][Part::row()];
-      factors[block] = 1.0f;
-      if (is_whole) {
-        const auto to = writer.place(row);
-        if (!to.valid) continue;
-        factors[block] = writer.finish_row(to, lse);
-        if (is_mine) writer.write_lse(to, lse);
-      } else if (is_mine) {
-        writer.partial_lse(slot)[row] = lse;
-      }
+  // Writes the log-sum-exp of this thread's row in a block of 16.
+  WL_DEVICE Row start_row(int block) const {
+    const int row = block * kNarrowRows + Part::row();
+    const bool is_mine = int(threadIdx.x) % Part::kLanes == 0;
+    float lse = storage.lse[block * kWarpsOfRows][Part::row()];
+    if (!is_whole) {
+      if (is_mine) writer.partial_lse(slot)[row] = lse;
+      return {nullptr, writer.partial_out(slot, row), 1.0f};
     }
+    const auto to = writer.place(row);
+    if (!to.valid) return {nullptr, nullptr, 0.0f};
+    const float factor = writer.finish_row(to, lse);
+    if (is_mine) writer.write_lse(to, lse);
+    return {writer.row_of(to) + Part::column(0), nullptr, factor};
   }
 
   WL_DEVICE void stage(const QueryTile<Config>& tile, int piece) {
@@ -224,23 +248,19 @@ struct ItemResult {
     }
   }
 
-  WL_DEVICE void write_columns(int piece, const float (&factors)[kWarps / kWarpsOfRows]) const {
-    const int row = Part::row(), column = Part::column(piece);
+  WL_DEVICE void write_columns(int piece, const Row (&rows)[kWarps / kWarpsOfRows]) const {
+    if (Part::column(piece) >= Config::kValueDim) return;
 #pragma unroll
     for (int block = 0; block < kWarps / kWarpsOfRows; ++block) {
       float4 values = {0, 0, 0, 0};
 #pragma unroll
       for (int warp = 0; warp < kWarpsOfRows; ++warp) {
-        const float* from = &storage.columns[block * kWarpsOfRows + warp][row][column % kStagedColumns];
+        const float* from = &storage.columns[block * kWarpsOfRows + warp][Part::row()][Part::column(0)];
         const float4 mine = *reinterpret_cast<const float4*>(from);
         values.x += mine.x, values.y += mine.y, values.z += mine.z, values.w += mine.w;
       }
-      const int of_tile = block * kNarrowRows + row;
-      if (is_whole) {
-        writer.write(writer.place(of_tile), column, values, factors[block]);
-      } else {
-        writer.write_partial(slot, of_tile, column, values);
-      }
+      if (rows[block].out) Writer::store(rows[block].out + piece * kStagedColumns, values, rows[block].factor);
+      if (rows[block].partial) *reinterpret_cast<float4*>(rows[block].partial + piece * kStagedColumns) = values;
     }
   }
 };

@@ -2,9 +2,13 @@
 //
 // An item is a tile of one request's query rows with one key-value head. It counts one unit, and one for each tile of keys that
 // it sees. Items lie end to end, by request, head and tile, and every block takes as many units of that line as the others: an
-// item may be shared by several blocks, whose results are merged. `schedule.py` is the same in numpy.
+// item may be shared by several blocks, whose results are merged.
+//
+// Heads are dealt to `lanes`, each of which has a line and blocks of its own. The lines are alike, so that the blocks of one group
+// (one of each lane) read the keys of neighbouring heads at the same time: these are neighbours in memory.
 #pragma once
 
+#include "warploom/divisor.cuh"
 #include "warploom/reduce.cuh"
 
 namespace warploom::attention {
@@ -14,13 +18,105 @@ constexpr int kTileKeys = 64;
 constexpr int kNarrowRows = 16;
 constexpr int kWideRows = 64;
 
-// Where a block's work begins: an item, and `offset` units into it; and how many units it has.
-struct WorkStart {
+// The query tiles of a request.
+struct RequestWork {
+  int qo_start;
+  int qo_len;
+  int kv_len;
+  int kv_start;
+  int tile_rows;
+  int tiles;
+
+  template <class Params>
+  WL_DEVICE static RequestWork of(const Params& params, int request) {
+    RequestWork work;
+    work.qo_start = params.qo_indptr[request];
+    work.qo_len = params.qo_indptr[request + 1] - work.qo_start;
+    work.kv_len = params.kv_lens[request];
+    work.kv_start = params.kv_starts[request];
+    const int rows = max(work.qo_len, 0) * int(params.group_size.divisor);
+    work.tile_rows = params.has_wide && rows > kNarrowRows ? kWideRows : kNarrowRows;
+    work.tiles = (rows + work.tile_rows - 1) / kNarrowRows / (work.tile_rows / kNarrowRows);
+    return work;
+  }
+
+  // Position of the request's first query among its keys: queries are their tail.
+  WL_DEVICE int first_position() const { return kv_len - qo_len; }
+  WL_DEVICE int first_query(int tile, const Divisor& group_size) const { return group_size.divide(tile * tile_rows); }
+  WL_DEVICE int last_query(int tile, const Divisor& group_size) const {
+    return min(group_size.divide((tile + 1) * tile_rows - 1), qo_len - 1);
+  }
+};
+
+// Tiles of keys that a query tile can see.
+struct KeyTiles {
+  int first;
+  int count;
+
+  template <class Params>
+  WL_DEVICE static KeyTiles of(const Params& params, const RequestWork& work, int tile) {
+    int keys = work.kv_len;
+    if (params.causal) keys = min(keys, work.last_query(tile, params.group_size) + work.first_position() + 1);
+    int first = 0;
+    if (params.window_left >= 0) {
+      first = max(work.first_query(tile, params.group_size) + work.first_position() - params.window_left, 0) / kTileKeys;
+    }
+    return {first, max(ceil_div(max(keys, 0), kTileKeys) - first, 0)};
+  }
+};
+
+// Where a block is in its work.
+struct WorkCursor {
   int request;
   int head;
   int tile;
-  int offset;
-  int units;
+  int at;     // where the item begins, in units from the block's first; the first item may begin before
+  int units;  // of the block
+  KeyTiles keys;
+  RequestWork work;
+
+  WL_DEVICE bool done() const { return at >= units; }
+
+  // Tiles of the item's keys that are the block's: [begin(), end()).
+  WL_DEVICE int begin() const { return keys.first + max(-at - 1, 0); }
+  WL_DEVICE int end() const { return keys.first + min(units - at - 1, keys.count); }
+  // Some, or the item has none and is the block's.
+  WL_DEVICE bool takes_part() const { return keys.count == 0 ? at >= 0 : begin() < end(); }
+};
+
+template <class Params>
+WL_DEVICE void step(WorkCursor& cursor, const Params& params) {
+  cursor.at += 1 + cursor.keys.count;
+  if (cursor.done()) return;
+  if (++cursor.tile == cursor.work.tiles) {
+    cursor.tile = 0;
+    cursor.head += params.lanes;
+    if (cursor.head >= params.num_kv_heads) {
+      cursor.head -= params.num_kv_heads;  // the lane's first
+      // There is another request with queries, or the block would be done.
+      do {
+        if (++cursor.request >= params.batch) {
+          cursor.at = cursor.units;
+          return;
+        }
+        cursor.work = RequestWork::of(params, cursor.request);
+      } while (cursor.work.tiles == 0);
+    }
+  }
+  cursor.keys = KeyTiles::of(params, cursor.work, cursor.tile);
+}
+
+// A warp's cursor in shared memory, to the next item. Not inline: it is needed in several places, and takes no time.
+template <class Params>
+__device__ __noinline__ void advance(WorkCursor& cursor, const Params& params) {
+  __syncwarp();
+  if (lane_id() == 0) step(cursor, params);
+  __syncwarp();
+}
+
+// What the planner writes for each block.
+struct WorkStart {
+  WorkCursor cursor;
   int unused;
   int64_t chunk;  // units of every block but the last; 0 where items are never shared
 };
@@ -28,129 +124,32 @@ struct WorkStart {
 struct ScheduleParams {
   const int* qo_indptr;  // [batch + 1]
   const int* kv_lens;    // [batch]
-  int64_t* unit_indptr;  // [batch + 1], scratch
-  WorkStart* starts;     // [blocks]
+  const int* kv_starts;  // [batch]
+  int64_t* unit_indptr;  // [batch + 1], scratch: of a lane
+  WorkStart* starts;     // [groups, lanes]
+  Divisor group_size;
   int batch;
   int num_kv_heads;
-  int group_size;
   int causal;
   int window_left;  // -1: none
   int has_wide;     // the kernel has tiles of kWideRows
-  int blocks;
+  int lanes;   // a divisor of num_kv_heads
+  int groups;  // blocks of each lane
   int min_chunk;
   int whole_items;  // items are never shared
 };
 
-// The query tiles of a request.
-struct RequestWork {
-  int qo_start;
-  int qo_len;
-  int kv_len;
-  int group_size;
-  int tile_rows;
-  int tiles;
-
-  template <class Params>
-  WL_DEVICE static RequestWork of(const Params& params, int request, bool has_wide) {
-    RequestWork work;
-    work.qo_start = params.qo_indptr[request];
-    work.qo_len = params.qo_indptr[request + 1] - work.qo_start;
-    work.kv_len = params.kv_lens[request];
-    work.group_size = params.group_size;
-    const int rows = work.qo_len * params.group_size;
-    work.tile_rows = has_wide && rows > kNarrowRows ? kWideRows : kNarrowRows;
-    work.tiles = ceil_div(max(rows, 0), work.tile_rows);
-    return work;
-  }
-
-  // Position of the request's first query among its keys: queries are their tail.
-  WL_DEVICE int first_position() const { return kv_len - qo_len; }
-  WL_DEVICE int first_query(int tile) const { return tile * tile_rows / group_size; }
-  WL_DEVICE int last_query(int tile) const { return min(((tile + 1) * tile_rows - 1) / group_size, qo_len - 1); }
-
-  // Tiles of keys from `first_keys` to `end_keys` are what a query tile can see.
-  WL_DEVICE int first_keys(int tile, int window_left) const {
-    return window_left < 0 ? 0 : max(first_query(tile) + first_position() - window_left, 0) / kTileKeys;
-  }
-  WL_DEVICE int end_keys(int tile, bool causal) const {
-    const int keys = causal ? min(kv_len, last_query(tile) + first_position() + 1) : kv_len;
-    return ceil_div(max(keys, 0), kTileKeys);
-  }
-  WL_DEVICE int key_tiles(int tile, bool causal, int window_left) const {
-    return max(end_keys(tile, causal) - first_keys(tile, window_left), 0);
-  }
-};
-
-// A block's walk through its items.
-struct WorkCursor {
-  int request;
-  int head;
-  int tile;
-  int at;        // where the item begins, in units from the block's first; the first item may begin before
-  int units;     // of the block
-  int key_tiles; // of the item
-  int first;     // its first tile of keys
-  RequestWork work;
-
-  template <class Config, class Params>
-  WL_DEVICE void open(const Params& params, const WorkStart& start) {
-    request = start.request, head = start.head, tile = start.tile;
-    at = -start.offset, units = start.units;
-    if (at < units) enter_request<Config>(params);
-  }
-
-  WL_DEVICE bool done() const { return at >= units; }
-
-  // Tiles of the item's keys that are the block's: [begin(), end()).
-  WL_DEVICE int begin() const { return first + max(-at - 1, 0); }
-  WL_DEVICE int end() const { return first + min(units - at - 1, key_tiles); }
-  // Some, or the item has none and is the block's.
-  WL_DEVICE bool takes_part() const { return key_tiles == 0 ? at >= 0 : begin() < end(); }
-
-  template <class Config, class Params>
-  WL_DEVICE void next(const Params& params) {
-    at += 1 + key_tiles;
-    if (done()) return;
-    if (++tile == work.tiles) {
-      tile = 0;
-      if (++head == params.num_kv_heads) {
-        head = 0;
-        ++request;
-        return enter_request<Config>(params);
-      }
-    }
-    enter_item(params);
-  }
-
- private:
-  // The first request from here on that has queries. There is one, or the block would be done.
-  template <class Config, class Params>
-  WL_DEVICE void enter_request(const Params& params) {
-#pragma unroll 1
-    for (; request < params.batch; ++request) {
-      work = RequestWork::of(params, request, Config::kHasWide);
-      if (work.tiles > 0) return enter_item(params);
-    }
-    at = units;
-  }
-
-  template <class Params>
-  WL_DEVICE void enter_item(const Params& params) {
-    first = work.first_keys(tile, params.window_left);
-    key_tiles = work.key_tiles(tile, params.causal, params.window_left);
-  }
-};
-
-// Blocks that share an item, by number, and the block's place among them.
+// The groups whose blocks of a lane share an item.
 struct ItemShares {
   int first;
   int last;
 
-  // Of the item that begins `at` units after block `block`'s first.
-  WL_DEVICE static ItemShares of(int block, int64_t chunk, int at, int key_tiles) {
-    if (chunk == 0 || key_tiles == 0) return {block, block};
-    const int64_t item = block * chunk + at;
-    return {int((item + 1) / chunk), int((item + key_tiles) / chunk)};
+  // Of the item that the block of `group` is at.
+  WL_DEVICE static ItemShares of(int group, int64_t chunk, const WorkCursor& cursor) {
+    const bool is_whole = cursor.at >= -1 && cursor.at + 1 + cursor.keys.count <= cursor.units;
+    if (is_whole || chunk == 0 || cursor.keys.count == 0) return {group, group};
+    const int64_t item = group * chunk + cursor.at;
+    return {int((item + 1) / chunk), int((item + cursor.keys.count) / chunk)};
   }
 };
 
@@ -158,13 +157,13 @@ struct ItemShares {
 WL_DEVICE int64_t units_of_request(const ScheduleParams& params, const RequestWork& work) {
   int64_t units = 0;
   for (int tile = lane_id(); tile < work.tiles; tile += kWarpSize) {
-    units += 1 + work.key_tiles(tile, params.causal, params.window_left);
+    units += 1 + KeyTiles::of(params, work, tile).count;
   }
   return warp_reduce(units, Sum());
 }
 
-// The item at a unit of the line, which is not beyond its end. For all lanes of a warp.
-WL_DEVICE WorkStart locate(const ScheduleParams& params, int64_t unit) {
+// The item at a unit of the first lane's line, which is not beyond its end. For all lanes of a warp.
+WL_DEVICE WorkCursor locate(const ScheduleParams& params, int64_t unit) {
   int low = 0, high = params.batch - 1;  // the last request that begins at the unit or before, and is not empty
   while (low < high) {
     const int middle = (low + high + 1) / 2;
@@ -174,26 +173,27 @@ WL_DEVICE WorkStart locate(const ScheduleParams& params, int64_t unit) {
       high = middle - 1;
     }
   }
-  const RequestWork work = RequestWork::of(params, low, params.has_wide);
-  const int64_t begin = params.unit_indptr[low], of_head = (params.unit_indptr[low + 1] - begin) / params.num_kv_heads;
-  WorkStart start{};
-  start.request = low;
-  start.head = int((unit - begin) / of_head);
+  WorkCursor cursor{};
+  cursor.request = low;
+  cursor.work = RequestWork::of(params, low);
+  const int64_t begin = params.unit_indptr[low], of_head = (params.unit_indptr[low + 1] - begin) / (params.num_kv_heads / params.lanes);
+  cursor.head = int((unit - begin) / of_head) * params.lanes;
   int64_t left = (unit - begin) % of_head;
-  for (int tile = 0; tile < work.tiles; tile += kWarpSize) {
+  for (int tile = 0; tile < cursor.work.tiles; tile += kWarpSize) {
     const int mine = tile + lane_id();
-    const int units = mine < work.tiles ? 1 + work.key_tiles(mine, params.causal, params.window_left) : 0;
+    const int units = mine < cursor.work.tiles ? 1 + KeyTiles::of(params, cursor.work, mine).count : 0;
     const int end = warp_prefix_sum(units);
     const uint32_t beyond = __ballot_sync(kFullMask, end > left);
     if (beyond) {
       const int lane = __ffs(beyond) - 1;
-      start.tile = tile + lane;
-      start.offset = int(left) - (__shfl_sync(kFullMask, end, lane) - __shfl_sync(kFullMask, units, lane));
-      return start;
+      cursor.tile = tile + lane;
+      cursor.at = __shfl_sync(kFullMask, end, lane) - __shfl_sync(kFullMask, units, lane) - int(left);
+      break;
     }
     left -= __shfl_sync(kFullMask, end, kWarpSize - 1);
   }
-  return start;
+  cursor.keys = KeyTiles::of(params, cursor.work, cursor.tile);
+  return cursor;
 }
 
 // One block of Config::kThreads threads.
@@ -202,8 +202,8 @@ __global__ void __launch_bounds__(Config::kThreads) schedule_kernel(const __grid
   constexpr int kWarps = Config::kThreads / kWarpSize;
   __shared__ int64_t sums[kWarps];
   for (int request = warp_id(); request < params.batch; request += kWarps) {
-    const int64_t units = units_of_request(params, RequestWork::of(params, request, params.has_wide));
-    if (lane_id() == 0) params.unit_indptr[request + 1] = units * params.num_kv_heads;
+    const int64_t units = units_of_request(params, RequestWork::of(params, request));
+    if (lane_id() == 0) params.unit_indptr[request + 1] = units * (params.num_kv_heads / params.lanes);
   }
   if (threadIdx.x == 0) params.unit_indptr[0] = 0;
   __syncthreads();
@@ -223,25 +223,29 @@ __global__ void __launch_bounds__(Config::kThreads) schedule_kernel(const __grid
     __syncthreads();
   }
   const int64_t total = before;
-  const int64_t chunk = max(ceil_div(total, int64_t(params.blocks)), int64_t(params.min_chunk));
-  // The item at the block's first unit, or where items are whole the one that begins there or next; and its first unit.
-  const auto first_of = [&](int block, WorkStart& start) {
-    int64_t unit = block * chunk;
+  const int64_t chunk = max(ceil_div(total, int64_t(params.groups)), int64_t(params.min_chunk));
+  // The item at the group's first unit, or where items are whole the one that begins there or next; and its first unit.
+  const auto first_of = [&](int group, WorkCursor& cursor) {
+    int64_t unit = group * chunk;
     if (unit >= total) return total;
-    start = locate(params, unit);
-    if (!params.whole_items || start.offset == 0) return unit;
-    const RequestWork work = RequestWork::of(params, start.request, params.has_wide);
-    unit += 1 + work.key_tiles(start.tile, params.causal, params.window_left) - start.offset;
-    if (unit < total) start = locate(params, unit);
+    cursor = locate(params, unit);
+    if (!params.whole_items || cursor.at == 0) return unit;
+    unit += 1 + cursor.keys.count + cursor.at;
+    if (unit < total) cursor = locate(params, unit);
     return unit;
   };
-  for (int block = warp_id(); block < params.blocks; block += kWarps) {
-    WorkStart start{}, next{};
-    const int64_t begin = first_of(block, start);
-    const int64_t end = params.whole_items ? first_of(block + 1, next) : min(begin + chunk, total);
-    start.units = int(end - begin);
+  for (int group = warp_id(); group < params.groups; group += kWarps) {
+    WorkStart start{};
+    WorkCursor next{};
+    const int64_t begin = first_of(group, start.cursor);
+    const int64_t end = params.whole_items ? first_of(group + 1, next) : min(begin + chunk, total);
+    start.cursor.units = int(end - begin);
     start.chunk = params.whole_items ? 0 : chunk;
-    if (lane_id() == 0) params.starts[block] = start;
+    const int head = start.cursor.head;
+    for (int lane = lane_id(); lane < params.lanes; lane += kWarpSize) {
+      start.cursor.head = head + lane;
+      params.starts[group * params.lanes + lane] = start;
+    }
   }
 }
 
