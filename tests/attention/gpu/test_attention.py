@@ -267,7 +267,7 @@ def test_reference_taken_by_auto_says_so():
     ATTENTION._selections.clear()
     b = paged_batch([1], [9], dim=64, dtype=torch.float16)
     with pytest.warns(PerformanceWarning, match="soft cap"):
-        plan(BatchAttention(), b, torch.float16, "cuda", logits_soft_cap=2.0)
+        plan(BatchAttention(), b, torch.float16, "cuda", logits_soft_cap=2.0, pos_encoding_mode="ROPE_LLAMA")
 
 
 def test_ragged_and_decode_wrappers():

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import torch
 
+from warploom.attention.backends.cuda.attention_kernel import attention_spec, kernel_shape
 from warploom.attention.backends.cuda.merge import merge_state_spec, merge_states_spec
 from warploom.attention.backends.cuda.page import BATCH_INDICES_POSITIONS_SPEC, SEQ_LENS_SPEC, convert_spec, copy_spec
 
 __all__ = ["SHIPPED"]
+from warploom.attention.backends.cuda.schedule import SCHEDULE_SPEC
+from warploom.attention.backends.cuda.variant_source import variant_source
+from warploom.attention.variants import AttentionVariant
+from warploom.attention.variants.alibi import ALIBI
+from warploom.attention.variants.custom_mask import PACKED_MASK
+from warploom.attention.variants.soft_cap import SOFT_CAP
+from warploom.core.jit import KernelSpec
 
 _FP32, _FP16, _BF16 = torch.float32, torch.float16, torch.bfloat16
 _E4M3, _E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -15,7 +23,30 @@ _E4M3, _E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 _MERGES = ((_FP16, _FP16, 8), (_BF16, _BF16, 8), (_FP32, _FP32, 4), (_FP32, _FP16, 4), (_FP32, _BF16, 4))
 _UNALIGNED_MERGES = ((_FP16, _FP16, 1), (_BF16, _BF16, 1), (_FP32, _FP32, 1))
 
+# Head dims of keys and values, and whether there are tiles of 64 query rows.
+_HEADS = ((64, 64, False), (64, 64, True), (128, 128, False), (128, 128, True), (192, 128, True), (256, 256, False))
+
+
+def _attention(
+    dtype: torch.dtype,
+    head_dim: int,
+    value_dim: int,
+    has_wide: bool,
+    *variants: AttentionVariant,
+    dtype_kv: torch.dtype | None = None,
+) -> KernelSpec:
+    dtype_kv = dtype_kv or dtype
+    shape = kernel_shape(head_dim, value_dim, dtype_kv.itemsize, 90)
+    return attention_spec(dtype, dtype_kv, dtype, head_dim, value_dim, has_wide, shape, variant_source(variants))
+
+
 SHIPPED = [
+    SCHEDULE_SPEC,
+    *(_attention(_BF16, *heads) for heads in _HEADS),
+    *(_attention(_FP16, 128, 128, has_wide) for has_wide in (False, True)),
+    _attention(_BF16, 128, 128, False, dtype_kv=_E4M3),
+    _attention(_FP16, 64, 64, True, dtype_kv=_E5M2),
+    *(_attention(_BF16, 128, 128, True, variant) for variant in (SOFT_CAP, ALIBI, PACKED_MASK)),
     *(copy_spec(nbytes) for nbytes in (16, 8, 4, 2, 1)),
     *(convert_spec(dtype, cache, 8) for dtype in (_BF16, _FP16) for cache in (_E4M3, _E5M2)),
     *(convert_spec(_FP32, cache, 4) for cache in (_BF16, _FP16, _E4M3, _E5M2)),

@@ -10,6 +10,7 @@ import torch
 from warploom.attention.options import AttentionOptions
 from warploom.attention.plan_explanation import PlanExplanation
 from warploom.attention.problems.attention import AttentionProblem
+from warploom.attention.schedule import WorkSchedule
 from warploom.attention.tables import RequestTables
 from warploom.core.backends import OPERATORS, Backend, Selection
 from warploom.core.workspace import WorkspaceLayout
@@ -100,6 +101,7 @@ class AttentionPlan:
             note=self.server.note(self.problem),
             causal=self.problem.causal,
             lengths=tuple(zip(host.qo_lens, host.kv_lens, strict=True)),
+            work=self.server.divided_work(self),
         )
 
     @property
@@ -118,6 +120,10 @@ class AttentionBackend(Backend):
 
     def schedule(self, plan: AttentionPlan) -> Any:
         """What `run` needs besides the plan's tensors, made once per plan."""
+        return None
+
+    def divided_work(self, plan: AttentionPlan) -> WorkSchedule | None:
+        """How blocks share the work, as the host sees it; None if this backend does not say."""
         return None
 
     def note(self, problem: AttentionProblem) -> str:

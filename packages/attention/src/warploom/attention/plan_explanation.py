@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from warploom.attention.schedule import WorkSchedule
 from warploom.core.backends import Explanation
 
 __all__ = ["PlanExplanation"]
@@ -25,6 +26,8 @@ class PlanExplanation:
         Whether later keys are hidden, which halves the work of a prefill.
     lengths : tuple of pairs
         Queries and keys of each request.
+    work : WorkSchedule or None
+        How blocks share the work.
     """
 
     op: str
@@ -32,6 +35,7 @@ class PlanExplanation:
     note: str
     causal: bool
     lengths: tuple[tuple[int, int], ...]
+    work: WorkSchedule | None = None
 
     @property
     def pairs(self) -> list[int]:
@@ -42,11 +46,23 @@ class PlanExplanation:
         lines = [f"{self.op}, {len(self.lengths)} requests", str(self.backends)]
         if self.note:
             lines.append(f"note: {self.note}")
+        if self.work:
+            lines += _work_lines(self.work)
         total = max(sum(self.pairs), 1)
         lines.append("request  phase    queries     keys  share of query-key pairs")
         for request, ((m, n), count) in enumerate(zip(self.lengths, self.pairs, strict=True)):
             lines.append(f"{request:>7}  {_phase(m, n):<7}  {m:>7}  {n:>7}  {count / total:7.1%}")
         return "\n".join(lines)
+
+
+def _work_lines(work: WorkSchedule) -> list[str]:
+    shape, units = work.shape, work.total
+    longest = int((work.begins[1:] - work.begins[:-1]).max())
+    return [
+        f"work: {shape.lanes * shape.groups} blocks, {shape.lanes} heads at a time; {len(work.units)} items of "
+        f"{units} units a head, {work.shared_items} of them shared by several blocks",
+        f"balance: the longest block has {longest} units, {work.balance:.2f} times the mean",
+    ]
 
 
 def _phase(m: int, n: int) -> str:

@@ -10,21 +10,22 @@ import torch
 from warploom.attention.backends.cuda.alignment import common_alignment
 from warploom.attention.backends.cuda.attention_kernel import (
     THREADS,
-    TILE_ROWS,
     AttentionParams,
     KernelShape,
     attention_spec,
     kernel_shape,
 )
-from warploom.attention.backends.cuda.schedule import START_INTS, launch_schedule, schedule_lanes
+from warploom.attention.backends.cuda.schedule import START_INTS, launch_schedule, work_shape
 from warploom.attention.backends.cuda.variant_source import (
     MAX_ARGUMENTS,
     compiled_variants,
     variant_arguments,
     variant_source,
 )
+from warploom.attention.options import FP8_DTYPES
 from warploom.attention.plan import AttentionBackend, AttentionCall, AttentionPlan
 from warploom.attention.problems.attention import AttentionProblem
+from warploom.attention.schedule import NARROW_ROWS, WIDE_ROWS, WorkSchedule, WorkShape
 from warploom.attention.variants.base import AttentionVariant
 from warploom.core.backends import Support
 from warploom.core.jit import KernelSpec, divisor_fields
@@ -32,7 +33,6 @@ from warploom.core.workspace import WorkspaceLayout
 
 __all__ = ["CudaAttention"]
 
-_NARROW_ROWS = 16
 _DTYPES = (torch.float16, torch.bfloat16)
 _OUTPUTS = (*_DTYPES, torch.float32)
 
@@ -42,12 +42,17 @@ class PlannedLaunch(NamedTuple):
 
     spec: KernelSpec
     shape: KernelShape
-    has_wide: bool
+    work: WorkShape
     variants: tuple[AttentionVariant, ...]
 
 
 def _shape(problem: AttentionProblem) -> KernelShape:
     return kernel_shape(problem.head_dim_qk, problem.head_dim_vo, problem.dtype_kv.itemsize, problem.arch)
+
+
+def has_wide_tiles(problem: AttentionProblem) -> bool:
+    """Whether a warp has the registers for 16 rows of its own."""
+    return problem.head_dim_vo <= 128
 
 
 class CudaAttention(AttentionBackend):
@@ -58,10 +63,17 @@ class CudaAttention(AttentionBackend):
     min_arch = 80
 
     def supports(self, problem: AttentionProblem) -> Support:
-        stages = _shape(problem).stages
+        stages, is_fp8 = _shape(problem).stages, problem.dtype_kv in FP8_DTYPES
         return Support.of(
             (problem.dtype_q in _DTYPES, f"takes float16 and bfloat16 queries, not {problem.dtype_q}"),
-            (problem.dtype_kv == problem.dtype_q, f"keys and values must be {problem.dtype_q}, not {problem.dtype_kv}"),
+            (
+                problem.dtype_kv == problem.dtype_q or is_fp8,
+                f"keys and values must be {problem.dtype_q} or fp8, not {problem.dtype_kv}",
+            ),
+            (
+                not is_fp8 or (problem.head_dim_qk % 16 == 0 and problem.head_dim_vo % 16 == 0),
+                "head dims of fp8 keys and values must be multiples of 16, which is what is copied at once",
+            ),
             (problem.dtype_o in _OUTPUTS, f"writes float16, bfloat16 and float32, not {problem.dtype_o}"),
             (problem.pos_encoding != "ROPE_LLAMA", "does not rotate queries and keys on the fly"),
             (stages >= 2, f"sm_{problem.arch} has not the shared memory for heads of {problem.head_dim_qk}"),
@@ -76,13 +88,13 @@ class CudaAttention(AttentionBackend):
             WorkspaceLayout("attention")
             .add("starts", (blocks, START_INTS), torch.int32)
             .add("arrivals", blocks, torch.int32)
-            .add("partial_lse", (blocks, 2, TILE_ROWS), torch.float32)
-            .add("partial_out", (blocks, 2, TILE_ROWS, problem.head_dim_vo), torch.float32)
+            .add("partial_lse", (blocks, 2, WIDE_ROWS), torch.float32)
+            .add("partial_out", (blocks, 2, WIDE_ROWS, problem.head_dim_vo), torch.float32)
         )
 
     def schedule(self, plan: AttentionPlan) -> PlannedLaunch:
         problem, longest = plan.problem, plan.tables.max_qo_len
-        has_wide = longest is None or longest * problem.group_size > _NARROW_ROWS
+        has_wide = (longest is None or longest * problem.group_size > NARROW_ROWS) and has_wide_tiles(problem)
         variants = compiled_variants(problem, plan.options.variant)
         source = variant_source(variants)
         shape = _shape(problem)
@@ -90,10 +102,15 @@ class CudaAttention(AttentionBackend):
             problem.dtype_q, problem.dtype_kv, problem.dtype_o, problem.head_dim_qk, problem.head_dim_vo, has_wide, shape,
             source,
         )  # fmt: skip
+        work = work_shape(plan, plan.workspace["starts"].shape[0], has_wide)
         plan.workspace["arrivals"].zero_()
         if not problem.cuda_graph:
-            launch_schedule(plan, has_wide)
-        return PlannedLaunch(spec, shape, has_wide, variants)
+            launch_schedule(plan, work)
+        return PlannedLaunch(spec, shape, work, variants)
+
+    def divided_work(self, plan: AttentionPlan) -> WorkSchedule:
+        host = plan.tables.on_host()
+        return WorkSchedule.of(host.qo_lens, host.kv_lens, plan.schedule.work)
 
     def run(self, problem: AttentionProblem, plan: AttentionPlan, call: AttentionCall) -> None:  # type: ignore[override]
         if call.q.shape[0] == 0 or plan.tables.batch == 0:
@@ -103,15 +120,14 @@ class CudaAttention(AttentionBackend):
             return
         launch: PlannedLaunch = plan.schedule
         if problem.cuda_graph:
-            launch_schedule(plan, launch.has_wide)  # a replay plans for what the tables hold then
+            launch_schedule(plan, launch.work)  # a replay plans for what the tables hold then
         q, k, v = (_aligned(x, n) for x, n in ((call.q, 4), (call.k, 16), (call.v, 16)))
         width = 4 * call.out.element_size()
-        out = call.out if common_alignment(call.out) >= width else torch.empty_like(call.out).contiguous()
+        fits = call.out.stride(-1) == 1 and common_alignment(call.out) >= width
+        out = call.out if fits else torch.empty(call.out.shape, dtype=call.out.dtype, device=call.out.device)
         params = _params(plan, launch, call, q, k, v, out)
         kernel = launch.spec.load(call.q.device)
-        lanes = schedule_lanes(problem.num_kv_heads)
-        blocks = plan.workspace["starts"].shape[0] // lanes * lanes
-        kernel.launch(blocks, THREADS, params, smem=launch.shape.smem)
+        kernel.launch(launch.work.groups * launch.work.lanes, THREADS, params, smem=launch.shape.smem)
         if out is not call.out:
             call.out.copy_(out)
 
@@ -119,7 +135,7 @@ class CudaAttention(AttentionBackend):
 def _aligned(tensor: torch.Tensor, nbytes: int) -> torch.Tensor:
     """The tensor, or a copy where its rows are not aligned to so many bytes or their elements lie apart."""
     fits = tensor.stride(-1) == 1 and common_alignment(tensor) >= nbytes
-    return tensor if fits else tensor.contiguous()
+    return tensor if fits else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _padded(values: list[Any], fill: float | None) -> list[Any]:
@@ -151,7 +167,7 @@ def _params(
         lse_unit=options.lse_unit * math.log(2.0),
         group_size=divisor_fields(problem.group_size), page_size=divisor_fields(max(tables.page_size, 1)),
         batch=tables.batch, q_rows=q.shape[0], num_kv_heads=problem.num_kv_heads,
-        lanes=schedule_lanes(problem.num_kv_heads), has_wide=launch.has_wide,
+        lanes=launch.work.lanes, has_wide=launch.work.has_wide,
         causal=problem.causal, window_left=options.window_left,
         logits_scales_step=_step(call.logits_scales), value_scales_step=_step(call.value_scales),
     )  # fmt: skip

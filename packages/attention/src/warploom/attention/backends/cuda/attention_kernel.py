@@ -8,13 +8,12 @@ from typing import Annotated, NamedTuple
 import torch
 
 from warploom.attention.backends.cuda.variant_source import MAX_ARGUMENTS, VariantSource
+from warploom.attention.schedule import TILE_KEYS
 from warploom.core.jit import Divisor, KernelSpec, ParamStruct, cpp_type, f32, i32, i64, ptr
 
 __all__ = ["THREADS", "AttentionParams", "KernelShape", "attention_spec", "kernel_shape"]
 
 THREADS = 128
-TILE_KEYS = 64
-TILE_ROWS = 64  # of queries, at most
 
 _STATIC_BYTES = 12 * 1024  # `ResultStorage` and what the driver takes of each block
 _SHARED_KILOBYTES = {80: 164, 87: 164, 90: 228, 100: 228, 103: 228}  # of an SM; others have 100
@@ -106,7 +105,7 @@ def attention_spec(
     """The kernel for these types, with tiles of 64 query rows or without, and with the variants compiled in."""
     return KernelSpec(
         family="attention",
-        header="warploom/attention/attention.cuh",
+        header=f"warploom/attention/attention{'_fp8' if dtype_kv.itemsize == 1 else ''}.cuh",
         kernel="warploom::attention::attention_kernel",
         prelude=variant.prelude,
         config={

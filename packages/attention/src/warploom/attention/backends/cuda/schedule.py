@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import torch
 
 from warploom.attention.plan import AttentionPlan
+from warploom.attention.schedule import WorkShape
 from warploom.core.jit import Divisor, KernelSpec, ParamStruct, divisor_fields, i32, ptr
 
-__all__ = ["SCHEDULE_SPEC", "START_INTS", "launch_schedule", "schedule_lanes"]
+__all__ = ["SCHEDULE_SPEC", "START_INTS", "launch_schedule", "schedule_lanes", "work_shape"]
 
 _THREADS = 1024
 _MOST_LANES = 8
@@ -46,7 +48,7 @@ SCHEDULE_SPEC = KernelSpec(
 
 
 def schedule_lanes(num_kv_heads: int) -> int:
-    """Heads whose keys are read at the same time.
+    """Heads whose keys are read at the same time: they are neighbours in memory.
 
     Examples
     --------
@@ -56,26 +58,33 @@ def schedule_lanes(num_kv_heads: int) -> int:
     return math.gcd(num_kv_heads, _MOST_LANES)
 
 
-def launch_schedule(plan: AttentionPlan, has_wide: bool) -> None:
-    """Write where each block's work begins to the plan's `starts` ``[blocks, 8]`` (int32), from what its tables hold now."""
-    tables, problem = plan.tables, plan.problem
-    starts, lanes = plan.workspace["starts"], schedule_lanes(problem.num_kv_heads)
-    units = torch.empty(tables.batch + 1, dtype=torch.int64, device=tables.device)
+def work_shape(plan: AttentionPlan, blocks: int, has_wide: bool) -> WorkShape:
+    """What the planner divides by."""
+    problem = plan.problem
+    lanes = schedule_lanes(problem.num_kv_heads)
+    return WorkShape(
+        num_kv_heads=problem.num_kv_heads,
+        group_size=problem.group_size,
+        lanes=lanes,
+        groups=blocks // lanes,
+        causal=problem.causal,
+        window_left=plan.options.window_left,
+        has_wide=has_wide,
+        whole_items=problem.deterministic,
+        min_chunk=_MIN_CHUNK,
+    )
+
+
+def launch_schedule(plan: AttentionPlan, shape: WorkShape) -> None:
+    """Write where each block's work begins to the plan's `starts` ``[blocks, 16]`` (int32), from what its tables hold now."""
+    tables = plan.tables
     params = ScheduleParams(
         qo_indptr=tables.qo_indptr,
         kv_lens=tables.kv_lens,
         kv_starts=tables.kv_starts,
-        unit_indptr=units,
-        starts=starts,
+        unit_indptr=torch.empty(tables.batch + 1, dtype=torch.int64, device=tables.device),
+        starts=plan.workspace["starts"],
         batch=tables.batch,
-        num_kv_heads=problem.num_kv_heads,
-        group_size=divisor_fields(problem.group_size),
-        causal=problem.causal,
-        window_left=plan.options.window_left,
-        has_wide=has_wide,
-        lanes=lanes,
-        groups=starts.shape[0] // lanes,
-        min_chunk=_MIN_CHUNK,
-        whole_items=problem.deterministic,
+        **{**asdict(shape), "group_size": divisor_fields(shape.group_size)},
     )
     SCHEDULE_SPEC.load(tables.device).launch(1, _THREADS, params)

@@ -13,6 +13,7 @@ from warploom.attention.problems.attention import AttentionProblem
 from warploom.attention.variants import BUILTIN_VARIANTS, AttentionVariant, BuiltinVariant
 from warploom.attention.variants.causal import CAUSAL
 from warploom.attention.variants.sliding_window import SLIDING_WINDOW
+from warploom.core.errors import ArgumentError
 from warploom.core.jit import cpp_type
 
 __all__ = ["MAX_ARGUMENTS", "VariantArguments", "VariantSource", "compiled_variants", "variant_source"]
@@ -32,9 +33,6 @@ class VariantSource:
 
     cpp_type: str
     prelude: str
-    tensors: int
-    integers: int
-    numbers: int
 
 
 @dataclass
@@ -58,6 +56,19 @@ def _scalars(variant: AttentionVariant) -> dict[str, type]:
     return {name: kind for name, kind in variant.scalars.items() if name not in of_request}
 
 
+def _check_arguments(variants: tuple[AttentionVariant, ...]) -> None:
+    kinds = [kind for each in variants for kind in _scalars(each).values()]
+    counts = {
+        "tensors": sum(len(each.tensors) for each in variants),
+        "int scalars": kinds.count(int),
+        "float scalars": kinds.count(float),
+    }
+    for what, count in counts.items():
+        if count > MAX_ARGUMENTS:
+            names = ", ".join(each.name for each in variants)
+            raise ArgumentError.of("variants", names, f"with {MAX_ARGUMENTS} {what} together at most", count)
+
+
 @functools.lru_cache(256)
 def variant_source(variants: tuple[AttentionVariant, ...]) -> VariantSource:
     """The C++ of variants that apply one after another.
@@ -73,7 +84,8 @@ def variant_source(variants: tuple[AttentionVariant, ...]) -> VariantSource:
     ...
     """
     if not variants:
-        return VariantSource("warploom::attention::NoVariant", "", 0, 0, 0)
+        return VariantSource("warploom::attention::NoVariant", "")
+    _check_arguments(variants)
     position = [f"    [[maybe_unused]] const {kind} {name} = at.{name};" for name, kind in _POSITION.items()]
     logits, masks = [], []
     tensors = integers = numbers = 0
@@ -116,7 +128,7 @@ def variant_source(variants: tuple[AttentionVariant, ...]) -> VariantSource:
             "}  // namespace warploom::attention",
         ]
     )
-    return VariantSource("warploom::attention::PlannedVariant", prelude, tensors, integers, numbers)
+    return VariantSource("warploom::attention::PlannedVariant", prelude)
 
 
 def variant_arguments(

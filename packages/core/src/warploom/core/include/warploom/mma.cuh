@@ -23,6 +23,14 @@ WL_DEVICE void load_matrices_transposed(uint32_t (&to)[4], uint32_t address) {
                : "r"(address));
 }
 
+// Two of them; lanes 0 to 15 give the addresses.
+WL_DEVICE void load_matrices(uint32_t (&to)[2], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "r"(address));
+}
+WL_DEVICE void load_matrices_transposed(uint32_t (&to)[2], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "r"(address));
+}
+
 // sums += A B, 16 x 16 by 16 x 8.
 template <class T>
 WL_DEVICE void multiply_add(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

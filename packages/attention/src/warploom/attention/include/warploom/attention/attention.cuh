@@ -32,29 +32,33 @@ struct AttentionBlock {
     return {ceil_div(max(first, 0), kTileKeys), end / kTileKeys};
   }
 
+  // Of those who read what a warp copies.
+  template <int kWarpsOfRows>
+  WL_DEVICE static void sync_readers() {
+    if constexpr (kWarpsOfRows == 1) {
+      __syncthreads();
+    } else {
+      __syncwarp();
+    }
+  }
+
   // kWarpsOfRows: warps that have the same rows.
   template <int kWarpsOfRows>
   WL_DEVICE void work_on(const WorkCursor& item) {
     constexpr int kKeys = kTileKeys / kWarpsOfRows;
-    constexpr int kAtOnce = Config::kValueDim > 128 && kKeys > 32 ? 32 : kKeys;  // registers are short
     QueryTile<Config> tile(params, item, kWarpsOfRows == 1 ? warp_id() * kNarrowRows : 0);
     const int first_row = kWarpsOfRows == 1 ? 0 : warp_id() * kKeys;
     const Seen seen = seen_by_all(item);
 #pragma unroll 1
     for (int keys = item.begin(), end = item.end(); keys < end; ++keys) {
-      cp_async_wait<Config::kStages - 2>();
-      if constexpr (kWarpsOfRows == 1) {
-        __syncthreads();  // rows of all warps have come, and nobody reads those of the tile before
-      } else {
-        __syncwarp();
-      }
-      ring.copy_next();
+      sync_readers<kWarpsOfRows>();  // nobody reads the tile before any more
+      ring.fill();
+      cp_async_wait<Config::kStages - 1>();
+      sync_readers<kWarpsOfRows>();  // rows of all who copy have come
       const bool is_partial = keys < seen.first || keys >= seen.end;
-#pragma unroll
-      for (int row = first_row; row < first_row + kKeys; row += kAtOnce) {
-        tile.template visit<kAtOnce>(ring, stage, row, keys * kTileKeys + row, is_partial);
-      }
+      tile.template visit<kKeys>(ring, stage, first_row, keys * kTileKeys + first_row, is_partial);
       stage = stage == Config::kStages - 1 ? 0 : stage + 1;
+      ring.release();
     }
     const Writer writer{params, item};
     const int group = int(blockIdx.x) / params.lanes;
@@ -66,9 +70,9 @@ struct AttentionBlock {
 
   // Whether all other blocks have left their results.
   WL_DEVICE bool is_last_of(const ItemShares& shares) {
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
+      __threadfence();
       const int others = shares.last - shares.first;
       int* arrivals = params.arrivals + shares.first * params.lanes + blockIdx.x % params.lanes;
       storage.is_last = atomicAdd(arrivals, 1) == others;

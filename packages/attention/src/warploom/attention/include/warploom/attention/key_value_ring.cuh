@@ -44,20 +44,29 @@ struct KeyValueRing {
   int end;
   int page;            // of this lane's row in that tile, which is known before its copy starts
   int slot;            // where it goes
+  int ahead;           // tiles that are copied and not used yet
 
   WL_DEVICE KeyValueRing(const AttentionParams& params, uint8_t* memory, CopyState& state)
-      : params(params), memory(memory), state(state), page(0), slot(0) {
+      : params(params), memory(memory), state(state), page(0), slot(0), ahead(0) {
     clear_padding();
     enter_item();
     look_up();
-#pragma unroll 1
-    for (int stage = 0; stage < kStages - 1; ++stage) copy_next();
   }
 
   WL_DEVICE uint8_t* keys(int stage) const { return memory + stage * kStageBytes; }
   WL_DEVICE uint8_t* values(int stage) const { return memory + stage * kStageBytes + kKeyBytes; }
 
-  // Starts the copy of the next tile into the slot that has been free for longest; counts as one where there is none.
+  // Copies tiles into all slots that are free. The one place for that: code is slow where it runs for the first time.
+  WL_DEVICE void fill() {
+#pragma unroll 1
+    for (; ahead < kStages; ++ahead) copy_next();
+  }
+
+  // The tile that was copied first has been used.
+  WL_DEVICE void release() { --ahead; }
+
+ private:
+  // Starts the copy of the next tile; counts as one where there is none.
   WL_DEVICE void copy_next() {
     if (tile < end) {
       place_rows();
@@ -74,7 +83,6 @@ struct KeyValueRing {
     slot = slot == kStages - 1 ? 0 : slot + 1;
   }
 
- private:
   // To the item that the cursor is at, or the next one that has tiles.
   WL_DEVICE void enter_item() {
 #pragma unroll 1

@@ -2,9 +2,8 @@
 // state from which outputs are made (Milakov and Gimelshein, 2018; Dao et al., 2022, 2023).
 #pragma once
 
-#include "warploom/attention/key_value_ring.cuh"
+#include "warploom/attention/operands.cuh"
 #include "warploom/attention/variant.cuh"
-#include "warploom/mma.cuh"
 
 namespace warploom::attention {
 
@@ -33,6 +32,7 @@ struct QueryTile {
   using T = typename Config::Query;
   using Ring = KeyValueRing<Config>;
   using Variant = typename Config::Variant;
+  using Load = Operands<T, typename Config::Kv>;
   static constexpr int kSteps = ceil_div(Config::kHeadDim, 16);
   static constexpr int kColumns = ceil_div(Config::kValueDim, 16);  // of 16
 
@@ -90,7 +90,7 @@ struct QueryTile {
       const T* from = static_cast<const T*>(params.q) + row * params.q_stride[0] + rows.head[i] * params.q_stride[1];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int column = step * 16 + half * 8 + lane_id() % 4 * 2;
+        const int column = step * 16 + Load::column(half);
         const bool inside = rows.valid[i] && column < Config::kHeadDim;
         to[half * 2 + i] = inside ? *reinterpret_cast<const uint32_t*>(from + column) : 0u;
       }
@@ -100,38 +100,38 @@ struct QueryTile {
   template <int kBlocks>
   WL_DEVICE void multiply_keys(const Ring& ring, int stage, int first_row, float (&logits)[kBlocks][4]) {
     const uint32_t keys = shared_address(ring.keys(stage));
-    const int matrix = lane_id() / 8;
-    const int row = first_row + lane_id() % 8 + matrix / 2 * 8;
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-#pragma unroll
-      for (float& logit : logits[block]) logit = 0.0f;
-    }
+    // Few blocks would wait for their own sums: every other step has its own.
+    constexpr int kSums = kBlocks <= 2 && kHoldsQueries ? 2 : 1;
+    float sums[kSums][kBlocks][4] = {};
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
+      float(&of_step)[kBlocks][4] = sums[step % kSums];
       uint32_t(&queries)[4] = q[kHoldsQueries ? step : 0];
       if constexpr (!kHoldsQueries) load_queries(step, queries);
 #pragma unroll
       for (int block = 0; block < kBlocks; block += 2) {
         uint32_t k[4];
-        load_matrices(k, keys + Ring::KeyRows::offset(row + block * 8, 2 * step + matrix % 2));
-        multiply_add<T>(logits[block], queries, k[0], k[1]);
-        multiply_add<T>(logits[block + 1], queries, k[2], k[3]);
+        Load::template load_keys<typename Ring::KeyRows>(k, keys, first_row + block * 8, step);
+        multiply_add<T>(of_step[block], queries, k[0], k[1]);
+        multiply_add<T>(of_step[block + 1], queries, k[2], k[3]);
       }
+    }
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) logits[block][i] = kSums == 2 ? sums[0][block][i] + sums[kSums - 1][block][i] : sums[0][block][i];
     }
   }
 
   template <int kBlocks>
   WL_DEVICE void multiply_values(const Ring& ring, int stage, int first_row, const uint32_t (&weights)[kBlocks][4]) {
     const uint32_t values = shared_address(ring.values(stage));
-    const int matrix = lane_id() / 8;
-    const int row = first_row + lane_id() % 8 + matrix % 2 * 8;
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
       for (int column = 0; column < kColumns; ++column) {
         uint32_t v[4];
-        load_matrices_transposed(v, values + Ring::ValueRows::offset(row + block * 16, 2 * column + matrix / 2));
+        Load::template load_values<typename Ring::ValueRows>(v, values, first_row + block * 16, column);
         multiply_add<T>(out[2 * column], weights[block], v[0], v[1]);
         multiply_add<T>(out[2 * column + 1], weights[block], v[2], v[3]);
       }

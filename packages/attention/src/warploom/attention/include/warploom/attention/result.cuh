@@ -104,7 +104,7 @@ struct ResultWriter {
 
   // Merges the partial results of the blocks that share the item, several at a time: each has to come from L2.
   WL_DEVICE void merge(const ItemShares& shares) const {
-    constexpr int kLanes = Config::kValueDim / 4, kTogether = 8;
+    constexpr int kLanes = Config::kValueDim / 4, kTogether = Config::kHasWide || Config::kValueDim > 128 ? 8 : 16;
     const int rows = min(item.work.tile_rows, item.work.qo_len * int(params.group_size.divisor) - item.tile * item.work.tile_rows);
 #pragma unroll 1
     for (int i = threadIdx.x; i < rows * kLanes; i += kThreads) {
@@ -237,13 +237,21 @@ struct ItemResult {
 
   WL_DEVICE void stage(const QueryTile<Config>& tile, int piece) {
 #pragma unroll
-    for (int block = 0; block < kStagedColumns / 8; ++block) {
-      const int of_all = piece * (kStagedColumns / 8) + block;
-      if (of_all >= 2 * QueryTile<Config>::kColumns) continue;
+    for (int column = 0; column < kStagedColumns / 16; ++column) {
+      const int of_all = piece * (kStagedColumns / 16) + column;
+      if (of_all >= QueryTile<Config>::kColumns) continue;
+      const float(&first)[4] = tile.out[2 * of_all];
+      const float(&second)[4] = tile.out[2 * of_all + 1];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        float* to = &storage.columns[warp_id()][lane_id() / 4 + 8 * i][block * 8 + lane_id() % 4 * 2];
-        *reinterpret_cast<float2*>(to) = float2{tile.out[of_all][2 * i], tile.out[of_all][2 * i + 1]};
+        float* to = &storage.columns[warp_id()][lane_id() / 4 + 8 * i][column * 16];
+        const int lane = lane_id() % 4;
+        if constexpr (QueryTile<Config>::Load::kInterleaved) {
+          *reinterpret_cast<float4*>(to + 4 * lane) = float4{first[2 * i], second[2 * i], first[2 * i + 1], second[2 * i + 1]};
+        } else {
+          *reinterpret_cast<float2*>(to + 2 * lane) = float2{first[2 * i], first[2 * i + 1]};
+          *reinterpret_cast<float2*>(to + 8 + 2 * lane) = float2{second[2 * i], second[2 * i + 1]};
+        }
       }
     }
   }

@@ -1,0 +1,34 @@
+// From rows of keys and values in shared memory to operands of matrix products.
+#pragma once
+
+#include "warploom/attention/key_value_ring.cuh"
+#include "warploom/mma.cuh"
+
+namespace warploom::attention {
+
+// Keys and values of the queries' type T. Others are in attention_fp8.cuh, because their header takes time to compile.
+template <class T, class Kv>
+struct Operands {
+  static_assert(is_same_v<T, Kv>, "include attention_fp8.cuh for keys and values of 8 bits");
+  // The two blocks of 8 columns of an output's 16 are the first and the second half.
+  static constexpr bool kInterleaved = false;
+
+  // Of 16 components of queries and keys, the first of the two that a lane has in half 0 or 1 of an operand.
+  WL_DEVICE static int column(int half) { return half * 8 + lane_id() % 4 * 2; }
+
+  // 16 rows of keys, 16 of their components: operands B of both blocks of 8 keys.
+  template <class Rows>
+  WL_DEVICE static void load_keys(uint32_t (&to)[4], uint32_t tile, int first_row, int step) {
+    const int matrix = lane_id() / 8, row = first_row + lane_id() % 8 + matrix / 2 * 8;
+    load_matrices(to, tile + Rows::offset(row, 2 * step + matrix % 2));
+  }
+
+  // 16 rows of values, 16 of their components: operands B of both blocks of 8 components.
+  template <class Rows>
+  WL_DEVICE static void load_values(uint32_t (&to)[4], uint32_t tile, int first_row, int step) {
+    const int matrix = lane_id() / 8, row = first_row + lane_id() % 8 + matrix % 2 * 8;
+    load_matrices_transposed(to, tile + Rows::offset(row, 2 * step + matrix / 2));
+  }
+};
+
+}  // namespace warploom::attention

@@ -1,0 +1,80 @@
+"""The division of work: every tile of keys of every item once, in equal shares."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from warploom.attention.schedule import TILE_KEYS, WorkSchedule, WorkShape
+
+shapes = st.builds(
+    WorkShape,
+    num_kv_heads=st.sampled_from([1, 2, 6, 8]),
+    group_size=st.integers(1, 9),
+    lanes=st.sampled_from([1, 2]),
+    groups=st.integers(1, 140),
+    causal=st.booleans(),
+    window_left=st.sampled_from([-1, 0, 100]),
+    has_wide=st.booleans(),
+    whole_items=st.booleans(),
+    min_chunk=st.integers(1, 5),
+).filter(lambda shape: shape.num_kv_heads % shape.lanes == 0)
+lengths = st.lists(st.tuples(st.integers(0, 70), st.integers(0, 700)), max_size=12)
+
+
+def visible_tiles(qo_len, kv_len, first, last, shape):
+    """Tiles of keys that some query from `first` to `last` sees, by looking at each of them."""
+    queries, keys = np.arange(first, last + 1)[:, None], np.arange(kv_len)[None]
+    position = queries + kv_len - qo_len
+    visible = np.ones((len(queries), kv_len), bool)
+    if shape.causal:
+        visible &= keys <= position
+    if shape.window_left >= 0:
+        visible &= keys >= position - shape.window_left
+    seen = np.flatnonzero(visible.any(0))
+    return math.ceil((seen[-1] + 1) / TILE_KEYS) - seen[0] // TILE_KEYS if len(seen) else 0
+
+
+@settings(deadline=None)
+@given(lengths=lengths, shape=shapes)
+def test_every_unit_belongs_to_one_block(lengths, shape):
+    schedule = WorkSchedule.of([m for m, _ in lengths], [n for _, n in lengths], shape)
+    covered = [np.zeros(units, int) for units in schedule.units]
+    for group in range(shape.groups):
+        for item, begin, end in schedule.shares(group):
+            covered[item][begin:end] += 1
+            assert not shape.whole_items or (begin, end) == (0, schedule.units[item])
+    assert all((each == 1).all() for each in covered)
+    if not shape.whole_items and schedule.total:
+        longest = np.diff(schedule.begins).max()
+        assert longest == min(max(math.ceil(schedule.total / shape.groups), shape.min_chunk), schedule.total)
+
+
+@settings(deadline=None)
+@given(lengths=lengths, shape=shapes)
+def test_items_are_the_visible_tiles_of_keys(lengths, shape):
+    schedule = WorkSchedule.of([m for m, _ in lengths], [n for _, n in lengths], shape)
+    heads = shape.num_kv_heads // shape.lanes
+    rows = sum(m for m, _ in lengths) * shape.group_size * heads
+    items = zip(schedule.requests, schedule.tiles, schedule.units, strict=True)
+    for request, tile, units in items:
+        qo_len, kv_len = lengths[request]
+        tile_rows = 64 if shape.has_wide and qo_len * shape.group_size > 16 else 16
+        first, end = tile * tile_rows, min((tile + 1) * tile_rows, qo_len * shape.group_size)
+        rows -= end - first
+        tiles = visible_tiles(qo_len, kv_len, first // shape.group_size, (end - 1) // shape.group_size, shape)
+        # A window may begin after the last key that a causal query sees only if nothing is visible.
+        assert units - 1 >= tiles
+        assert units - 1 == tiles or kv_len < qo_len or shape.window_left >= 0
+    assert rows == 0
+
+
+def test_a_long_request_is_shared():
+    shape = WorkShape(num_kv_heads=8, group_size=4, lanes=8, groups=33)
+    schedule = WorkSchedule.of([1] * 32, [131072] + [4096] * 31, shape)
+    assert schedule.balance == pytest.approx(1.0, abs=0.01)
+    long, others = schedule.units[0], schedule.units[1]
+    borders = [b for b in schedule.begins[1:-1] if b > long and (b - long) % others > 1]
+    assert schedule.shared_items == 1 + len(borders) == 17
