@@ -36,7 +36,7 @@ def _attention(
     dtype_kv: torch.dtype | None = None,
 ) -> KernelSpec:
     dtype_kv = dtype_kv or dtype
-    shape = kernel_shape(head_dim, value_dim, dtype_kv.itemsize, 90)
+    shape = kernel_shape(head_dim, value_dim, dtype_kv.itemsize, has_wide, 90)
     return attention_spec(dtype, dtype_kv, dtype, head_dim, value_dim, has_wide, shape, variant_source(variants))
 
 

@@ -46,8 +46,9 @@ class PlannedLaunch(NamedTuple):
     variants: tuple[AttentionVariant, ...]
 
 
-def _shape(problem: AttentionProblem) -> KernelShape:
-    return kernel_shape(problem.head_dim_qk, problem.head_dim_vo, problem.dtype_kv.itemsize, problem.arch)
+def _shape(problem: AttentionProblem, has_wide: bool) -> KernelShape:
+    dims = problem.head_dim_qk, problem.head_dim_vo
+    return kernel_shape(*dims, problem.dtype_kv.itemsize, has_wide, problem.arch)
 
 
 def has_wide_tiles(problem: AttentionProblem) -> bool:
@@ -63,7 +64,7 @@ class CudaAttention(AttentionBackend):
     min_arch = 80
 
     def supports(self, problem: AttentionProblem) -> Support:
-        stages, is_fp8 = _shape(problem).stages, problem.dtype_kv in FP8_DTYPES
+        stages, is_fp8 = _shape(problem, False).stages, problem.dtype_kv in FP8_DTYPES
         return Support.of(
             (problem.dtype_q in _DTYPES, f"takes float16 and bfloat16 queries, not {problem.dtype_q}"),
             (
@@ -83,7 +84,7 @@ class CudaAttention(AttentionBackend):
         return "one launch of persistent blocks, each with the same number of key tiles"
 
     def workspace_layout(self, problem: AttentionProblem) -> WorkspaceLayout:
-        blocks = problem.sm_count * _shape(problem).blocks_per_sm
+        blocks = problem.sm_count * max(_shape(problem, has_wide).blocks_per_sm for has_wide in (False, True))
         return (
             WorkspaceLayout("attention")
             .add("starts", (blocks, START_INTS), torch.int32)
@@ -97,12 +98,12 @@ class CudaAttention(AttentionBackend):
         has_wide = (longest is None or longest * problem.group_size > NARROW_ROWS) and has_wide_tiles(problem)
         variants = compiled_variants(problem, plan.options.variant)
         source = variant_source(variants)
-        shape = _shape(problem)
+        shape = _shape(problem, has_wide)
         spec = attention_spec(
             problem.dtype_q, problem.dtype_kv, problem.dtype_o, problem.head_dim_qk, problem.head_dim_vo, has_wide, shape,
             source,
         )  # fmt: skip
-        work = work_shape(plan, plan.workspace["starts"].shape[0], has_wide)
+        work = work_shape(plan, problem.sm_count * shape.blocks_per_sm, has_wide)
         plan.workspace["arrivals"].zero_()
         if not problem.cuda_graph:
             launch_schedule(plan, work)

@@ -15,7 +15,7 @@ __all__ = ["THREADS", "AttentionParams", "KernelShape", "attention_spec", "kerne
 
 THREADS = 128
 
-_STATIC_BYTES = 12 * 1024  # `ResultStorage` and what the driver takes of each block
+_STATIC_BYTES = 12 * 1024  # of each block, with what the driver takes
 _SHARED_KILOBYTES = {80: 164, 87: 164, 90: 228, 100: 228, 103: 228}  # of an SM; others have 100
 _MOST_STAGES = 6
 
@@ -72,19 +72,21 @@ class KernelShape(NamedTuple):
 
 
 @functools.cache
-def kernel_shape(head_dim: int, value_dim: int, itemsize: int, arch: int) -> KernelShape:
-    """Two blocks an SM, if three stages fit into half of its shared memory.
+def kernel_shape(head_dim: int, value_dim: int, itemsize: int, has_wide: bool, arch: int) -> KernelShape:
+    """As many blocks an SM as have registers, if three stages fit into the shared memory of each.
 
     Examples
     --------
-    >>> kernel_shape(128, 128, 2, arch=90), kernel_shape(256, 256, 2, arch=90), kernel_shape(256, 256, 2, arch=86)
-    (KernelShape(blocks_per_sm=2, stages=3, smem=98304), KernelShape(blocks_per_sm=1, stages=3, smem=196608), \
-KernelShape(blocks_per_sm=1, stages=1, smem=65536))
+    >>> [kernel_shape(dim, dim, 2, has_wide=False, arch=90)[:2] for dim in (64, 128, 256)]
+    [(3, 4), (2, 3), (1, 3)]
+    >>> kernel_shape(256, 256, 2, has_wide=False, arch=86)
+    KernelShape(blocks_per_sm=1, stages=1, smem=65536)
     """
     row_bytes = sum(-(-dim * itemsize // 128) * 128 for dim in (head_dim, value_dim))
     stage = TILE_KEYS * row_bytes
     kilobytes = _SHARED_KILOBYTES.get(arch, 100)
-    for blocks in (2, 1):
+    most = 3 if max(head_dim, value_dim) <= 64 and not has_wide else 2
+    for blocks in (most, 2, 1):
         stages = min((kilobytes * 1024 // blocks - _STATIC_BYTES) // stage, _MOST_STAGES)
         if stages >= 3 or blocks == 1:
             return KernelShape(blocks, stages, stages * stage)

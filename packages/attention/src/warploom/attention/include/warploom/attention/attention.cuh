@@ -46,6 +46,8 @@ struct AttentionBlock {
   template <int kWarpsOfRows>
   WL_DEVICE void work_on(const WorkCursor& item) {
     constexpr int kKeys = kTileKeys / kWarpsOfRows;
+    constexpr bool kIsShortOfRegisters = Config::kHeadDim > 128 || Config::Variant::kHasLogits;
+    constexpr int kAtOnce = kIsShortOfRegisters && kKeys > 32 ? 32 : kKeys;
     QueryTile<Config> tile(params, item, kWarpsOfRows == 1 ? warp_id() * kNarrowRows : 0);
     const int first_row = kWarpsOfRows == 1 ? 0 : warp_id() * kKeys;
     const Seen seen = seen_by_all(item);
@@ -56,7 +58,10 @@ struct AttentionBlock {
       cp_async_wait<Config::kStages - 1>();
       sync_readers<kWarpsOfRows>();  // rows of all who copy have come
       const bool is_partial = keys < seen.first || keys >= seen.end;
-      tile.template visit<kKeys>(ring, stage, first_row, keys * kTileKeys + first_row, is_partial);
+#pragma unroll 1
+      for (int row = first_row; row < first_row + kKeys; row += kAtOnce) {
+        tile.template visit<kAtOnce>(ring, stage, row, keys * kTileKeys + row, is_partial);
+      }
       stage = stage == Config::kStages - 1 ? 0 : stage + 1;
       ring.release();
     }

@@ -38,7 +38,7 @@ struct Fp8Operands {
   template <class Rows>
   WL_DEVICE static void load_keys(uint32_t (&to)[4], uint32_t tile, int first_row, int step) {
     uint32_t fours[2];
-    load_matrices(fours, tile + Rows::offset(first_row + lane_id() % 16, step));
+    load_matrices(fours, tile + Rows::onwards(Rows::offset(first_row + lane_id() % 16, 0), step));
     widen(fours[0], to[0], to[1]);
     widen(fours[1], to[2], to[3]);
   }
@@ -46,7 +46,7 @@ struct Fp8Operands {
   template <class Rows>
   WL_DEVICE static void load_values(uint32_t (&to)[4], uint32_t tile, int first_row, int step) {
     uint32_t fours[2];
-    load_matrices_transposed(fours, tile + Rows::offset(first_row + lane_id() % 16, step));
+    load_matrices_transposed(fours, tile + Rows::onwards(Rows::offset(first_row + lane_id() % 16, 0), step));
     widen(__byte_perm(fours[0], 0, 0x3120), to[0], to[2]);
     widen(__byte_perm(fours[1], 0, 0x3120), to[1], to[3]);
   }

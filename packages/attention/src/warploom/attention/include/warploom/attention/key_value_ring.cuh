@@ -19,6 +19,8 @@ struct TileRows {
   static constexpr int kPitch = ceil_div(kDim * int(sizeof(T)), 128) * 128;
 
   WL_DEVICE static int offset(int row, int piece) { return row * kPitch + ((piece ^ (row & 7)) << 4); }
+  // offset(row, first | piece) from offset(row, first), if they have no bits in common: few addresses stand for all.
+  WL_DEVICE static int onwards(int offset, int piece) { return (offset ^ (piece & 7) << 4) + piece / 8 * 128; }
 };
 
 // What a warp needs to copy its rows.
@@ -39,15 +41,20 @@ struct KeyValueRing {
 
   const AttentionParams& params;
   uint8_t* memory;
-  CopyState& state;    // the warp's own, in shared memory
-  int tile;            // of keys, and where the item's end
+  CopyState& state;  // the warp's own, in shared memory
+  int slot;          // where the next tile goes
+  int ahead;         // tiles that are copied and not used yet
+  int tile;          // of keys, that comes next, and where the item's end
   int end;
-  int page;            // of this lane's row in that tile, which is known before its copy starts
-  int slot;            // where it goes
-  int ahead;           // tiles that are copied and not used yet
+  // Half of a warp's lanes find the rows of keys, half those of values, each the same row of all tiles.
+  const T* head_start;  // of the item
+  int kv_len;
+  int kv_start;
+  int page;     // of the lane's row in the tile that comes next, known before its copy starts
+  int in_page;
 
   WL_DEVICE KeyValueRing(const AttentionParams& params, uint8_t* memory, CopyState& state)
-      : params(params), memory(memory), state(state), page(0), slot(0), ahead(0) {
+      : params(params), memory(memory), state(state), slot(0), ahead(0), page(0) {
     clear_padding();
     enter_item();
     look_up();
@@ -83,33 +90,37 @@ struct KeyValueRing {
     slot = slot == kStages - 1 ? 0 : slot + 1;
   }
 
+  WL_DEVICE static bool finds_keys() { return lane_id() < kWarpKeys; }
+  // Of pages, rows, heads.
+  WL_DEVICE int64_t stride(int i) const { return finds_keys() ? params.k_stride[i] : params.v_stride[i]; }
+
   // To the item that the cursor is at, or the next one that has tiles.
   WL_DEVICE void enter_item() {
+    const WorkCursor& item = state.cursor;
 #pragma unroll 1
-    while (!state.cursor.done() && state.cursor.begin() >= state.cursor.end()) advance(state.cursor, params);
-    tile = state.cursor.done() ? 0 : state.cursor.begin();
-    end = state.cursor.done() ? 0 : state.cursor.end();
+    while (!item.done() && item.begin() >= item.end()) advance(state.cursor, params);
+    tile = end = 0;
+    if (item.done()) return;
+    tile = item.begin(), end = item.end();
+    kv_len = item.work.kv_len, kv_start = item.work.kv_start;
+    head_start = static_cast<const T*>(finds_keys() ? params.k : params.v) + item.head * stride(2);
   }
 
   // Of this lane, in the tile that comes next.
   WL_DEVICE int row() const { return tile * kTileKeys + warp_id() * kWarpKeys + lane_id() % kWarpKeys; }
 
   WL_DEVICE void look_up() {
-    const RequestWork& work = state.cursor.work;
-    if (tile < end && params.pages && row() < work.kv_len) {
-      page = params.pages[int64_t(work.kv_start) + params.page_size.divide(row())];
-    }
+    if (tile == end || row() >= kv_len) return;
+    in_page = kv_start + row();
+    if (!params.pages) return;
+    const int number = params.page_size.divide(row());
+    page = params.pages[int64_t(kv_start) + number];
+    in_page = params.page_size.remainder(row(), number);
   }
 
-  // Half of the lanes the keys, half the values.
   WL_DEVICE void place_rows() {
-    const bool of_keys = lane_id() < kWarpKeys;
-    const int64_t(&stride)[3] = of_keys ? params.k_stride : params.v_stride;
-    int64_t outer = 0, inner = int64_t(state.cursor.work.kv_start) + row();
-    if (params.pages) outer = page, inner = params.page_size.remainder(row(), params.page_size.divide(row()));
-    const int64_t offset = outer * stride[0] + inner * stride[1] + state.cursor.head * stride[2];
-    const uint8_t* start = static_cast<const uint8_t*>(of_keys ? params.k : params.v) + offset * int64_t(sizeof(T));
-    (of_keys ? state.keys : state.values)[lane_id() % kWarpKeys] = row() < state.cursor.work.kv_len ? start : nullptr;
+    const auto* start = reinterpret_cast<const uint8_t*>(head_start + page * stride(0) + in_page * stride(1));
+    (finds_keys() ? state.keys : state.values)[lane_id() % kWarpKeys] = row() < kv_len ? start : nullptr;
     __syncwarp();
   }
 

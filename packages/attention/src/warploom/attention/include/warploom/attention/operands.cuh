@@ -20,14 +20,14 @@ struct Operands {
   template <class Rows>
   WL_DEVICE static void load_keys(uint32_t (&to)[4], uint32_t tile, int first_row, int step) {
     const int matrix = lane_id() / 8, row = first_row + lane_id() % 8 + matrix / 2 * 8;
-    load_matrices(to, tile + Rows::offset(row, 2 * step + matrix % 2));
+    load_matrices(to, tile + Rows::onwards(Rows::offset(row, matrix % 2), 2 * step));
   }
 
   // 16 rows of values, 16 of their components: operands B of both blocks of 8 components.
   template <class Rows>
   WL_DEVICE static void load_values(uint32_t (&to)[4], uint32_t tile, int first_row, int step) {
     const int matrix = lane_id() / 8, row = first_row + lane_id() % 8 + matrix % 2 * 8;
-    load_matrices_transposed(to, tile + Rows::offset(row, 2 * step + matrix / 2));
+    load_matrices_transposed(to, tile + Rows::onwards(Rows::offset(row, matrix / 2), 2 * step));
   }
 };
 

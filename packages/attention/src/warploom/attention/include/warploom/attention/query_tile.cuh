@@ -11,7 +11,6 @@ namespace warploom::attention {
 struct LaneRows {
   int query[2];
   int head[2];
-  bool valid[2];
 
   // `first` is the tile's row that is the warp's first.
   WL_DEVICE static LaneRows of(const AttentionParams& params, const WorkCursor& item, int first) {
@@ -21,7 +20,6 @@ struct LaneRows {
       const int row = item.tile * item.work.tile_rows + first + lane_id() / 4 + 8 * i;
       rows.query[i] = params.group_size.divide(row);
       rows.head[i] = item.head * int(params.group_size.divisor) + params.group_size.remainder(row, rows.query[i]);
-      rows.valid[i] = rows.query[i] < item.work.qo_len && item.work.qo_start + rows.query[i] < params.q_rows;
     }
     return rows;
   }
@@ -47,13 +45,18 @@ struct QueryTile {
   float sum[2] = {};  // of this lane's columns
   float scale[2];
 
+  // Whether a query of the lane exists.
+  WL_DEVICE bool exists(int i) const {
+    return rows.query[i] < item.work.qo_len && item.work.qo_start + rows.query[i] < params.q_rows;
+  }
+
   WL_DEVICE QueryTile(const AttentionParams& params, const WorkCursor& item, int first)
       : params(params), item(item), rows(LaneRows::of(params, item, first)) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       largest[i] = negative_infinity();
       scale[i] = params.logits_scale;
-      if (params.logits_scales && rows.valid[i]) scale[i] *= params.logits_scales[rows.head[i] * params.logits_scales_step];
+      if (params.logits_scales && exists(i)) scale[i] *= params.logits_scales[rows.head[i] * params.logits_scales_step];
       if constexpr (!Variant::kHasLogits) scale[i] *= kLog2e;
     }
     if constexpr (kHoldsQueries) {
@@ -86,12 +89,12 @@ struct QueryTile {
   WL_DEVICE void load_queries(int step, uint32_t (&to)[4]) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int64_t row = item.work.qo_start + rows.query[i];
+      const int64_t row = min(item.work.qo_start + rows.query[i], params.q_rows - 1);  // beyond the request: any, never written
       const T* from = static_cast<const T*>(params.q) + row * params.q_stride[0] + rows.head[i] * params.q_stride[1];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int column = step * 16 + Load::column(half);
-        const bool inside = rows.valid[i] && column < Config::kHeadDim;
+        const bool inside = Config::kHeadDim % 16 == 0 || column < Config::kHeadDim;
         to[half * 2 + i] = inside ? *reinterpret_cast<const uint32_t*>(from + column) : 0u;
       }
     }
@@ -103,7 +106,7 @@ struct QueryTile {
     // Few blocks would wait for their own sums: every other step has its own.
     constexpr int kSums = kBlocks <= 2 && kHoldsQueries ? 2 : 1;
     float sums[kSums][kBlocks][4] = {};
-#pragma unroll
+#pragma unroll(kHoldsQueries ? kSteps : 2)
     for (int step = 0; step < kSteps; ++step) {
       float(&of_step)[kBlocks][4] = sums[step % kSums];
       uint32_t(&queries)[4] = q[kHoldsQueries ? step : 0];
@@ -154,7 +157,7 @@ struct QueryTile {
         logit *= scale[i / 2];
         if constexpr (Variant::kHasLogits) {
           const LogitPosition at = position(first_key, block, i);
-          if (rows.valid[i / 2] && at.kv_idx < at.kv_len) logit = Variant::logits(params, at, logit);
+          if (exists(i / 2) && at.kv_idx < at.kv_len) logit = Variant::logits(params, at, logit);
           logit *= kLog2e;
         }
       }
@@ -168,10 +171,10 @@ struct QueryTile {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const LogitPosition at = position(first_key, block, i);
-        bool visible = rows.valid[i / 2] && at.kv_idx < at.kv_len;
+        bool visible = at.kv_idx < at.kv_len;
         if (params.causal) visible &= at.kv_idx <= at.qo_pos;
         if (params.window_left >= 0) visible &= at.kv_idx >= at.qo_pos - params.window_left;
-        if constexpr (Variant::kHasMask) visible = visible && Variant::mask(params, at);
+        if constexpr (Variant::kHasMask) visible = visible && exists(i / 2) && Variant::mask(params, at);
         if (!visible) logits[block][i] = negative_infinity();
       }
     }

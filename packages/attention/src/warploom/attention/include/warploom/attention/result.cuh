@@ -18,7 +18,6 @@ struct ResultStorage {
   float columns[kWarps][kNarrowRows][kStagedColumns + 4];
   float largest[kWarps][kNarrowRows];
   float sum[kWarps][kNarrowRows];
-  float lse[kWarps][kNarrowRows];  // of rows, base 2
   bool is_last;
 };
 
@@ -104,7 +103,7 @@ struct ResultWriter {
 
   // Merges the partial results of the blocks that share the item, several at a time: each has to come from L2.
   WL_DEVICE void merge(const ItemShares& shares) const {
-    constexpr int kLanes = Config::kValueDim / 4, kTogether = Config::kHasWide || Config::kValueDim > 128 ? 8 : 16;
+    constexpr int kLanes = Config::kValueDim / 4, kTogether = Config::kHasWide || Config::kValueDim > 128 ? 4 : 8;
     const int rows = min(item.work.tile_rows, item.work.qo_len * int(params.group_size.divisor) - item.tile * item.work.tile_rows);
 #pragma unroll 1
     for (int i = threadIdx.x; i < rows * kLanes; i += kThreads) {
@@ -188,7 +187,7 @@ struct ItemResult {
   }
 
  private:
-  // Makes the states shares of the rows' sums, and `storage.lse` what the rows have.
+  // Makes the states shares of the rows' sums, which are left in `storage`.
   WL_DEVICE void scale(QueryTile<Config>& tile) {
     tile.finish_sums();
     const int row = lane_id() / 4;
@@ -200,30 +199,40 @@ struct ItemResult {
       }
     }
     __syncthreads();
-    const int first = warp_id() / kWarpsOfRows * kWarpsOfRows;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float most = negative_infinity(), total = 0.0f;
-#pragma unroll
-      for (int warp = 0; warp < kWarpsOfRows; ++warp) most = fmaxf(most, storage.largest[first + warp][row + 8 * i]);
-      const float from = most == negative_infinity() ? 0.0f : most;
-#pragma unroll
-      for (int warp = 0; warp < kWarpsOfRows; ++warp) {
-        total += storage.sum[first + warp][row + 8 * i] * exp2_approx(storage.largest[first + warp][row + 8 * i] - from);
-      }
-      const float factor = total == 0.0f ? 0.0f : __fdividef(exp2_approx(tile.largest[i] - from), total);
-      if (lane_id() % 4 == 0) storage.lse[warp_id()][row + 8 * i] = total == 0.0f ? negative_infinity() : from + log2f(total);
+      const RowSum all = sum_of(warp_id() / kWarpsOfRows, row + 8 * i);
+      const float factor = all.total == 0.0f ? 0.0f : __fdividef(exp2_approx(tile.largest[i] - all.from), all.total);
 #pragma unroll
       for (auto& block : tile.out) block[2 * i] *= factor, block[2 * i + 1] *= factor;
     }
-    __syncthreads();
+  }
+
+  // What the warps of a block of 16 rows have of a row, together: total * 2**from.
+  struct RowSum {
+    float from;
+    float total;
+
+    WL_DEVICE float lse() const { return total == 0.0f ? negative_infinity() : from + log2f(total); }
+  };
+  WL_DEVICE RowSum sum_of(int block, int row) const {
+    const int first = block * kWarpsOfRows;
+    float most = negative_infinity(), total = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < kWarpsOfRows; ++warp) most = fmaxf(most, storage.largest[first + warp][row]);
+    const float from = most == negative_infinity() ? 0.0f : most;
+#pragma unroll
+    for (int warp = 0; warp < kWarpsOfRows; ++warp) {
+      total += storage.sum[first + warp][row] * exp2_approx(storage.largest[first + warp][row] - from);
+    }
+    return {from, total};
   }
 
   // Writes the log-sum-exp of this thread's row in a block of 16.
   WL_DEVICE Row start_row(int block) const {
     const int row = block * kNarrowRows + Part::row();
     const bool is_mine = int(threadIdx.x) % Part::kLanes == 0;
-    float lse = storage.lse[block * kWarpsOfRows][Part::row()];
+    float lse = sum_of(block, Part::row()).lse();
     if (!is_whole) {
       if (is_mine) writer.partial_lse(slot)[row] = lse;
       return {nullptr, writer.partial_out(slot, row), 1.0f};
