@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from warploom import attention
 from warploom.attention.variants import BUILTIN_VARIANTS
-from warploom.core.bench import Benchmark, Peer, Work
+from warploom.core.bench import Benchmark, Peer, Target, Work
 from warploom.core.testing import indptr_of, relative_error
 
 BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
@@ -235,20 +235,37 @@ def make_decode(case: SimpleNamespace, device: torch.device) -> Work:
     return requests(lengths, device, heads=case.heads, dtype_kv=getattr(case, "dtype_kv", BF16))
 
 
+# Cases and what they should take on an H200, in microseconds; None for no target.
+Targets = Sequence[tuple[SimpleNamespace, float | None]]
+
+
+def cases_of(targets: Targets) -> list[SimpleNamespace]:
+    return [case for case, _ in targets]
+
+
+def target(targets: Targets) -> Target:
+    return Target("NVIDIA H200", lambda case: next((us for each, us in targets if each == case), None))
+
+
+DECODE_TARGETS: Targets = [
+    (decode_case(1, 8192), 16),
+    (decode_case(1, 131072), 128),
+    (decode_case(16, 2048), 42),
+    (decode_case(64, 4096), 246),
+    (decode_case(64, 4096, (64, 8)), 246),
+    (decode_case(128, 8192), 950),
+    (decode_case(256, 1024), 250),
+    (decode_case(32, 4096, (64, 8), longest=131072), 280),
+    (decode_case(64, 4096, dtype_kv=E4M3), 140),
+    # Neighbours of those.
+    (decode_case(40, 3333), None),
+    (decode_case(7, 20000, (40, 8)), None),
+]
 DECODE = Benchmark(
     "decode",
     operator="attention",
-    cases=[
-        decode_case(1, 8192),
-        decode_case(1, 131072),
-        decode_case(16, 2048),
-        decode_case(64, 4096),
-        decode_case(64, 4096, (64, 8)),
-        decode_case(128, 8192),
-        decode_case(256, 1024),
-        decode_case(32, 4096, (64, 8), longest=131072),
-        decode_case(64, 4096, dtype_kv=E4M3),
-    ],
+    cases=cases_of(DECODE_TARGETS),
+    target=target(DECODE_TARGETS),
     quick=[
         decode_case(2, 40, (4, 2)),
         decode_case(3, 20, (4, 2), longest=64),
@@ -281,18 +298,20 @@ def make_prefill(case: SimpleNamespace, device: torch.device) -> Work:
     )  # fmt: skip
 
 
-PREFILL_CASES = [
-    prefill_case(16, 1024),
-    prefill_case(4, 4096),
-    prefill_case(1, 16384),
-    prefill_case(4, 4096, page_size=16),
-    prefill_case(1, 8192, dim=64),
-    prefill_case(1, 8192, dim=256),
+# 500, 650, 670 and 610 TFLOP/s; for other head dims torch's cuDNN is what to reach.
+PREFILL_TARGETS: Targets = [
+    (prefill_case(16, 1024), 275),
+    (prefill_case(4, 4096), 845),
+    (prefill_case(1, 16384), 3283),
+    (prefill_case(4, 4096, page_size=16), 900),
+    (prefill_case(1, 8192, dim=64), None),
+    (prefill_case(1, 8192, dim=256), None),
 ]
 PREFILL = Benchmark(
     "prefill",
     operator="attention",
-    cases=PREFILL_CASES,
+    cases=cases_of(PREFILL_TARGETS),
+    target=target(PREFILL_TARGETS),
     quick=[prefill_case(2, 24, (4, 2), 64), prefill_case(2, 24, (4, 2), 64, page_size=16)],
     make=make_prefill,
     ours=run_prefill,
@@ -306,6 +325,7 @@ PREFILL_FP8 = Benchmark(
     "prefill_fp8",
     operator="attention",
     cases=[prefill_case(1, 8192, (64, 8), dtype=E4M3)],
+    target=Target("NVIDIA H200", lambda case: 1100),
     quick=[prefill_case(1, 24, (4, 2), 64, dtype=E4M3)],
     make=make_prefill,
     ours=run_prefill,
@@ -328,6 +348,7 @@ MIXED = Benchmark(
     "mixed",
     operator="attention",
     cases=[SimpleNamespace(prefills=4, prompt=2048, decodes=124, kv=4096)],
+    target=Target("NVIDIA H200", lambda case: 650),
     quick=[SimpleNamespace(prefills=1, prompt=20, decodes=3, kv=33)],
     make=make_mixed,
     ours=run_step,
@@ -378,6 +399,7 @@ CASCADE = Benchmark(
     "cascade",
     operator="attention",
     cases=[SimpleNamespace(shared=32768, batch=256, unique=256)],
+    target=Target("NVIDIA H200", lambda case: 340),
     quick=[SimpleNamespace(shared=64, batch=3, unique=16)],
     make=make_cascade,
     ours=run_cascade,
