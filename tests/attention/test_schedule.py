@@ -1,13 +1,18 @@
 """The division of work: every tile of keys of every item once, in equal shares."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from warploom.attention import BatchAttention
 from warploom.attention.schedule import TILE_KEYS, WorkSchedule, WorkShape
+from warploom.attention.schedule_chart import draw_schedule
+from warploom.core.errors import UnsupportedError
 
 shapes = st.builds(
     WorkShape,
@@ -78,3 +83,32 @@ def test_a_long_request_is_shared():
     long, others = schedule.units[0], schedule.units[1]
     borders = [b for b in schedule.begins[1:-1] if b > long and (b - long) % others > 1]
     assert schedule.shared_items == 1 + len(borders) == 17
+
+
+@pytest.mark.parametrize("kv_lens", [[3000, 5, 700], []])
+def test_a_chart_has_a_bar_for_every_share(kv_lens, tmp_path):
+    pytest.importorskip("matplotlib")
+    shape = WorkShape(num_kv_heads=2, group_size=4, lanes=2, groups=7)
+    schedule = WorkSchedule.of([1] * len(kv_lens), kv_lens, shape)
+    path = tmp_path / "schedule.svg"
+    draw_schedule(schedule, "decode", path)
+    text = path.read_text()
+    assert "decode: longest block" in text
+    shares = sum(len(list(schedule.shares(group))) for group in range(shape.groups))
+    assert text.count("stroke: #ffffff; stroke-width: 0.3") == shares
+
+
+def test_without_matplotlib_a_chart_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    schedule = WorkSchedule.of([1], [100], WorkShape(num_kv_heads=1, group_size=1, lanes=1, groups=2))
+    with pytest.raises(UnsupportedError, match=r"warploom-core\[chart\]"):
+        draw_schedule(schedule, "decode", tmp_path / "schedule.svg")
+
+
+def test_backends_that_do_not_divide_work_cannot_be_drawn(tmp_path):
+    attention = BatchAttention(backend="reference")
+    tensors = (torch.tensor(x, dtype=torch.int32) for x in ([0, 1], [5], [[0]]))
+    attention.plan(*tensors, 2, 1, 64, 64, page_size=16)
+    assert attention.explain().work is None
+    with pytest.raises(UnsupportedError, match="reference"):
+        attention.plot(tmp_path / "schedule.svg")

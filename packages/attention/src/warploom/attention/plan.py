@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from warploom.attention.problems.attention import AttentionProblem
 from warploom.attention.schedule import WorkSchedule
 from warploom.attention.tables import RequestTables
 from warploom.core.backends import OPERATORS, Backend, Selection
+from warploom.core.errors import UnsupportedError
 from warploom.core.workspace import WorkspaceLayout
 
 __all__ = ["AttentionBackend", "AttentionCall", "AttentionPlan"]
@@ -103,6 +105,26 @@ class AttentionPlan:
             lengths=tuple(zip(host.qo_lens, host.kv_lens, strict=True)),
             work=self.server.divided_work(self),
         )
+
+    def plot(self, path: str | Path) -> None:
+        """Draw how blocks share the work. Copies lengths to the host if they are not there yet.
+
+        Parameters
+        ----------
+        path : str or Path
+            Where to write; the ending says in which format (``.svg``, ``.png``, ``.pdf``).
+
+        Raises
+        ------
+        UnsupportedError
+            matplotlib is not installed, or the backend does not divide work itself.
+        """
+        from warploom.attention.schedule_chart import draw_schedule
+
+        work = self.server.divided_work(self)
+        if work is None:
+            raise UnsupportedError(f"{self.op}: backend {self.server.name!r} does not say how it divides work")
+        draw_schedule(work, self.op, path)
 
     @property
     def server(self) -> AttentionBackend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,6 +101,10 @@ class PlannedAttention:
     def explain(self) -> PlanExplanation:
         """The backend table and the work of each request of the current plan."""
         return self.planned().explain()
+
+    def plot(self, path: str | Path) -> None:
+        """Draw how the current plan divides work among blocks; needs matplotlib. `path` ends in .svg, .png or .pdf."""
+        self.planned().plot(path)
 
     def _workspace_bytes(self, options: AttentionOptions, phase: str, kv_source: str) -> int:
         at = self._device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
