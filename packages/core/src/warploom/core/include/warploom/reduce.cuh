@@ -26,7 +26,6 @@ WL_DEVICE T warp_reduce(T value, Op op) {
   return value;
 }
 
-// Every thread of the block gets the result. `scratch` holds kThreads / 32 values; it may be reused after the next barrier.
 // The sum over the lanes up to and with this one; `kLanes`, a power of two, have something.
 template <int kLanes = kWarpSize, class T>
 WL_DEVICE T warp_prefix_sum(T value) {
@@ -38,6 +37,7 @@ WL_DEVICE T warp_prefix_sum(T value) {
   return value;
 }
 
+// Every thread of the block gets the result. `scratch` holds kThreads / 32 values; it may be reused after the next barrier.
 template <int kThreads, class T, class Op>
 WL_DEVICE T block_reduce(T value, Op op, T* scratch) {
   constexpr int kWarps = kThreads / kWarpSize;
