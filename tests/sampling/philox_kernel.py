@@ -1,8 +1,8 @@
 """The kernel of ``philox_kernel.cuh``, shared by the CPU and GPU tests."""
 
-from pathlib import Path
+from kernel_specs import spec_of
 
-from warploom.core.jit import KernelSpec, ParamStruct, ptr, u64
+from warploom.core.jit import ParamStruct, ptr, u64
 
 
 class PhiloxParams(ParamStruct):
@@ -14,11 +14,4 @@ class PhiloxParams(ParamStruct):
     offset: u64
 
 
-PHILOX = KernelSpec(
-    family="test",
-    header="philox_kernel.cuh",
-    kernel="warploom::test::philox_kernel",
-    config={"kUnused": 0},
-    params=(PhiloxParams,),
-    include_dirs=(str(Path(__file__).parent),),
-)
+PHILOX = spec_of("philox_kernel.cuh", "philox_kernel", PhiloxParams)

@@ -258,7 +258,6 @@ def test_replays_plan_for_the_lengths_that_they_find():
     lens = torch.tensor(step.kv_lens, dtype=torch.int32, device="cuda")
     indptr = torch.arange(5, dtype=torch.int32, device="cuda")
     pages = step.table.shape[1]
-    starts = torch.arange(5, dtype=torch.int32, device="cuda") * pages
     prefill = BatchPrefillWithPagedKVCacheWrapper(use_cuda_graph=True, backend="cuda")
 
     def plan():
@@ -268,7 +267,6 @@ def test_replays_plan_for_the_lengths_that_they_find():
         packed = torch.nn.functional.pad(packed, (0, 4 * pages - len(packed)))
         prefill.plan(indptr, torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int(), packed, last, 8, 2, 64, 16)
 
-    assert int(starts[-1]) == 4 * pages
     plan()
     prefill.run_return_lse(step.q, step.cache)
     graph = torch.cuda.CUDAGraph()

@@ -1,11 +1,10 @@
 """The error that approximate keys of a race are allowed, against the one that they have."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from kernel_specs import spec_of
 
-from warploom.core.jit import KernelSpec, ParamStruct, ptr
+from warploom.core.jit import ParamStruct, ptr
 
 pytestmark = pytest.mark.gpu(min_arch=80)
 
@@ -16,14 +15,7 @@ class RaceErrorParams(ParamStruct):
     bound: ptr
 
 
-RACE_ERROR = KernelSpec(
-    family="sampling",
-    header="race_kernel.cuh",
-    kernel="warploom::test::race_error_kernel",
-    config={"kUnused": 0},
-    params=(RaceErrorParams,),
-    include_dirs=(str(Path(__file__).parents[1]),),
-)
+RACE_ERROR = spec_of("race_kernel.cuh", "race_error_kernel", RaceErrorParams)
 
 
 def test_every_random_word_is_within_the_error_of_a_key():

@@ -7,8 +7,6 @@ import torch
 from warploom.attention.backends.cuda.attention_kernel import attention_spec, kernel_shape
 from warploom.attention.backends.cuda.merge import merge_state_spec, merge_states_spec
 from warploom.attention.backends.cuda.page import BATCH_INDICES_POSITIONS_SPEC, SEQ_LENS_SPEC, convert_spec, copy_spec
-
-__all__ = ["SHIPPED"]
 from warploom.attention.backends.cuda.schedule import SCHEDULE_SPEC
 from warploom.attention.backends.cuda.variant_source import variant_source
 from warploom.attention.variants import AttentionVariant
@@ -16,6 +14,8 @@ from warploom.attention.variants.alibi import ALIBI
 from warploom.attention.variants.custom_mask import PACKED_MASK
 from warploom.attention.variants.soft_cap import SOFT_CAP
 from warploom.core.jit import KernelSpec
+
+__all__ = ["SHIPPED"]
 
 _FP32, _FP16, _BF16 = torch.float32, torch.float16, torch.bfloat16
 _E4M3, _E5M2 = torch.float8_e4m3fn, torch.float8_e5m2

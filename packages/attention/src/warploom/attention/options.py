@@ -119,7 +119,7 @@ class AttentionOptions:
             variant="" if self.variant is None else self.variant.name,
             deterministic=self.deterministic,
             cuda_graph=cuda_graph,
-            sm_count=sm_count(at) if at.type == "cuda" else 0,
+            sm_count=sm_count(at),
             **AttentionProblem.where(at),
         )
 

@@ -57,11 +57,10 @@ class PlanExplanation:
 
 def _work_lines(work: WorkSchedule) -> list[str]:
     shape, units = work.shape, work.total
-    longest = int((work.begins[1:] - work.begins[:-1]).max())
     return [
         f"work: {shape.lanes * shape.groups} blocks, {shape.lanes} heads at a time; {len(work.units)} items of "
         f"{units} units a head, {work.shared_items} of them shared by several blocks",
-        f"balance: the longest block has {longest} units, {work.balance:.2f} times the mean",
+        f"balance: the longest block has {work.longest} units, {work.balance:.2f} times the mean",
     ]
 
 

@@ -105,10 +105,14 @@ class WorkSchedule:
         return int(self.units.sum())
 
     @property
+    def longest(self) -> int:
+        """Units of the longest share."""
+        return int(np.diff(self.begins).max(initial=0))
+
+    @property
     def balance(self) -> float:
         """The longest share over the mean one: 1 is perfect."""
-        longest = int(np.diff(self.begins).max(initial=0))
-        return longest * self.shape.groups / self.total if self.total else 1.0
+        return self.longest * self.shape.groups / self.total if self.total else 1.0
 
     @property
     def shared_items(self) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from warploom.attention.schedule import WorkSchedule
+from warploom.core.charts import CHART_STYLE, NO_MATPLOTLIB
 from warploom.core.errors import UnsupportedError
 
 __all__ = ["draw_schedule"]
@@ -25,12 +26,12 @@ def draw_schedule(schedule: WorkSchedule, title: str, path: str | Path) -> None:
     try:
         import matplotlib
     except ImportError as error:
-        raise UnsupportedError("plot: needs matplotlib (pip install 'warploom-core[chart]')") from error
+        raise UnsupportedError(f"plot: {NO_MATPLOTLIB}") from error
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     groups = schedule.shape.groups
-    with matplotlib.rc_context({"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}):
+    with matplotlib.rc_context(CHART_STYLE):
         height = min(max(groups * _LINE_INCHES, _LEAST_INCHES), _MOST_INCHES)
         figure = Figure(figsize=(9, height + 1), layout="constrained")
         FigureCanvasAgg(figure)

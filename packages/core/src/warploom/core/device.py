@@ -63,7 +63,9 @@ def device_name(device: torch.device | int) -> str:
 
 
 def sm_count(device: torch.device | int) -> int:
-    """Number of streaming multiprocessors, for persistent grids."""
+    """Number of streaming multiprocessors, for persistent grids; 0 for the CPU."""
+    if isinstance(device, torch.device) and device.type != "cuda":
+        return 0
     return _properties(_index(device))[2]
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from warploom.core.bench.report import Report
 from warploom.core.bench.runner import OURS, CaseResult
+from warploom.core.charts import CHART_STYLE, NO_MATPLOTLIB
 from warploom.core.testing.grids import label
 
 __all__ = ["draw_chart"]
 
 _MAX_CASES = 24  # of a panel with bars; more labels than that cannot be read
 _MAX_GROUPS = 4  # of cases that a benchmark has lines for, side by side
-_STYLE: Any = {"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}  # text as text
 
 
 @dataclass
@@ -47,11 +47,11 @@ def draw_chart(report: Report, path: Path) -> str:
     try:
         import matplotlib
     except ImportError:
-        return "no chart: matplotlib is not installed (pip install 'warploom-core[chart]')"
+        return f"no chart: {NO_MATPLOTLIB}"
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(CHART_STYLE):
         heights = [panel.height for panel in panels]
         width = max(9.0, 2.5 + 3.5 * max(len(panel.groups) for panel in panels))
         figure = pyplot.figure(figsize=(width, sum(heights) + 0.4), layout="constrained")

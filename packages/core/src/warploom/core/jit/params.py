@@ -7,6 +7,7 @@ size and offsets through the assertions that `ParamStruct.assertions` writes int
 from __future__ import annotations
 
 import ctypes
+import functools
 import inspect
 import struct
 from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
@@ -53,6 +54,7 @@ Divisor = Annotated[u32, 4]
 """A field of ``warploom::Divisor``, whose values are `divisor_fields`."""
 
 
+@functools.lru_cache(1024)
 def divisor_fields(divisor: int) -> tuple[int, int, int, int]:
     """What ``warploom::Divisor`` divides by with a multiplication and a shift: numbers up to ``2**31 - 1``.
 

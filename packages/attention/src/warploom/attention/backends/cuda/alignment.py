@@ -19,6 +19,11 @@ def common_alignment(*tensors: torch.Tensor) -> int:
     return math.gcd(*steps)
 
 
+def is_aligned(tensor: torch.Tensor, nbytes: int) -> bool:
+    """Whether the elements of a last dimension lie together, and begin at multiples of so many bytes."""
+    return tensor.stride(-1) == 1 and common_alignment(tensor) >= nbytes
+
+
 def vector_width(*tensors: torch.Tensor) -> int:
     """Elements of one access in every tensor: 16 bytes of the widest dtype if all are aligned to it, else 1."""
     width = MAX_BYTES // max(tensor.element_size() for tensor in tensors)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from warploom.attention.backends.cuda.alignment import common_alignment
+from warploom.attention.backends.cuda.alignment import is_aligned
 from warploom.attention.backends.cuda.attention_kernel import (
     THREADS,
     AttentionParams,
@@ -51,9 +51,9 @@ def _shape(problem: AttentionProblem, has_wide: bool) -> KernelShape:
     return kernel_shape(*dims, problem.dtype_kv.itemsize, has_wide, problem.arch)
 
 
-def has_wide_tiles(problem: AttentionProblem) -> bool:
-    """Whether a warp has the registers for 16 rows of its own."""
-    return problem.head_dim_vo <= 128
+def _has_wide_tiles(problem: AttentionProblem, longest: int | None) -> bool:
+    """Whether requests may have more than 16 rows, and a warp has the registers for 16 of its own."""
+    return problem.head_dim_vo <= 128 and (longest is None or longest * problem.group_size > NARROW_ROWS)
 
 
 class CudaAttention(AttentionBackend):
@@ -94,8 +94,8 @@ class CudaAttention(AttentionBackend):
         )
 
     def schedule(self, plan: AttentionPlan) -> PlannedLaunch:
-        problem, longest = plan.problem, plan.tables.max_qo_len
-        has_wide = (longest is None or longest * problem.group_size > NARROW_ROWS) and has_wide_tiles(problem)
+        problem = plan.problem
+        has_wide = _has_wide_tiles(problem, plan.tables.max_qo_len)
         variants = compiled_variants(problem, plan.options.variant)
         source = variant_source(variants)
         shape = _shape(problem, has_wide)
@@ -124,8 +124,11 @@ class CudaAttention(AttentionBackend):
             launch_schedule(plan, launch.work)  # a replay plans for what the tables hold then
         q, k, v = (_aligned(x, n) for x, n in ((call.q, 4), (call.k, 16), (call.v, 16)))
         width = 4 * call.out.element_size()
-        fits = call.out.stride(-1) == 1 and common_alignment(call.out) >= width
-        out = call.out if fits else torch.empty(call.out.shape, dtype=call.out.dtype, device=call.out.device)
+        out = (
+            call.out
+            if is_aligned(call.out, width)
+            else torch.empty(call.out.shape, dtype=call.out.dtype, device=call.out.device)
+        )
         params = _params(plan, launch, call, q, k, v, out)
         kernel = launch.spec.load(call.q.device)
         kernel.launch(launch.work.groups * launch.work.lanes, THREADS, params, smem=launch.shape.smem)
@@ -135,8 +138,7 @@ class CudaAttention(AttentionBackend):
 
 def _aligned(tensor: torch.Tensor, nbytes: int) -> torch.Tensor:
     """The tensor, or a copy where its rows are not aligned to so many bytes or their elements lie apart."""
-    fits = tensor.stride(-1) == 1 and common_alignment(tensor) >= nbytes
-    return tensor if fits else tensor.clone(memory_format=torch.contiguous_format)
+    return tensor if is_aligned(tensor, nbytes) else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _padded(values: list[Any], fill: float | None) -> list[Any]:

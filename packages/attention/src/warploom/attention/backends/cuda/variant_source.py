@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,14 @@ from warploom.attention.variants.sliding_window import SLIDING_WINDOW
 from warploom.core.errors import ArgumentError
 from warploom.core.jit import cpp_type
 
-__all__ = ["MAX_ARGUMENTS", "VariantArguments", "VariantSource", "compiled_variants", "variant_source"]
+__all__ = [
+    "MAX_ARGUMENTS",
+    "VariantArguments",
+    "VariantSource",
+    "compiled_variants",
+    "variant_arguments",
+    "variant_source",
+]
 
 MAX_ARGUMENTS = 8  # of each kind: `kMaxVariantArguments`
 _OF_THE_KERNEL = (CAUSAL, SLIDING_WINDOW)  # which decide what it looks at
@@ -52,8 +60,12 @@ def compiled_variants(problem: AttentionProblem, user: AttentionVariant | None) 
 
 def _scalars(variant: AttentionVariant) -> dict[str, type]:
     """Those that are arguments of a launch."""
-    of_request = variant.of_request if isinstance(variant, BuiltinVariant) else {}
-    return {name: kind for name, kind in variant.scalars.items() if name not in of_request}
+    return {name: kind for name, kind in variant.scalars.items() if name not in _of_request(variant)}
+
+
+def _of_request(variant: AttentionVariant) -> Mapping[str, str]:
+    """Scalars that the kernel finds for each request: their expressions."""
+    return variant.of_request if isinstance(variant, BuiltinVariant) else {}
 
 
 def _check_arguments(variants: tuple[AttentionVariant, ...]) -> None:
@@ -102,8 +114,7 @@ def variant_source(variants: tuple[AttentionVariant, ...]) -> VariantSource:
             else:
                 names.append(f"    const float {name} = params.numbers[{numbers}];")
                 numbers += 1
-        of_request = variant.of_request if isinstance(variant, BuiltinVariant) else {}
-        names += [f"    const int64_t {name} = {value};" for name, value in of_request.items()]
+        names += [f"    const int64_t {name} = {value};" for name, value in _of_request(variant).items()]
         if variant.logits:
             logits += ["    {", *names, f"    logits = {variant.logits};", "    }"]
         if variant.mask:

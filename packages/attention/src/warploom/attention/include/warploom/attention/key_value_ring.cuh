@@ -128,7 +128,7 @@ struct KeyValueRing {
   template <class Rows>
   WL_DEVICE void copy_rows(uint8_t* to, const uint8_t* const (&rows)[kWarpKeys]) {
     constexpr int kPieces = Rows::kPieces, kSteps = ceil_div(kWarpKeys * kPieces, kWarpSize);
-    constexpr bool kRepeats = 8 * kPieces % kWarpSize == 0 && kWarpSize % kPieces * (kPieces % kWarpSize) == 0;
+    constexpr bool kRepeats = kWarpSize % kPieces == 0 && 8 * kPieces % kWarpSize == 0;
     constexpr int kPeriod = kRepeats ? 8 * kPieces / kWarpSize : kSteps;
 #pragma unroll
     for (int first = 0; first < kPeriod; ++first) {

@@ -84,6 +84,7 @@ struct WorkCursor {
   WL_DEVICE bool takes_part() const { return keys.count == 0 ? at >= 0 : begin() < end(); }
 };
 
+// To the next item.
 template <class Params>
 WL_DEVICE void step(WorkCursor& cursor, const Params& params) {
   cursor.at += 1 + cursor.keys.count;
