@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warploom.attention import BatchAttention
-from warploom.attention.schedule import TILE_KEYS, WorkSchedule, WorkShape
+from warploom.attention.schedule import WorkSchedule, WorkShape
 from warploom.attention.schedule_chart import draw_schedule
 from warploom.core.errors import UnsupportedError
 
@@ -22,7 +22,8 @@ shapes = st.builds(
     groups=st.integers(1, 140),
     causal=st.booleans(),
     window_left=st.sampled_from([-1, 0, 100]),
-    has_wide=st.booleans(),
+    wide_rows=st.sampled_from([16, 64, 128]),
+    tile_keys=st.sampled_from([64, 128]),
     whole_items=st.booleans(),
     min_chunk=st.integers(1, 5),
 ).filter(lambda shape: shape.num_kv_heads % shape.lanes == 0)
@@ -39,7 +40,7 @@ def visible_tiles(qo_len, kv_len, first, last, shape):
     if shape.window_left >= 0:
         visible &= keys >= position - shape.window_left
     seen = np.flatnonzero(visible.any(0))
-    return math.ceil((seen[-1] + 1) / TILE_KEYS) - seen[0] // TILE_KEYS if len(seen) else 0
+    return math.ceil((seen[-1] + 1) / shape.tile_keys) - seen[0] // shape.tile_keys if len(seen) else 0
 
 
 @settings(deadline=None)
@@ -66,7 +67,7 @@ def test_items_are_the_visible_tiles_of_keys(lengths, shape):
     items = zip(schedule.requests, schedule.tiles, schedule.units, strict=True)
     for request, tile, units in items:
         qo_len, kv_len = lengths[request]
-        tile_rows = 64 if shape.has_wide and qo_len * shape.group_size > 16 else 16
+        tile_rows = shape.wide_rows if qo_len * shape.group_size > 16 else 16
         first, end = tile * tile_rows, min((tile + 1) * tile_rows, qo_len * shape.group_size)
         rows -= end - first
         tiles = visible_tiles(qo_len, kv_len, first // shape.group_size, (end - 1) // shape.group_size, shape)

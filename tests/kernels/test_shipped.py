@@ -58,6 +58,7 @@ def test_compiles_in_time_without_spills(spec, arch, record_property):
     assert (used.spill_stores, used.spill_loads) == (0, 0), f"{used} in\n{entry.record['log']}"
     assert used.stack == 0, f"an array lies in local memory: {used}"
     assert 0 < used.registers <= MAX_REGISTERS
+    assert "serialized" not in entry.record["log"], f"products do not run side by side:\n{entry.record['log']}"
     assert seconds <= BUDGET_S
 
 

@@ -52,7 +52,7 @@ def plan(attention, b, dtype, device, **options):
 @pytest.mark.parametrize(
     *cases(
         dtype=DTYPES, lens=[([3, 1, 0, 6, 1], [7, 20, 5, 6, 0]), ([1] * 7, [1, 33, 500, 0, 64, 65, 1000]), ([300], [700])],
-        heads=[(4, 2), (8, 8), (14, 2)], dim=[64, 128], backend=["cuda", "sdpa", "reference"],
+        heads=[(4, 2), (8, 8), (14, 2)], dim=[64, 128], backend=["cuda", "hopper", "sdpa", "reference"],
     )
 )  # fmt: skip
 def test_batches(case):
@@ -79,7 +79,7 @@ def test_random_batches(data):
         qo_lens, kv_lens, heads=kv_heads * group, kv_heads=kv_heads, dim=data.draw(st.sampled_from([8, 72, 128, 256])),
         page_size=data.draw(st.sampled_from([1, 5, 16, 64])), dtype=dtype,
     )  # fmt: skip
-    for backend in ("cuda", "sdpa", "reference"):
+    for backend in ("cuda", "hopper", "sdpa", "reference"):
         attention = BatchAttention(backend=backend)
         try:
             plan(attention, b, dtype, "cuda", **options)
@@ -89,7 +89,7 @@ def test_random_batches(data):
 
 
 @pytest.mark.parametrize("variant", BUILTIN_VARIANTS, ids=lambda v: v.name)
-@pytest.mark.parametrize("backend", ["auto", "cuda", "sdpa", "reference"])
+@pytest.mark.parametrize("backend", ["auto", "cuda", "hopper", "sdpa", "reference"])
 def test_every_variant(variant, backend):
     qo_lens, kv_lens = [3, 1, 0, 6, 1], [7, 20, 5, 6, 0]
     b = paged_batch(qo_lens, kv_lens, dim=64, dtype=torch.float16)

@@ -5,6 +5,7 @@ import torch
 from attention_oracle import paged_batch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from paged_steps import Step, close, random
 
 from warploom.attention import (
     AttentionVariant,
@@ -15,62 +16,17 @@ from warploom.attention import (
     single_prefill_with_kv_cache_return_lse,
 )
 from warploom.attention.schedule import WorkSchedule
-from warploom.core.testing import assert_close, cases
+from warploom.core.testing import cases, why_no_gpu
 
 pytestmark = pytest.mark.gpu(min_arch=80)
 
-# Softmax weights are rounded to 16 bits before the second product, and the output once more.
-TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
-
-def random(*shape, dtype=torch.float16, seed=0):
-    generator = torch.Generator("cuda").manual_seed(seed)
-    return torch.randn(shape, generator=generator, device="cuda", dtype=torch.float32).to(dtype)
-
-
-def close(got, want, dtype):
-    assert_close(got[0], want[0], rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype], what="out")
-    assert_close(got[1], want[1], rtol=1e-3, atol=5e-3, what="lse")
-
-
-class Step:
-    """Requests over a paged cache on the GPU, with every page somewhere else."""
-
-    def __init__(
-        self, qo_lens, kv_lens, *, heads=(8, 2), dim=64, page_size=16, dtype=torch.float16, dtype_kv=None, seed=0
-    ):
-        self.qo_lens, self.kv_lens, self.heads, self.dim, self.page_size = qo_lens, kv_lens, heads, dim, page_size
-        self.dtype = dtype
-        pages = [-(-n // page_size) for n in kv_lens]
-        total = max(sum(pages), 1)
-        self.dtype_kv = dtype_kv or dtype
-        shape = total, page_size, heads[1], dim
-        self.cache = tuple(random(*shape, dtype=self.dtype_kv, seed=seed + i) for i in (1, 2))
-        self.q = random(sum(qo_lens), heads[0], dim, dtype=dtype, seed=seed)
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-        table = torch.zeros(len(kv_lens), max(pages, default=1) or 1, dtype=torch.int32)
-        for request, (start, count) in enumerate(zip([sum(pages[:i]) for i in range(len(pages))], pages, strict=True)):
-            table[request, :count] = order[start : start + count]
-        self.table = table.cuda()
-
-    def plan(self, attention, dtype=None, **options):
-        indptr = torch.tensor([0, *self.qo_lens]).cumsum(0).int().cuda()
-        lens = torch.tensor(self.kv_lens, dtype=torch.int32, device="cuda")
-        attention.plan(
-            indptr, lens, self.table, *self.heads, self.dim, self.dim, dtype_q=dtype or self.dtype,
-            dtype_kv=dtype or self.dtype_kv, page_size=self.page_size, **options,
-        )  # fmt: skip
-        return attention
-
-    def run(self, backend="cuda", **options):
-        return self.plan(BatchAttention(backend=backend), **options).run(self.q, self.cache)
-
-    def reference(self, **options):
-        attention = self.plan(BatchAttention(backend="reference"), dtype=torch.float64, **options)
-        return attention.run(self.q.double(), tuple(x.double() for x in self.cache))
-
-    def check(self, **options):
-        close(self.run(**options), self.reference(**options), self.dtype)
+@pytest.fixture(params=["cuda", "hopper"])
+def kernel(request):
+    """A backend with kernels of its own."""
+    if request.param == "hopper" and (why := why_no_gpu(arch=90)):
+        pytest.skip(why)
+    return request.param
 
 
 def starts_of(attention):
@@ -152,9 +108,9 @@ def test_fp8_caches(case):
     step.check(causal=True, sm_scale=0.01)
 
 
-def test_runs_are_the_same_and_leave_nothing_behind():
+def test_runs_are_the_same_and_leave_nothing_behind(kernel):
     step = Step([1] * 9, [4000, 70, 0, 900, 8000, 1, 64, 65, 2222])
-    attention = step.plan(BatchAttention(backend="cuda"))
+    attention = step.plan(BatchAttention(backend=kernel))
     first = attention.run(step.q, step.cache)
     for _ in range(20):
         again = attention.run(step.q, step.cache)
@@ -164,20 +120,20 @@ def test_runs_are_the_same_and_leave_nothing_behind():
 
 
 @pytest.mark.parametrize("qo_len", [1, 4, 100])
-def test_deterministic_results_do_not_depend_on_the_batch(qo_len):
+def test_deterministic_results_do_not_depend_on_the_batch(qo_len, kernel):
     kv_lens = [5000, 64, 777, 130]
     step = Step([qo_len] * 4, kv_lens)
-    together = step.plan(BatchAttention(backend="cuda"), causal=True, deterministic=True).run(step.q, step.cache)
+    together = step.plan(BatchAttention(backend=kernel), causal=True, deterministic=True).run(step.q, step.cache)
     for request, kv_len in enumerate(kv_lens):
         alone = Step([qo_len], [kv_len])
         alone.cache, alone.table = step.cache, step.table[request : request + 1]
         alone.q = step.q[request * qo_len : (request + 1) * qo_len]
-        out, lse = alone.plan(BatchAttention(backend="cuda"), causal=True, deterministic=True).run(alone.q, alone.cache)
+        out, lse = alone.plan(BatchAttention(backend=kernel), causal=True, deterministic=True).run(alone.q, alone.cache)
         assert torch.equal(out, together[0][request * qo_len : (request + 1) * qo_len])
         assert torch.equal(lse, together[1][request * qo_len : (request + 1) * qo_len])
 
 
-def test_addresses_beyond_32_bits():
+def test_addresses_beyond_32_bits(kernel):
     step = Step([1, 30], [200, 90], heads=(8, 8), dim=128)
     want = step.reference(causal=True)
     few = step.cache[0].shape[0]
@@ -186,30 +142,34 @@ def test_addresses_beyond_32_bits():
     for to, x in zip(far, step.cache, strict=True):
         to[-few:] = x
     step.cache, step.table = tuple(far), step.table + (pages - few)
-    close(step.run(causal=True), want, torch.float16)
+    close(step.run(kernel, causal=True), want, torch.float16)
 
 
 @pytest.mark.parametrize("layout", ["NHD", "HND"])
-def test_one_tensor_for_keys_and_values(layout):
+def test_one_tensor_for_keys_and_values(layout, kernel):
     b = paged_batch([1] * 3, [33, 500, 7], heads=8, kv_heads=2, dim=128, page_size=16, dtype=torch.bfloat16)
     k, v = (x.cuda() for x in (b.k_cache, b.v_cache))
     both = torch.stack([k, v], 1)
     both = both if layout == "NHD" else both.transpose(2, 3).contiguous()
     tables = [x.cuda() for x in (b.kv_indptr, b.kv_indices, b.last_page_len)]
     got = []
-    for backend in ("cuda", "reference"):
-        decode = BatchDecodeWithPagedKVCacheWrapper(kv_layout=layout, backend=backend)
-        decode.plan(*tables, 8, 2, 128, 16, data_type="bfloat16")
-        got.append(decode.run_return_lse(b.q.cuda(), both))
+    for backend in (kernel, "reference"):
+        prefill = BatchPrefillWithPagedKVCacheWrapper(kv_layout=layout, backend=backend)
+        prefill.plan(torch.arange(4).int().cuda(), *tables, 8, 2, 128, 16, q_data_type="bfloat16")
+        got.append(prefill.run_return_lse(b.q.cuda(), both))
     close(got[0], got[1], torch.bfloat16)
+    if kernel == "cuda":
+        decode = BatchDecodeWithPagedKVCacheWrapper(kv_layout=layout, backend=kernel)
+        decode.plan(*tables, 8, 2, 128, 16, data_type="bfloat16")
+        close(decode.run_return_lse(b.q.cuda(), both), got[1], torch.bfloat16)
 
 
-def test_rows_end_to_end_and_of_one_request():
+def test_rows_end_to_end_and_of_one_request(kernel):
     qo_indptr = torch.tensor([0, 100, 101, 101, 400], dtype=torch.int32, device="cuda")
     kv_indptr = torch.tensor([0, 700, 1300, 1300, 1600], dtype=torch.int32, device="cuda")
     q, k, v = random(400, 8, 64), random(1600, 2, 64, seed=1), random(1600, 2, 64, seed=2)
     got = []
-    for backend in ("cuda", "reference"):
+    for backend in (kernel, "reference"):
         ragged = BatchPrefillWithRaggedKVCacheWrapper(backend=backend)
         ragged.plan(qo_indptr, kv_indptr, 8, 2, 64, causal=True)
         got.append(ragged.run_return_lse(q, k, v))
@@ -219,12 +179,12 @@ def test_rows_end_to_end_and_of_one_request():
     close(got[1], got[3], torch.float16)
 
 
-def test_rows_that_are_not_aligned():
+def test_rows_that_are_not_aligned(kernel):
     q, k, v = random(5, 2, 72)[..., 3:67], random(90, 2, 66, seed=1)[..., 1:65], random(90, 2, 64, seed=2)
     out = torch.zeros(5, 2, 65, dtype=torch.float16, device="cuda")[..., 1:]
     want = single_prefill_with_kv_cache_return_lse(q, k, v, causal=True, backend="reference")
-    close(single_prefill_with_kv_cache_return_lse(q, k, v, causal=True, backend="cuda", out=out), want, torch.float16)
-    assert torch.equal(out, single_prefill_with_kv_cache_return_lse(q, k, v, causal=True, backend="cuda")[0])
+    close(single_prefill_with_kv_cache_return_lse(q, k, v, causal=True, backend=kernel, out=out), want, torch.float16)
+    assert torch.equal(out, single_prefill_with_kv_cache_return_lse(q, k, v, causal=True, backend=kernel)[0])
 
 
 CLIPPED = AttentionVariant(
@@ -241,24 +201,24 @@ CLIPPED = AttentionVariant(
 
 
 @pytest.mark.parametrize("soft_cap", [None, 3.0])
-def test_a_users_variant(soft_cap):
+def test_a_users_variant(soft_cap, kernel):
     q, k, v = random(70, 4, 64), random(300, 2, 64, seed=1), random(300, 2, 64, seed=2)
     arguments = (torch.randn(4, 8, device="cuda"), 0.5, 3)
     got = [
         single_prefill_with_kv_cache_return_lse(
             q, k, v, causal=True, logits_soft_cap=soft_cap, variant=CLIPPED, variant_args=arguments, backend=backend
         )
-        for backend in ("cuda", "reference")
+        for backend in (kernel, "reference")
     ]
     close(got[0], got[1], torch.float16)
 
 
-def test_replays_plan_for_the_lengths_that_they_find():
+def test_replays_plan_for_the_lengths_that_they_find(kernel):
     step = Step([1] * 4, [300, 2000, 64, 5])
     lens = torch.tensor(step.kv_lens, dtype=torch.int32, device="cuda")
     indptr = torch.arange(5, dtype=torch.int32, device="cuda")
     pages = step.table.shape[1]
-    prefill = BatchPrefillWithPagedKVCacheWrapper(use_cuda_graph=True, backend="cuda")
+    prefill = BatchPrefillWithPagedKVCacheWrapper(use_cuda_graph=True, backend=kernel)
 
     def plan():
         last = (lens - 1) % 16 + 1
@@ -280,8 +240,8 @@ def test_replays_plan_for_the_lengths_that_they_find():
         close(result, step.reference(), torch.float16)
 
 
-def test_the_workspace_does_not_grow_with_the_problem():
-    attention = BatchAttention(backend="cuda")
+def test_the_workspace_does_not_grow_with_the_problem(kernel):
+    attention = BatchAttention(backend=kernel)
     small = Step([1], [5], dim=128).plan(attention).planned()
     large = Step([500] * 3, [900] * 3, dim=128).plan(attention).planned()
     sizes = [sum(x.nbytes for x in plan.workspace.values()) for plan in (small, large)]

@@ -8,6 +8,7 @@ import torch
 
 from warploom.attention.backends.cuda.attention import CudaAttention
 from warploom.attention.backends.cutlass.attention import CutlassAttention
+from warploom.attention.backends.hopper.attention import HopperAttention
 from warploom.attention.backends.reference.attention import ReferenceAttention
 from warploom.attention.backends.sdpa.attention import SdpaAttention
 from warploom.attention.options import AttentionOptions
@@ -29,18 +30,18 @@ class AttentionOperator(Operator):
 
     def _order(self, problem: Problem) -> tuple[list[str], str]:
         names, why = super()._order(problem)
-        first = None
+        first: tuple[str, ...] = ()
         if problem.device_type == "cpu":
-            first = "reference"
+            first = ("reference",)
         elif isinstance(problem, AttentionProblem) and problem.phase == "prefill":
-            first = "sdpa"  # flash attention, while the kernels here are those for sm_80
-        return ([first, *(name for name in names if name != first)] if first in names else names), why
+            first = ("sdpa",)  # whose flash attention is faster there than the kernels for sm_80
+        return sorted(names, key=lambda name: first.index(name) if name in first else len(first)), why
 
 
 ATTENTION = AttentionOperator(
     "attention",
     family="attention",
-    backends=(CudaAttention(), SdpaAttention(), ReferenceAttention(), CutlassAttention()),
+    backends=(CudaAttention(), HopperAttention(), SdpaAttention(), ReferenceAttention(), CutlassAttention()),
 )
 
 

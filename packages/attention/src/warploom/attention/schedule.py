@@ -13,10 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["NARROW_ROWS", "TILE_KEYS", "WIDE_ROWS", "WorkSchedule", "WorkShape"]
+__all__ = ["WorkSchedule", "WorkShape"]
 
-TILE_KEYS = 64
-NARROW_ROWS, WIDE_ROWS = 16, 64  # of query tiles; a row is a query with one head of a group
 Integers = npt.NDArray[np.int64]
 
 
@@ -36,8 +34,11 @@ class WorkShape:
         Queries see no later keys.
     window_left : int
         Keys that a query sees before its own position; -1 for all.
-    has_wide : bool
-        Requests of more than 16 rows have tiles of 64.
+    narrow_rows, wide_rows : int
+        Rows of query tiles, of requests that have at most `narrow_rows` and of others. A row is a query with one head of
+        a group.
+    tile_keys : int
+        Keys of a tile, a power of two.
     whole_items : bool
         Items are not divided.
     min_chunk : int
@@ -50,9 +51,16 @@ class WorkShape:
     groups: int
     causal: bool = False
     window_left: int = -1
-    has_wide: bool = False
+    narrow_rows: int = 16
+    wide_rows: int = 16
+    tile_keys: int = 64
     whole_items: bool = False
     min_chunk: int = 4
+
+    @property
+    def tile_sizes(self) -> tuple[int, int, int]:
+        """`TileSizes` of the kernels."""
+        return self.narrow_rows, self.wide_rows, self.tile_keys.bit_length() - 1
 
 
 @dataclass(frozen=True)
@@ -136,12 +144,12 @@ class WorkSchedule:
 def _items(request: int, qo_len: int, kv_len: int, shape: WorkShape) -> Iterator[tuple[int, int, int, int]]:
     """Request, head, tile and units."""
     rows = qo_len * shape.group_size
-    tile_rows = WIDE_ROWS if shape.has_wide and rows > NARROW_ROWS else NARROW_ROWS
+    tile_rows = shape.wide_rows if rows > shape.narrow_rows else shape.narrow_rows
     before = kv_len - qo_len  # position of the first query among the keys
     for head in range(0, shape.num_kv_heads, shape.lanes):
         for tile in range(math.ceil(rows / tile_rows)):
             first = tile * tile_rows // shape.group_size
             last = min(((tile + 1) * tile_rows - 1) // shape.group_size, qo_len - 1)
             keys = min(kv_len, last + before + 1) if shape.causal else kv_len
-            begin = max(first + before - shape.window_left, 0) // TILE_KEYS if shape.window_left >= 0 else 0
-            yield request, head, tile, 1 + max(math.ceil(max(keys, 0) / TILE_KEYS) - begin, 0)
+            begin = max(first + before - shape.window_left, 0) // shape.tile_keys if shape.window_left >= 0 else 0
+            yield request, head, tile, 1 + max(math.ceil(max(keys, 0) / shape.tile_keys) - begin, 0)

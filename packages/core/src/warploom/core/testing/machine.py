@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 
-def why_no_gpu(count: int = 1, min_arch: int = 0) -> str:
+def why_no_gpu(count: int = 1, min_arch: int = 0, arch: int = 0) -> str:
     """Return why a test that needs `count` GPUs of compute capability `min_arch` (e.g. 90) cannot run; "" when it can.
+
+    A test of instructions that later GPUs do not have names the one `arch` that it runs on.
 
     Creates no CUDA context.
     """
@@ -16,8 +18,9 @@ def why_no_gpu(count: int = 1, min_arch: int = 0) -> str:
     if found < count:
         return f"needs {count} GPUs, found {found}"
     major, minor = torch.cuda.get_device_capability(0)
-    if major * 10 + minor < min_arch:
-        return f"needs compute capability {min_arch}, found {major * 10 + minor}"
+    found = major * 10 + minor
+    if found < min_arch or (arch and found != arch):
+        return f"needs compute capability {arch or min_arch}, found {found}"
     return ""
 
 

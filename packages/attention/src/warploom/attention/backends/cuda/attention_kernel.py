@@ -8,12 +8,13 @@ from typing import Annotated, NamedTuple
 import torch
 
 from warploom.attention.backends.cuda.variant_source import MAX_ARGUMENTS, VariantSource
-from warploom.attention.schedule import TILE_KEYS
 from warploom.core.jit import Divisor, KernelSpec, ParamStruct, cpp_type, f32, i32, i64, ptr
 
 __all__ = ["THREADS", "AttentionParams", "KernelShape", "attention_spec", "kernel_shape"]
 
 THREADS = 128
+TILE_KEYS = 64
+NARROW_ROWS, WIDE_ROWS = 16, 64  # of query tiles
 
 _STATIC_BYTES = 12 * 1024  # of each block, with what the driver takes
 _SHARED_KILOBYTES = {80: 164, 87: 164, 90: 228, 100: 228, 103: 228}  # of an SM; others have 100
@@ -56,7 +57,7 @@ class AttentionParams(ParamStruct):
     q_rows: i32
     num_kv_heads: i32
     lanes: i32
-    has_wide: i32
+    tile: Annotated[i32, 3]
     causal: i32
     window_left: i32
     logits_scales_step: i32

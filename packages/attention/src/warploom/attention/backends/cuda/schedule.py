@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict
+from typing import Annotated, NamedTuple
 
 import torch
 
@@ -31,7 +30,7 @@ class ScheduleParams(ParamStruct):
     num_kv_heads: i32
     causal: i32
     window_left: i32
-    has_wide: i32
+    tile: Annotated[i32, 3]
     lanes: i32
     groups: i32
     min_chunk: i32
@@ -47,21 +46,32 @@ SCHEDULE_SPEC = KernelSpec(
 )
 
 
-def schedule_lanes(num_kv_heads: int) -> int:
-    """Heads whose keys are read at the same time: they are neighbours in memory.
+class TileSizes(NamedTuple):
+    """Rows of query tiles, of requests with few rows and of others, and keys of a tile."""
+
+    narrow_rows: int
+    wide_rows: int
+    tile_keys: int
+
+
+def schedule_lanes(num_kv_heads: int, blocks: int) -> int:
+    """Heads whose keys are read at the same time: they are neighbours in memory. As few blocks are left over as can be.
 
     Examples
     --------
-    >>> [schedule_lanes(heads) for heads in (1, 6, 8, 32)]
-    [1, 2, 8, 8]
+    >>> [schedule_lanes(heads, 264) for heads in (1, 6, 8, 32)]
+    [1, 6, 8, 8]
+    >>> schedule_lanes(8, 132)
+    4
     """
-    return math.gcd(num_kv_heads, _MOST_LANES)
+    divisors = [lanes for lanes in range(1, _MOST_LANES + 1) if num_kv_heads % lanes == 0]
+    return max(divisors, key=lambda lanes: (blocks // lanes * lanes, lanes))
 
 
-def work_shape(plan: AttentionPlan, blocks: int, has_wide: bool) -> WorkShape:
+def work_shape(plan: AttentionPlan, blocks: int, tile: TileSizes) -> WorkShape:
     """What the planner divides by."""
     problem = plan.problem
-    lanes = schedule_lanes(problem.num_kv_heads)
+    lanes = schedule_lanes(problem.num_kv_heads, blocks)
     return WorkShape(
         num_kv_heads=problem.num_kv_heads,
         group_size=problem.group_size,
@@ -69,7 +79,7 @@ def work_shape(plan: AttentionPlan, blocks: int, has_wide: bool) -> WorkShape:
         groups=blocks // lanes,
         causal=problem.causal,
         window_left=plan.options.window_left,
-        has_wide=has_wide,
+        **tile._asdict(),
         whole_items=problem.deterministic,
         min_chunk=_MIN_CHUNK,
     )
@@ -85,6 +95,14 @@ def launch_schedule(plan: AttentionPlan, shape: WorkShape) -> None:
         unit_indptr=torch.empty(tables.batch + 1, dtype=torch.int64, device=tables.device),
         starts=plan.workspace["starts"],
         batch=tables.batch,
-        **{**asdict(shape), "group_size": divisor_fields(shape.group_size)},
+        num_kv_heads=shape.num_kv_heads,
+        group_size=divisor_fields(shape.group_size),
+        causal=shape.causal,
+        window_left=shape.window_left,
+        tile=shape.tile_sizes,
+        lanes=shape.lanes,
+        groups=shape.groups,
+        min_chunk=shape.min_chunk,
+        whole_items=shape.whole_items,
     )
     SCHEDULE_SPEC.load(tables.device).launch(1, _THREADS, params)

@@ -31,6 +31,11 @@ WL_DEVICE void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
       : "memory");
 }
 
+// Arrives when the copies that this thread has started by cp.async have landed; counts as one of the barrier's arrivals.
+WL_DEVICE void mbarrier_arrive_after_copies(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
 // Orders ordinary shared-memory writes before reads of the copy engine and the tensor cores.
 WL_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

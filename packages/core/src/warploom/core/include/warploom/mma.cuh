@@ -31,6 +31,15 @@ WL_DEVICE void load_matrices_transposed(uint32_t (&to)[2], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "r"(address));
 }
 
+#if __CUDA_ARCH__ >= 900
+// Four matrices of 8 rows to where lane l has the address of row l % 8 of matrix l / 8.
+WL_DEVICE void store_matrices(uint32_t address, const uint32_t (&from)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(from[0]), "r"(from[1]),
+               "r"(from[2]), "r"(from[3])
+               : "memory");
+}
+#endif
+
 // sums += A B, 16 x 16 by 16 x 8.
 template <class T>
 WL_DEVICE void multiply_add(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

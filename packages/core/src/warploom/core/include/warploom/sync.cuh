@@ -41,6 +41,39 @@ WL_DEVICE void store_release_gpu(uint32_t* pointer, uint32_t value) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(pointer), "r"(value) : "memory");
 }
 
+// A barrier of some warps of a block; `barrier` is 1 to 15, 0 is that of __syncthreads().
+WL_DEVICE void sync_threads_of(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+// Counts in for such a barrier and goes on; others wait there.
+WL_DEVICE void arrive_for_threads_of(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+// Such a barrier, and whether it is true of any of them.
+WL_DEVICE bool any_of_threads(int barrier, int threads, bool mine) {
+  uint32_t any;
+  asm volatile(
+      "{\n.reg .pred p, q;\nsetp.ne.u32 p, %3, 0;\nbar.red.or.pred q, %1, %2, p;\nselp.u32 %0, 1, 0, q;\n}"
+      : "=r"(any)
+      : "r"(barrier), "r"(threads), "r"(uint32_t(mine))
+      : "memory");
+  return any;
+}
+
+// Registers of a warpgroup's threads: gives some back, takes some (sm_90a). A kernel needs a launch bound for that.
+template <int kRegisters>
+WL_DEVICE void give_registers() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#endif
+}
+template <int kRegisters>
+WL_DEVICE void take_registers() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#endif
+}
+
 // Nanoseconds since some start, the same clock on all SMs; it ticks about every microsecond.
 WL_DEVICE uint64_t global_nanoseconds() {
   uint64_t now;

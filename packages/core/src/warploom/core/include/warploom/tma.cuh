@@ -32,6 +32,13 @@ WL_DEVICE void tma_load_2d(void* destination, const TensorMap* map, uint64_t* ba
       "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y)
       : "memory");
 }
+WL_DEVICE void tma_load_4d(void* destination, const TensorMap* map, uint64_t* barrier, int x, int y, int z, int w) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(
+          shared_address(destination)),
+      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "r"(w)
+      : "memory");
+}
 
 // One thread issues, after fence_async_proxy() by the writers and a barrier.
 WL_DEVICE void tma_store_2d(const TensorMap* map, const void* source, int x, int y) {

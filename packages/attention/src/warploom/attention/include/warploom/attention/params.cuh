@@ -43,7 +43,7 @@ struct AttentionParams {
   int q_rows;
   int num_kv_heads;
   int lanes;  // of the schedule
-  int has_wide;  // tiles of kWideRows
+  TileSizes tile;
   int causal;
   int window_left;
   int logits_scales_step;  // 0: one for all heads

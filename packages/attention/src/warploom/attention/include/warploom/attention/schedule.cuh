@@ -13,10 +13,14 @@
 
 namespace warploom::attention {
 
-constexpr int kTileKeys = 64;
-// Rows of query tiles. Query heads of a group are rows: row = query * group_size + head in the group.
-constexpr int kNarrowRows = 16;
-constexpr int kWideRows = 64;
+// Sizes of tiles. Query heads of a group are rows: row = query * group_size + head in the group.
+struct TileSizes {
+  int narrow_rows;  // of requests that have no more rows
+  int wide_rows;
+  int log2_keys;
+
+  WL_DEVICE int key_tiles(int keys) const { return (keys + (1 << log2_keys) - 1) >> log2_keys; }
+};
 
 // The query tiles of a request.
 struct RequestWork {
@@ -35,8 +39,8 @@ struct RequestWork {
     work.kv_len = params.kv_lens[request];
     work.kv_start = params.kv_starts[request];
     const int rows = max(work.qo_len, 0) * int(params.group_size.divisor);
-    work.tile_rows = params.has_wide && rows > kNarrowRows ? kWideRows : kNarrowRows;
-    work.tiles = (rows + work.tile_rows - 1) / kNarrowRows / (work.tile_rows / kNarrowRows);
+    work.tile_rows = rows > params.tile.narrow_rows ? params.tile.wide_rows : params.tile.narrow_rows;
+    work.tiles = ceil_div(rows, work.tile_rows);
     return work;
   }
 
@@ -59,9 +63,9 @@ struct KeyTiles {
     if (params.causal) keys = min(keys, work.last_query(tile, params.group_size) + work.first_position() + 1);
     int first = 0;
     if (params.window_left >= 0) {
-      first = max(work.first_query(tile, params.group_size) + work.first_position() - params.window_left, 0) / kTileKeys;
+      first = max(work.first_query(tile, params.group_size) + work.first_position() - params.window_left, 0) >> params.tile.log2_keys;
     }
-    return {first, max(ceil_div(max(keys, 0), kTileKeys) - first, 0)};
+    return {first, max(params.tile.key_tiles(max(keys, 0)) - first, 0)};
   }
 };
 
@@ -107,11 +111,23 @@ WL_DEVICE void step(WorkCursor& cursor, const Params& params) {
   cursor.keys = KeyTiles::of(params, cursor.work, cursor.tile);
 }
 
-// A warp's cursor in shared memory, to the next item. Not inline: it is needed in several places, and takes no time.
 template <class Params>
-__device__ __noinline__ void advance(WorkCursor& cursor, const Params& params) {
+__device__ __noinline__ void step_by_call(WorkCursor& cursor, const Params& params) {
+  step(cursor, params);
+}
+
+// A warp's cursor in shared memory, to the next item. kCalls: by a call, because it is needed in several places and takes no time;
+// kernels that move registers between warps can't have calls, ptxas does not end then.
+template <bool kCalls, class Params>
+WL_DEVICE void advance(WorkCursor& cursor, const Params& params) {
   __syncwarp();
-  if (lane_id() == 0) step(cursor, params);
+  if (lane_id() == 0) {
+    if constexpr (kCalls) {
+      step_by_call(cursor, params);
+    } else {
+      step(cursor, params);
+    }
+  }
   __syncwarp();
 }
 
@@ -133,7 +149,7 @@ struct ScheduleParams {
   int num_kv_heads;
   int causal;
   int window_left;  // -1: none
-  int has_wide;     // the kernel has tiles of kWideRows
+  TileSizes tile;
   int lanes;   // a divisor of num_kv_heads
   int groups;  // blocks of each lane
   int min_chunk;

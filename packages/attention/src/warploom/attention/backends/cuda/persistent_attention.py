@@ -1,0 +1,177 @@
+"""What kernels of persistent blocks have in common: the workspace, the plan of their work, the parameters of a launch."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+
+from warploom.attention.backends.cuda.alignment import MAX_BYTES, is_aligned
+from warploom.attention.backends.cuda.attention_kernel import AttentionParams, KernelShape
+from warploom.attention.backends.cuda.schedule import START_INTS, TileSizes, launch_schedule, work_shape
+from warploom.attention.backends.cuda.variant_source import (
+    MAX_ARGUMENTS,
+    VariantSource,
+    compiled_variants,
+    variant_arguments,
+    variant_source,
+)
+from warploom.attention.plan import AttentionBackend, AttentionCall, AttentionPlan
+from warploom.attention.problems.attention import AttentionProblem
+from warploom.attention.schedule import WorkSchedule, WorkShape
+from warploom.attention.variants.base import AttentionVariant
+from warploom.core.jit import KernelSpec, divisor_fields
+from warploom.core.workspace import WorkspaceLayout
+
+__all__ = ["PersistentAttention"]
+
+
+class PlannedLaunch(NamedTuple):
+    """What a plan prepares."""
+
+    spec: KernelSpec
+    shape: KernelShape
+    work: WorkShape
+    variants: tuple[AttentionVariant, ...]
+
+
+class PersistentAttention(AttentionBackend):
+    """A backend whose kernel takes `AttentionParams` and walks through its share of the work.
+
+    Attributes
+    ----------
+    threads : int
+        Of a block.
+    query_alignment : int
+        Bytes to which rows of queries are aligned.
+    output_columns : int
+        That are written at once, which rows of outputs are aligned to, up to 16 bytes.
+    """
+
+    threads: ClassVar[int]
+    query_alignment: ClassVar[int]
+    output_columns: ClassVar[int]
+
+    @abstractmethod
+    def has_wide_tiles(self, problem: AttentionProblem, longest: int | None) -> bool:
+        """Whether requests of more rows have larger tiles, given the most queries of a request where that is known."""
+
+    @abstractmethod
+    def kernel_shape(self, problem: AttentionProblem, has_wide: bool) -> KernelShape:
+        """Blocks an SM and their shared memory."""
+
+    @abstractmethod
+    def tile_sizes(self, has_wide: bool) -> TileSizes:
+        """Rows and keys of tiles."""
+
+    @abstractmethod
+    def kernel_spec(
+        self, problem: AttentionProblem, has_wide: bool, shape: KernelShape, source: VariantSource
+    ) -> KernelSpec:
+        """The instance of the kernel."""
+
+    def more_arguments(self, problem: AttentionProblem, k: torch.Tensor, v: torch.Tensor) -> tuple[Any, ...]:
+        """What the kernel takes after `AttentionParams`."""
+        return ()
+
+    def note(self, problem: AttentionProblem) -> str:
+        return "one launch of persistent blocks, each with the same number of key tiles"
+
+    def workspace_layout(self, problem: AttentionProblem) -> WorkspaceLayout:
+        blocks = problem.sm_count * max(self.kernel_shape(problem, wide).blocks_per_sm for wide in (False, True))
+        rows = self.tile_sizes(True).wide_rows
+        return (
+            WorkspaceLayout("attention")
+            .add("starts", (blocks, START_INTS), torch.int32)
+            .add("arrivals", blocks, torch.int32)
+            .add("partial_lse", (blocks, 2, rows), torch.float32)
+            .add("partial_out", (blocks, 2, rows, problem.head_dim_vo), torch.float32)
+        )
+
+    def schedule(self, plan: AttentionPlan) -> PlannedLaunch:
+        problem = plan.problem
+        has_wide = self.has_wide_tiles(problem, plan.tables.max_qo_len)
+        variants = compiled_variants(problem, plan.options.variant)
+        shape = self.kernel_shape(problem, has_wide)
+        spec = self.kernel_spec(problem, has_wide, shape, variant_source(variants))
+        work = work_shape(plan, problem.sm_count * shape.blocks_per_sm, self.tile_sizes(has_wide))
+        plan.workspace["arrivals"].zero_()
+        if not problem.cuda_graph:
+            launch_schedule(plan, work)
+        return PlannedLaunch(spec, shape, work, variants)
+
+    def divided_work(self, plan: AttentionPlan) -> WorkSchedule:
+        host = plan.tables.on_host()
+        return WorkSchedule.of(host.qo_lens, host.kv_lens, plan.schedule.work)
+
+    def run(self, problem: AttentionProblem, plan: AttentionPlan, call: AttentionCall) -> None:  # type: ignore[override]
+        if call.q.shape[0] == 0 or plan.tables.batch == 0:
+            call.out.zero_()
+            if call.lse is not None:
+                call.lse.fill_(-torch.inf)
+            return
+        launch: PlannedLaunch = plan.schedule
+        if problem.cuda_graph:
+            launch_schedule(plan, launch.work)  # a replay plans for what the tables hold then
+        q, k, v = (_aligned(x, n) for x, n in ((call.q, self.query_alignment), (call.k, 16), (call.v, 16)))
+        width = min(self.output_columns * call.out.element_size(), MAX_BYTES)
+        fits = is_aligned(call.out, width)
+        out = call.out if fits else torch.empty(call.out.shape, dtype=call.out.dtype, device=call.out.device)
+        params = _params(plan, launch, call, q, k, v, out)
+        kernel = launch.spec.load(call.q.device)
+        more = self.more_arguments(problem, k, v)
+        kernel.launch(launch.work.groups * launch.work.lanes, self.threads, params, *more, smem=launch.shape.smem)
+        if out is not call.out:
+            call.out.copy_(out)
+
+
+def _aligned(tensor: torch.Tensor, nbytes: int) -> torch.Tensor:
+    """The tensor, or a copy where its rows are not aligned to so many bytes or their elements lie apart."""
+    return tensor if is_aligned(tensor, nbytes) else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _padded(values: list[Any], fill: float | None) -> list[Any]:
+    return values + [fill] * (MAX_ARGUMENTS - len(values))
+
+
+def _params(
+    plan: AttentionPlan,
+    launch: PlannedLaunch,
+    call: AttentionCall,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+) -> AttentionParams:
+    tables, problem, options = plan.tables, plan.problem, plan.options
+    extra = variant_arguments(launch.variants, plan, call)
+    sinks = None if call.sinks is None else call.sinks.float().contiguous()
+    return AttentionParams(
+        q=q, k=k, v=v, out=out, lse=call.lse,
+        qo_indptr=tables.qo_indptr, kv_lens=tables.kv_lens, kv_starts=tables.kv_starts, pages=tables.page_indices,
+        **{name: plan.workspace[name] for name in ("starts", "partial_out", "partial_lse", "arrivals")},
+        logits_scales=call.logits_scales, value_scales=call.value_scales, sinks=sinks, mask_indptr=tables.mask_indptr,
+        tensors=_padded(extra.tensors, None), integers=_padded(extra.integers, 0), numbers=_padded(extra.numbers, 0.0),
+        q_stride=q.stride()[:2], out_stride=out.stride()[:2],
+        k_stride=_row_strides(k), v_stride=_row_strides(v),
+        lse_stride=(0, 0) if call.lse is None else call.lse.stride(),
+        logits_scale=options.sm_scale * call.logits_scale, value_scale=call.value_scale,
+        lse_unit=options.lse_unit * math.log(2.0),
+        group_size=divisor_fields(problem.group_size), page_size=divisor_fields(max(tables.page_size, 1)),
+        batch=tables.batch, q_rows=q.shape[0], num_kv_heads=problem.num_kv_heads,
+        lanes=launch.work.lanes, tile=launch.work.tile_sizes,
+        causal=problem.causal, window_left=options.window_left,
+        logits_scales_step=_step(call.logits_scales), value_scales_step=_step(call.value_scales),
+    )  # fmt: skip
+
+
+def _row_strides(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Page, row and head of keys or values; rows that are not in pages have one page."""
+    strides = tensor.stride()[:-1]
+    return strides if len(strides) == 3 else (0, *strides)
+
+
+def _step(scales: torch.Tensor | None) -> int:
+    return 0 if scales is None or scales.numel() == 1 else 1

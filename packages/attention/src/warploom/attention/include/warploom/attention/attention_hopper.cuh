@@ -1,0 +1,254 @@
+// Attention of long queries on Hopper: tiles of 128 query rows, products by warpgroups (wgmma).
+//
+// Persistent blocks walk through their shares of the work as those of attention.cuh do. A block has two warpgroups that compute, 64
+// rows each, and one that copies queries, keys and values. Products run one tile ahead of the softmax, from one item into the next:
+// the product of a tile's keys is under way while the weights of the tile before meet their values, and the two warpgroups take
+// turns, so that one makes weights while the other has the tensor cores (Shah et al., FlashAttention-3, 2024).
+#pragma once
+
+#include "warploom/attention/hopper_copies.cuh"
+#include "warploom/attention/hopper_result.cuh"
+#include "warploom/attention/softmax_rows.cuh"
+#include "warploom/wgmma.cuh"
+
+namespace warploom::attention {
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+template <class Base>
+struct HopperConfig : Base {
+  static constexpr bool kCalls = false;
+  static constexpr bool kHasWide = true;
+  static constexpr int kTileKeys = 128;
+  static constexpr int kMostRows = kComputingGroups * kGroupRows;
+};
+
+// 64 rows of queries, of which each of a warpgroup's warps has 16.
+template <class Config>
+struct GroupTile : SoftmaxRows<Config> {
+  static constexpr bool kInterleaved = false;
+  static constexpr int kColumns = Config::kValueDim / 16;
+
+  float out[2 * kColumns][4];
+
+  WL_DEVICE explicit GroupTile(const AttentionParams& params) : SoftmaxRows<Config>(params) {}
+
+  WL_DEVICE void start(const WorkCursor& item) {
+    SoftmaxRows<Config>::start(item, int(threadIdx.x / kWarpSize) * kWarpRows);
+#pragma unroll
+    for (auto& block : out) {
+#pragma unroll
+      for (float& each : block) each = 0.0f;
+    }
+  }
+
+  WL_DEVICE void scale_out(const float (&factor)[2]) {
+    if (!__any_sync(kFullMask, factor[0] != 1.0f || factor[1] != 1.0f)) return;
+#pragma unroll
+    for (auto& block : out) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) block[i] *= factor[i / 2];
+    }
+  }
+};
+
+// Where a warpgroup is in an item.
+struct ItemTiles {
+  SeenKeys seen;
+  int at;
+  int end;
+  bool is_shared;  // both warpgroups have rows of it
+
+  template <class Config>
+  WL_DEVICE static ItemTiles of(const AttentionParams& params, const WorkCursor& item) {
+    return {SeenKeys::of<Config>(params, item), item.begin(), item.end(), rows_of(params, item) > kGroupRows};
+  }
+};
+
+// A warpgroup that computes.
+template <class Config>
+struct ComputingGroup {
+  using T = typename Config::Query;
+  using Storage = HopperStorage<Config>;
+  using Writer = ResultWriter<Config>;
+  using Tile = GroupTile<Config>;
+  static constexpr bool kByThreads = !Storage::kHasBoxes;
+  static constexpr int kKeyBlocks = Config::kTileKeys / 8;
+  using Logits = float[kKeyBlocks][4];
+  using Weights = uint32_t[kKeyBlocks / 2][4];
+
+  const AttentionParams& params;
+  Storage& storage;
+  uint8_t* memory;
+  RingPlace<Storage::kItems> item_place;  // that come next
+  RingPlace<Storage::kStages> keys, values;
+
+  WL_DEVICE void work() {
+    if (Warpgroup::number() == 1) give_turn();
+#pragma unroll 1
+    while (true) {
+      storage.of_items.template wait_full<true>(item_place);
+      const WorkCursor& item = storage.items[item_place.stage];
+      if (item.done()) return;
+      if (item.keys.count == 0) {
+        Writer{params, item}.write_nothing(threadIdx.x, kComputingGroups * kGroupThreads);
+      } else if (rows_of(params, item) > Warpgroup::number() * kGroupRows) {
+        work_on_item(item);
+      } else {
+        pass_by(item);
+      }
+      storage.of_items.release(item_place);
+      item_place.next();
+    }
+  }
+
+ private:
+  // Tiles of an item of which the other warpgroup has all rows.
+  WL_DEVICE void pass_by(const WorkCursor& item) {
+#pragma unroll 1
+    for (int tile = item.begin(), end = item.end(); tile < end; ++tile) {
+      storage.of_keys.template wait_full<false>(keys);
+      release_keys();
+      storage.of_values.template wait_full<false>(values);
+      release_values();
+    }
+  }
+
+  // Warpgroups begin their products in turns.
+  WL_DEVICE void take_turn() { sync_threads_of(kTurnBarrier + Warpgroup::number(), kComputingGroups * kGroupThreads); }
+  WL_DEVICE void give_turn() { arrive_for_threads_of(kTurnBarrier + 1 - Warpgroup::number(), kComputingGroups * kGroupThreads); }
+
+  WL_DEVICE void work_on_item(const WorkCursor& item) {
+    Tile tile(params);
+    tile.start(item);
+    ItemTiles tiles = ItemTiles::template of<Config>(params, item);
+    Weights weights;
+    {
+      Logits logits;
+      float factor[2];
+      storage.of_keys.template wait_full<kByThreads>(keys);
+      multiply_keys(logits);
+      wgmma_wait<0>();
+      wgmma_done(logits);
+      release_keys();
+      make_weights(tile, tiles, logits, factor);
+      tile.pack(logits, weights);
+    }
+#pragma unroll 1
+    for (++tiles.at; tiles.at < tiles.end; ++tiles.at) work_on_tile(tile, tiles, weights);
+    storage.of_values.template wait_full<kByThreads>(values);
+    multiply_values(tile, weights);
+    wgmma_wait<0>();
+    wgmma_done(tile.out), wgmma_done(weights);
+    release_values();
+    finish(tile, tiles);
+  }
+
+  // The values of the tile before, the keys of this one.
+  WL_DEVICE void work_on_tile(Tile& tile, const ItemTiles& tiles, Weights& weights) {
+    Logits logits;
+    float factor[2];
+    storage.of_keys.template wait_full<kByThreads>(keys);
+    if (tiles.is_shared) take_turn();
+    multiply_keys(logits);
+    storage.of_values.template wait_full<kByThreads>(values);
+    multiply_values(tile, weights);
+    if (tiles.is_shared) give_turn();
+    wgmma_wait<1>();
+    wgmma_done(logits);
+    release_keys();
+    make_weights(tile, tiles, logits, factor);
+    wgmma_done(logits);
+    wgmma_hold(tile.sum[0] + tile.sum[1] < 0.0f);
+    wgmma_wait<0>();
+    wgmma_done(tile.out), wgmma_done(weights);
+    release_values();
+    tile.scale_out(factor);
+    tile.pack(logits, weights);
+  }
+
+  // logits = queries times keys. Begins; wgmma_wait() ends it.
+  WL_DEVICE void multiply_keys(Logits& logits) {
+    using Keys = typename Storage::Keys;
+    using Queries = typename Storage::Queries;
+    const uint32_t q = wgmma_uniform(wgmma_rows(Storage::queries(memory, item_place.stage, Warpgroup::number())));
+    const uint32_t k = wgmma_uniform(wgmma_rows(Storage::keys(memory, keys.stage)));
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < Config::kHeadDim / 16; ++step) {
+      Wgmma<T, kKeyBlocks, false>::run(logits, wgmma_onwards(q, Queries::step(step)), wgmma_onwards(k, Keys::step(step)),
+                                       step > 0);
+    }
+    wgmma_commit();
+  }
+  WL_DEVICE void release_keys() {
+    storage.of_keys.release(keys);
+    keys.next();
+  }
+
+  // out += weights times values.
+  WL_DEVICE void multiply_values(Tile& tile, const Weights& weights) {
+    using Values = typename Storage::Values;
+    const uint32_t v = wgmma_uniform(wgmma_columns(Storage::values(memory, values.stage), Values::kColumnBytes));
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < Config::kTileKeys / 16; ++step) {
+      Wgmma<T, 2 * Tile::kColumns, true>::run(tile.out, weights[step], wgmma_onwards(v, step * 16 * Values::kPitch), true);
+    }
+    wgmma_commit();
+  }
+  WL_DEVICE void release_values() {
+    storage.of_values.release(values);
+    values.next();
+  }
+
+  WL_DEVICE static void make_weights(Tile& tile, const ItemTiles& tiles, Logits& logits, float (&factor)[2]) {
+    tile.prepare(tiles.at * Config::kTileKeys, tiles.seen.hides_some(tiles.at), logits);
+    tile.weigh(logits, factor);
+  }
+
+  WL_DEVICE void finish(Tile& tile, const ItemTiles& tiles) {
+    const Writer writer{params, *tile.item};
+    const int group = int(blockIdx.x) / params.lanes;
+    const ItemShares shares = ItemShares::of(group, storage.chunk, *tile.item);
+    const int slot = writer.slot_of(group, shares);
+    uint8_t* queries = Storage::queries(memory, item_place.stage, Warpgroup::number());
+    HopperResult<Config, Tile>{writer, slot, queries}.write(tile);
+    if (slot < 0) return;
+    // A barrier for each number of threads: the other warpgroup may be at the end of the next item already.
+    const int threads = (tiles.is_shared ? kComputingGroups : 1) * kGroupThreads;
+    const int barrier = tiles.is_shared ? kItemBarrier : kGroupBarrier + Warpgroup::number();
+    sync_threads_of(barrier, threads);
+    const bool is_last = any_of_threads(barrier, threads, threadIdx.x == 0 && arrive_at_item(params, shares));
+    if (is_last) writer.merge(shares, threadIdx.x, threads);
+  }
+};
+
+#endif
+
+template <class Base>
+__global__ void __launch_bounds__(384, 1) attention_hopper_kernel(
+    const __grid_constant__ AttentionParams params, const __grid_constant__ TensorMap key_map,
+    const __grid_constant__ TensorMap value_map) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  using Config = HopperConfig<Base>;
+  extern __shared__ __align__(128) uint8_t shared[];
+  uint8_t* memory = shared + (-shared_address(shared) & 1023);  // where the exchange of pieces begins anew
+  __shared__ HopperStorage<Config> storage;
+  const WorkStart& start = params.starts[blockIdx.x];
+  storage.open(start.chunk);
+  WorkCursor& next = storage.copies[Warpgroup::warp()].cursor;  // of each warp that copies
+  if (Warpgroup::number() == kComputingGroups) copy_cursor(next, start.cursor);
+  clear_padding_rows<Config>(params);
+  __syncthreads();
+  if (Warpgroup::number() == kComputingGroups) {
+    give_registers<56>();
+    CopyingGroup<Config>{params, {&key_map, &value_map}, storage, memory, next, {}, {}}.work();
+  } else {
+    take_registers<224>();
+    ComputingGroup<Config>{params, storage, memory, {}, {}, {}}.work();
+  }
+#endif
+}
+
+}  // namespace warploom::attention

@@ -1,0 +1,181 @@
+// The warpgroup of attention_hopper.cuh that copies.
+#pragma once
+
+#include "warploom/attention/hopper_storage.cuh"
+
+namespace warploom::attention {
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// Keys and values as TMA sees them: [pages, kv_heads, page_size, dim], or [1, kv_heads, rows, dim].
+struct KeyValueMaps {
+  const TensorMap* keys;
+  const TensorMap* values;
+};
+
+// Rows of the item's tile.
+WL_DEVICE int rows_of(const AttentionParams& params, const WorkCursor& item) {
+  return min(item.work.qo_len * int(params.group_size.divisor) - item.tile * item.work.tile_rows, item.work.tile_rows);
+}
+
+// The boxes of Config::kBoxRows rows that a tile of keys consists of, each of which lies in one page. Warps share them, and a lane
+// has one.
+template <class Config>
+struct KeyValueBoxes {
+  static constexpr int kRows = Config::kBoxRows;
+  static constexpr int kBoxes = Config::kTileKeys / kRows;
+  static constexpr int kOfWarp = ceil_div(kBoxes, kGroupWarps);
+
+  const AttentionParams& params;
+  int page;
+  int in_page;
+
+  WL_DEVICE static int box() { return Warpgroup::warp() * kOfWarp + lane_id(); }
+  WL_DEVICE static bool has_box() { return lane_id() < kOfWarp && box() < kBoxes; }
+  WL_DEVICE static int boxes_of_warp() { return Warpgroup::warp() * kOfWarp < kBoxes ? kOfWarp : 0; }
+
+  // Finds the lane's box of a tile.
+  WL_DEVICE void look_up(const WorkCursor& item, int tile) {
+    const int row = tile * Config::kTileKeys + box() * kRows;
+    page = 0, in_page = item.work.kv_start + row;
+    if (!has_box() || row >= item.work.kv_len || !params.pages) return;
+    const int number = params.page_size.divide(row);
+    page = params.pages[int64_t(item.work.kv_start) + number];
+    in_page = params.page_size.remainder(row, number);
+  }
+
+  template <class Rows>
+  WL_DEVICE void copy(uint8_t* to, const TensorMap* map, int head, uint64_t* full) const {
+    constexpr int kColumns = Rows::kBytes / Rows::kColumnBytes, kBytes = kRows * Rows::kPitch;
+    if (lane_id() == 0) mbarrier_expect_bytes(full, boxes_of_warp() * kColumns * kBytes);
+    __syncwarp();
+    if (has_box()) {
+#pragma unroll
+      for (int column = 0; column < kColumns; ++column) {
+        tma_load_4d(to + column * Rows::kColumnBytes + box() * kBytes, map, full, column * 64, in_page, head, page);
+      }
+    }
+    __syncwarp();
+  }
+};
+
+// Walks through the block's work, and announces each item with its queries.
+template <class Config>
+struct CopyingGroup {
+  using Storage = HopperStorage<Config>;
+  using T = typename Config::Query;
+
+  const AttentionParams& params;
+  KeyValueMaps maps;
+  Storage& storage;
+  uint8_t* memory;
+  WorkCursor& item;
+  RingPlace<Storage::kItems> item_place;
+  RingPlace<Storage::kStages> place;
+
+  WL_DEVICE void work() {
+#pragma unroll 1
+    for (; !item.done(); advance<Config::kCalls>(item, params)) {
+      if (!item.takes_part()) continue;
+      const bool has_tiles = item.begin() < item.end();
+      announce(has_tiles);
+      if (!has_tiles) continue;
+      if constexpr (Storage::kHasBoxes) {
+        copy_boxes();
+      } else {
+        copy_rows();
+      }
+    }
+    announce(false);
+    cp_async_commit();
+    cp_async_wait<0>();
+  }
+
+ private:
+  WL_DEVICE uint8_t* keys() const { return Storage::keys(memory, place.stage); }
+  WL_DEVICE uint8_t* values() const { return Storage::values(memory, place.stage); }
+
+  WL_DEVICE void announce(bool has_queries) {
+    uint64_t* full = &storage.of_items.full[item_place.stage];
+    storage.of_items.wait_free(item_place);
+    if (Warpgroup::warp() == 0) copy_cursor(storage.items[item_place.stage], item);
+    if (has_queries) copy_queries();
+    mbarrier_arrive_after_copies(full);
+    if (lane_id() == 0) mbarrier_arrive(full);
+    item_place.next();
+  }
+
+  WL_DEVICE void copy_queries() const {
+    using Queries = typename Storage::Queries;
+    uint8_t* to = Storage::queries(memory, item_place.stage, 0);
+    const int existing = rows_of(params, item), piece = Warpgroup::thread() % Queries::kPieces;
+    int row = Warpgroup::thread() / Queries::kPieces;
+#pragma unroll 1
+    for (; row < kComputingGroups * kGroupRows; row += kGroupThreads / Queries::kPieces) {
+      const int packed = item.tile * item.work.tile_rows + row, query = params.group_size.divide(packed);
+      const int head = item.head * int(params.group_size.divisor) + params.group_size.remainder(packed, query);
+      const int64_t at = item.work.qo_start + query;
+      const T* from = static_cast<const T*>(params.q) + at * params.q_stride[0] + head * params.q_stride[1] + piece * 8;
+      cp_async_16_or_zero(to + row / kGroupRows * Queries::kBytes + Queries::offset(row % kGroupRows, piece), from,
+                          row < existing && at < params.q_rows);
+    }
+  }
+
+  // By cp.async: pages may have any size.
+  WL_DEVICE void copy_rows() {
+    auto& state = storage.copies[Warpgroup::warp()];
+    KeyValueRows<Config> rows(params, state, Warpgroup::warp());
+    rows.enter_item();
+#pragma unroll 1
+    do {
+      rows.find();
+      storage.of_keys.wait_free(place);
+      rows.template copy<typename Storage::Keys>(keys(), state.keys);
+      mbarrier_arrive_after_copies(&storage.of_keys.full[place.stage]);
+      storage.of_values.wait_free(place);
+      rows.template copy<typename Storage::Values>(values(), state.values);
+      mbarrier_arrive_after_copies(&storage.of_values.full[place.stage]);
+      place.next();
+    } while (rows.next_tile());
+  }
+
+  // By TMA, except for a tile that has more rows than there are keys: these have to be 0.
+  WL_DEVICE void copy_boxes() {
+    KeyValueBoxes<Config> boxes{params};
+    int tile = item.begin(), end = item.end();
+    boxes.look_up(item, tile);
+#pragma unroll 1
+    for (; tile < end; ++tile, place.next()) {
+      if ((tile + 1) * Config::kTileKeys > item.work.kv_len) {
+        copy_last_rows(tile);
+        continue;
+      }
+      uint64_t *keys_full = &storage.of_keys.full[place.stage], *values_full = &storage.of_values.full[place.stage];
+      storage.of_keys.wait_free(place);
+      boxes.template copy<typename Storage::Keys>(keys(), maps.keys, item.head, keys_full);
+      storage.of_values.wait_free(place);
+      boxes.template copy<typename Storage::Values>(values(), maps.values, item.head, values_full);
+      if (tile + 1 < end) boxes.look_up(item, tile + 1);
+    }
+  }
+
+  WL_DEVICE void copy_last_rows(int tile) {
+    auto& state = storage.copies[Warpgroup::warp()];
+    KeyValueRows<Config> rows(params, state, Warpgroup::warp());
+    rows.enter_item(tile);
+    rows.find();
+    storage.of_keys.wait_free(place);
+    rows.template copy<typename Storage::Keys>(keys(), state.keys);
+    storage.of_values.wait_free(place);
+    rows.template copy<typename Storage::Values>(values(), state.values);
+    cp_async_commit();
+    cp_async_wait<0>();
+    fence_async_proxy();
+    __syncwarp();
+    if (lane_id() == 0) mbarrier_arrive(&storage.of_keys.full[place.stage]), mbarrier_arrive(&storage.of_values.full[place.stage]);
+  }
+};
+
+#endif
+
+}  // namespace warploom::attention

@@ -1,0 +1,100 @@
+// Results of a warpgroup's warps in attention_hopper.cuh, 16 rows each.
+#pragma once
+
+#include "warploom/attention/hopper_storage.cuh"
+#include "warploom/attention/result.cuh"
+#include "warploom/mma.cuh"
+
+namespace warploom::attention {
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+template <class Config, class Tile>
+struct HopperResult {
+  using Writer = ResultWriter<Config>;
+  using T = typename Config::Out;
+  using Rows = HopperRows<kGroupRows, Config::kValueDim>;
+
+  const Writer& writer;
+  int slot;
+  uint8_t* memory;  // of the warpgroup, where its queries were
+
+  WL_DEVICE void write(Tile& tile) const {
+    tile.finish_sums();
+    // A lane looks after one row, and lanes 16 to 31 after the same again.
+    const int row = lane_id() % kWarpRows;
+    const float sum = of_row(tile.sum, row), largest = of_row(tile.largest, row);
+    const float lse = sum == 0.0f ? negative_infinity() : largest + log2f(sum);
+    const auto to = writer.start_row(slot, int(threadIdx.x / kWarpSize) * kWarpRows + row, lse, lane_id() < kWarpRows);
+    const float share = sum == 0.0f ? 0.0f : __fdividef(to.factor, sum);
+    const float factors[2] = {__shfl_sync(kFullMask, share, lane_id() / 4), __shfl_sync(kFullMask, share, lane_id() / 4 + 8)};
+    if (slot >= 0) {
+      store_floats(to.partial, tile, factors);
+    } else if constexpr (sizeof(T) == 4) {
+      store_floats(to.out, tile, factors);
+    } else {
+      store_halves(to.out, tile, factors);
+    }
+  }
+
+ private:
+  // What a lane that has the row knows.
+  WL_DEVICE static float of_row(const float (&values)[2], int row) {
+    const float low = __shfl_sync(kFullMask, values[0], row % 8 * 4), high = __shfl_sync(kFullMask, values[1], row % 8 * 4);
+    return row < 8 ? low : high;
+  }
+  template <class Pointer>
+  WL_DEVICE static Pointer start_of(Pointer mine, int row) {
+    return reinterpret_cast<Pointer>(__shfl_sync(kFullMask, reinterpret_cast<uint64_t>(mine), row));
+  }
+
+  WL_DEVICE static void store_floats(float* mine, const Tile& tile, const float (&factors)[2]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float* row = start_of(mine, lane_id() / 4 + 8 * i);
+      if (!row) continue;
+#pragma unroll
+      for (int block = 0; block < 2 * Tile::kColumns; ++block) {
+        const float2 values = {tile.out[block][2 * i] * factors[i], tile.out[block][2 * i + 1] * factors[i]};
+        *reinterpret_cast<float2*>(row + block * 8 + lane_id() % 4 * 2) = values;
+      }
+    }
+  }
+
+  // Rows as a whole, by way of shared memory.
+  WL_DEVICE void store_halves(T* mine, const Tile& tile, const float (&factors)[2]) const {
+    sync_threads_of(kGroupBarrier + Warpgroup::number(), kGroupThreads);  // nobody reads queries any more
+    const int first_row = Warpgroup::warp() * kWarpRows;
+    const uint32_t start = shared_address(memory) + Rows::offset(first_row + lane_id() % 16, 0);
+#pragma unroll
+    for (int column = 0; column < Tile::kColumns; ++column) {
+      uint32_t values[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* from = &tile.out[2 * column + i / 2][i % 2 * 2];
+        values[i] = pack_operand<T>(from[0] * factors[i % 2], from[1] * factors[i % 2]);
+      }
+      store_matrices(Rows::onwards(start, 2 * column + lane_id() / 16), values);
+    }
+    __syncwarp();
+    constexpr int kSteps = kWarpRows * Rows::kPieces / kWarpSize;
+    const int piece = lane_id() % Rows::kPieces;
+    uint4 pieces[kSteps];
+    T* to[kSteps];
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const int row = (step * kWarpSize + lane_id()) / Rows::kPieces;
+      to[step] = start_of(mine, row);
+      pieces[step] = *reinterpret_cast<const uint4*>(memory + Rows::offset(first_row + row, piece));
+    }
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      if (to[step]) *reinterpret_cast<uint4*>(to[step] + piece * 8) = pieces[step];
+    }
+    __syncwarp();  // the next queries may come
+  }
+};
+
+#endif
+
+}  // namespace warploom::attention

@@ -1,0 +1,120 @@
+// Shared memory of a block of attention_hopper.cuh, and the barriers by which its warpgroups meet.
+#pragma once
+
+#include "warploom/attention/item.cuh"
+#include "warploom/attention/key_value_rows.cuh"
+#include "warploom/sync.cuh"
+#include "warploom/tma.cuh"
+
+namespace warploom::attention {
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+constexpr int kComputingGroups = 2;
+constexpr int kGroupRows = 64;
+constexpr int kGroupWarps = 4;
+constexpr int kGroupThreads = kGroupWarps * kWarpSize;
+
+// Barriers beside 0, which is that of all threads.
+constexpr int kTurnBarrier = 1;                                 // of each computing warpgroup, when it is its turn
+constexpr int kItemBarrier = kTurnBarrier + kComputingGroups;   // of both, who have rows of an item
+constexpr int kGroupBarrier = kItemBarrier + 1;                 // of each computing warpgroup
+
+struct Warpgroup {
+  WL_DEVICE static int number() { return int(threadIdx.x / kGroupThreads); }
+  WL_DEVICE static int thread() { return int(threadIdx.x % kGroupThreads); }
+  WL_DEVICE static int warp() { return int(threadIdx.x / kWarpSize % kGroupWarps); }
+};
+
+// Rows of kDim 16-bit elements as wgmma wants them: columns of 128 bytes, kRows rows each, their pieces of 16 bytes exchanged.
+template <int kRowsOfTile, int kDim>
+struct HopperRows {
+  static constexpr int kPieces = kDim / 8;
+  static constexpr int kPitch = 128;
+  static constexpr int kColumnBytes = kRowsOfTile * kPitch;
+  static constexpr int kBytes = kColumnBytes * (kDim / 64);
+
+  WL_DEVICE static int offset(int row, int piece) {
+    return piece / 8 * kColumnBytes + row * kPitch + ((piece % 8 ^ (row & 7)) << 4);
+  }
+  // offset(row, piece) from offset(row, 0).
+  WL_DEVICE static int onwards(int offset, int piece) { return (offset ^ piece % 8 << 4) + piece / 8 * kColumnBytes; }
+  // Where 16 elements begin that are summed over.
+  WL_DEVICE static constexpr int step(int number) { return number / 4 * kColumnBytes + number % 4 * 32; }
+};
+
+// A place in a ring of stages, and the parity of its barriers' phase.
+template <int kStages>
+struct RingPlace {
+  int stage = 0;
+  uint32_t parity = 0;
+
+  WL_DEVICE void next() {
+    if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+};
+
+// Stages that are filled by some warps and read by others.
+template <int kStages>
+struct Ring {
+  using Place = RingPlace<kStages>;
+
+  uint64_t full[kStages], free[kStages];
+
+  WL_DEVICE void open(int fillers, int readers) {
+    for (int stage = 0; stage < kStages; ++stage) mbarrier_init(&full[stage], fillers), mbarrier_init(&free[stage], readers);
+  }
+  WL_DEVICE void wait_free(const Place& place) { mbarrier_wait(&free[place.stage], place.parity ^ 1); }
+  // What threads write, also by cp.async, the tensor cores see only after a fence.
+  template <bool kByThreads>
+  WL_DEVICE void wait_full(const Place& place) {
+    mbarrier_wait(&full[place.stage], place.parity);
+    if constexpr (kByThreads) fence_async_proxy();
+  }
+  // By a warp.
+  WL_DEVICE void release(const Place& place) {
+    if (lane_id() == 0) mbarrier_arrive(&free[place.stage]);
+  }
+};
+
+template <class Config>
+struct HopperStorage {
+  static constexpr int kStages = Config::kStages;
+  static constexpr bool kHasBoxes = Config::kBoxRows > 0;
+  static constexpr int kItems = 2;  // that is worked on, and the next
+  using Queries = HopperRows<kGroupRows, Config::kHeadDim>;
+  using Keys = HopperRows<Config::kTileKeys, Config::kHeadDim>;
+  using Values = HopperRows<Config::kTileKeys, Config::kValueDim>;
+  static constexpr int kQueryBytes = kComputingGroups * Queries::kBytes;
+
+  typename KeyValueRows<Config>::State copies[kGroupWarps];
+  WorkCursor items[kItems];
+  Ring<kItems> of_items;  // and their queries
+  Ring<kStages> of_keys, of_values;
+  int64_t chunk;  // of the schedule
+
+  // Dynamic shared memory: queries, keys, values.
+  WL_DEVICE static uint8_t* queries(uint8_t* memory, int item, int group) {
+    return memory + item * kQueryBytes + group * Queries::kBytes;
+  }
+  WL_DEVICE static uint8_t* keys(uint8_t* memory, int stage) { return memory + kItems * kQueryBytes + stage * Keys::kBytes; }
+  WL_DEVICE static uint8_t* values(uint8_t* memory, int stage) {
+    return keys(memory, kStages) + stage * Values::kBytes;
+  }
+
+  WL_DEVICE void open(int64_t of_schedule) {
+    constexpr int kReaders = kComputingGroups * kGroupWarps;
+    if (threadIdx.x == 0) {
+      chunk = of_schedule;
+      of_items.open(kGroupThreads + kGroupWarps, kReaders);
+      constexpr int kFillers = kHasBoxes ? kGroupWarps : kGroupThreads;
+      of_keys.open(kFillers, kReaders);
+      of_values.open(kFillers, kReaders);
+      fence_barrier_init();
+    }
+  }
+};
+
+#endif
+
+}  // namespace warploom::attention

@@ -1,0 +1,190 @@
+// The softmax over the logits of 16 rows that a warp has, as a matrix product leaves them: states from which outputs are made
+// (Milakov and Gimelshein, 2018; Dao et al., 2022, 2023).
+#pragma once
+
+#include "warploom/attention/variant.cuh"
+#include "warploom/mma.cuh"
+
+namespace warploom::attention {
+
+// The two of a warp's 16 rows that a lane has: lane / 4 and lane / 4 + 8.
+struct LaneRows {
+  int query[2];
+  int head[2];
+
+  WL_DEVICE static LaneRows of(const AttentionParams& params, const WorkCursor& item, int first) {
+    LaneRows rows;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = item.tile * item.work.tile_rows + first + lane_id() / 4 + 8 * i;
+      rows.query[i] = params.group_size.divide(row);
+      rows.head[i] = item.head * int(params.group_size.divisor) + params.group_size.remainder(row, rows.query[i]);
+    }
+    return rows;
+  }
+};
+
+template <class Config>
+struct SoftmaxRows {
+  using T = typename Config::Query;
+  using Variant = typename Config::Variant;
+
+  const AttentionParams& params;
+  const WorkCursor* item;
+  LaneRows rows;
+  float largest[2];  // exponents, of rows
+  float sum[2];      // of this lane's columns
+  float scale[2];     // from sums of products to logits, where these are needed before they become exponents of 2
+  float unit[2];      // and the rest of the way, not negative
+
+  // Whether a query of the lane exists.
+  WL_DEVICE bool exists(int i) const {
+    return rows.query[i] < item->work.qo_len && item->work.qo_start + rows.query[i] < params.q_rows;
+  }
+
+  // Scales of one head each may be negative, or zero; hidden logits are -inf.
+  WL_DEVICE bool scales_first() const { return Variant::kHasLogits || params.logits_scales || !(params.logits_scale > 0.0f); }
+
+  WL_DEVICE explicit SoftmaxRows(const AttentionParams& params) : params(params) {}
+
+  // `first` is the tile's row that is the warp's first.
+  WL_DEVICE void start(const WorkCursor& of_warp, int first) {
+    item = &of_warp;
+    rows = LaneRows::of(params, of_warp, first);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      largest[i] = negative_infinity();
+      sum[i] = 0.0f;
+      scale[i] = params.logits_scale;
+      if (params.logits_scales && exists(i)) scale[i] *= params.logits_scales[rows.head[i] * params.logits_scales_step];
+      unit[i] = scales_first() ? kLog2e : scale[i] * kLog2e;
+    }
+  }
+
+  // Sums of products become logits, or stay a positive factor from them. `is_partial`: not every query of the tile sees every key.
+  template <int kBlocks>
+  WL_DEVICE void prepare(int first_key, bool is_partial, float (&logits)[kBlocks][4]) const {
+    if (scales_first()) scale_logits(first_key, logits);
+    if (is_partial || Variant::kHasMask) hide(first_key, logits);
+  }
+
+  // Turns logits into weights relative to the largest so far. What was added up before has to be multiplied by `factor`.
+  template <int kBlocks>
+  WL_DEVICE void weigh(float (&logits)[kBlocks][4], float (&factor)[2]) {
+    raise_largest(logits, factor);
+    weigh_part<0, kBlocks>(logits);
+  }
+
+  // The first step of that: the largest logits.
+  template <int kBlocks>
+  WL_DEVICE void raise_largest(const float (&logits)[kBlocks][4], float (&factor)[2]) {
+    float most[2][2];  // of each row: two, so that a maximum does not wait for the one before
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float here = fmaxf(logits[block][2 * i], logits[block][2 * i + 1]);
+        most[i][block % 2] = block < 2 ? here : fmaxf(most[i][block % 2], here);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float of_row = warp_reduce<4>(kBlocks > 1 ? fmaxf(most[i][0], most[i][1]) : most[i][0], Max());
+      const float next = fmaxf(largest[i], of_row * unit[i]);
+      factor[i] = exp2_approx(largest[i] - finite(next));
+      largest[i] = next;
+      sum[i] *= factor[i];
+    }
+  }
+
+  // And the others: weights of kCount blocks. Sums start from a zero that depends on the last weights. Else each addition would come
+  // right behind its exponential, and hold up the next one for as long as that takes.
+  template <int kFirst, int kCount, int kBlocks>
+  WL_DEVICE void weigh_part(float (&logits)[kBlocks][4]) {
+    const float from[2] = {finite(largest[0]), finite(largest[1])};
+#pragma unroll
+    for (int block = kFirst; block < kFirst + kCount; ++block) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) logits[block][i] = exp2_approx(fmaf(logits[block][i], unit[i / 2], -from[i / 2]));
+    }
+    const float(&last)[4] = logits[kFirst + kCount - 1];
+    const float zero = fminf(fminf(fminf(last[0], last[1]), fminf(last[2], last[3])), 0.0f);
+    float added[4] = {zero, zero, zero, zero};
+#pragma unroll
+    for (int block = kFirst; block < kFirst + kCount; ++block) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) added[i] += logits[block][i];
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) sum[i] += added[2 * i] + added[2 * i + 1];
+  }
+
+  // Weights as operands of the product with values.
+  template <int kBlocks>
+  WL_DEVICE static void pack(const float (&weights)[2 * kBlocks][4], uint32_t (&to)[kBlocks][4]) {
+#pragma unroll
+    for (int block = 0; block < 2 * kBlocks; ++block) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        to[block / 2][block % 2 * 2 + i] = pack_operand<T>(weights[block][2 * i], weights[block][2 * i + 1]);
+      }
+    }
+  }
+
+  // Over the four lanes that share a row.
+  WL_DEVICE void finish_sums() {
+#pragma unroll
+    for (float& mine : sum) mine = warp_reduce<4>(mine, Sum());
+  }
+
+ private:
+  // No inf - inf.
+  WL_DEVICE static float finite(float most) { return most == negative_infinity() ? 0.0f : most; }
+
+  WL_DEVICE LogitPosition position(int first_key, int block, int i) const {
+    const int row = i / 2, key = first_key + block * 8 + lane_id() % 4 * 2 + i % 2;
+    return {item->request, rows.query[row], key, rows.query[row] + item->work.first_position(), rows.head[row], item->head,
+            item->work.qo_len, item->work.kv_len};
+  }
+
+  template <int kBlocks>
+  WL_DEVICE void scale_logits(int first_key, float (&logits)[kBlocks][4]) const {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float& logit = logits[block][i];
+        logit *= scale[i / 2];
+        if constexpr (Variant::kHasLogits) {
+          const LogitPosition at = position(first_key, block, i);
+          if (exists(i / 2) && at.kv_idx < at.kv_len) logit = Variant::logits(params, at, logit);
+        }
+      }
+    }
+  }
+
+  template <int kBlocks>
+  WL_DEVICE void hide(int first_key, float (&logits)[kBlocks][4]) const {
+    const int first_column = first_key + lane_id() % 4 * 2;
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const int query = rows.query[row] + item->work.first_position();
+      const int end = (params.causal ? min(query + 1, item->work.kv_len) : item->work.kv_len) - first_column;
+      const int begin = (params.window_left >= 0 ? max(query - params.window_left, 0) : 0) - first_column;
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+        for (int i = 2 * row; i < 2 * row + 2; ++i) {
+          const int column = block * 8 + i % 2;
+          bool visible = column >= begin && column < end;
+          if constexpr (Variant::kHasMask) {
+            visible = visible && exists(row) && Variant::mask(params, position(first_key, block, i));
+          }
+          if (!visible) logits[block][i] = negative_infinity();
+        }
+      }
+    }
+  }
+};
+
+}  // namespace warploom::attention

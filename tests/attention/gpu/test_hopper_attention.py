@@ -1,0 +1,91 @@
+"""The kernel of `attention_hopper.cuh`: how its tiles of 128 rows and 128 keys are filled, by TMA and without."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from paged_steps import Step, close, random
+
+from warploom.attention import BatchPrefillWithRaggedKVCacheWrapper, single_prefill_with_kv_cache_return_lse
+from warploom.core.testing import cases
+
+pytestmark = pytest.mark.gpu(arch=90)
+
+
+@pytest.mark.parametrize(
+    *cases(
+        page_size=[1, 4, 8, 16, 24, 64, 128, 256, 1024], dim=[64, 128],
+        kv_lens=[[128, 256, 1], [127, 129, 1000], [1024, 4097, 300]],
+    )
+)  # fmt: skip
+def test_pages_of_any_size(case):
+    Step([5, 70, 300], case.kv_lens, dim=case.dim, page_size=case.page_size).check(causal=True)
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 5, 7, 8, 16, 64, 71])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_groups_of_any_size(group, dtype):
+    step = Step([1, 2, 40, 200, 0, 33], [900, 2, 40, 777, 50, 12], heads=(2 * group, 2), dim=128, dtype=dtype)
+    step.check(causal=True)
+    step.check(window_left=33)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_random_batches(data):
+    batch = data.draw(st.integers(1, 10))
+    kv_heads, group = data.draw(st.sampled_from([1, 2, 3, 8])), data.draw(st.integers(1, 9))
+    step = Step(
+        [data.draw(st.sampled_from([0, 1, 7, 32, 64, 129, 500])) for _ in range(batch)],
+        [data.draw(st.sampled_from([0, 1, 100, 128, 640, 3000])) + data.draw(st.integers(0, 3)) for _ in range(batch)],
+        heads=(kv_heads * group, kv_heads),
+        dim=data.draw(st.sampled_from([64, 128])),
+        page_size=data.draw(st.sampled_from([1, 16, 32, 64, 128])),
+        dtype=data.draw(st.sampled_from([torch.float16, torch.bfloat16])),
+        seed=data.draw(st.integers(0, 1000)),
+    )
+    options = {
+        "causal": data.draw(st.booleans()),
+        "window_left": data.draw(st.sampled_from([-1, -1, 0, 200])),
+        "logits_soft_cap": data.draw(st.sampled_from([None, None, 5.0])),
+        "sm_scale": data.draw(st.sampled_from([None, None, -0.2, 0.0])),
+    }
+    close(step.run("hopper", **options), step.reference(**options), step.dtype)
+
+
+@pytest.mark.parametrize("dtype_o", [torch.float16, torch.bfloat16, torch.float32])
+def test_outputs_of_other_types(dtype_o):
+    step = Step([300, 1], [700, 9000], dim=128, dtype=torch.bfloat16)
+    got = step.run("hopper", causal=True, dtype_o=dtype_o)
+    assert got[0].dtype == dtype_o
+    close(got, step.reference(causal=True), torch.bfloat16)
+
+
+def test_logits_that_grow_from_tile_to_tile():
+    """Weights so far have to shrink again and again, to nothing in the end."""
+    q, k, v = random(200, 2, 128), random(1500, 2, 128, seed=1), random(1500, 2, 128, seed=2)
+    q[..., 0], k[..., 0] = 8.0, torch.linspace(-40, 400, 1500, device="cuda", dtype=torch.float16)[:, None]
+    got, want = (single_prefill_with_kv_cache_return_lse(q, k, v, backend=name) for name in ("hopper", "reference"))
+    close(got, want, torch.float16)
+
+
+def test_rows_of_a_neighbour_are_not_taken():
+    indptr = torch.tensor([0, 90, 180, 300], dtype=torch.int32, device="cuda")
+    q, k, v = random(300, 4, 64), random(300, 2, 64, seed=1), random(300, 2, 64, seed=2)
+    k[90:180], v[90:180] = torch.nan, torch.inf
+    out = {}
+    for backend in ("hopper", "reference"):
+        ragged = BatchPrefillWithRaggedKVCacheWrapper(backend=backend)
+        ragged.plan(indptr, indptr, 4, 2, 64, causal=True)
+        out[backend] = ragged.run_return_lse(q, k, v)
+    for rows in (slice(0, 90), slice(180, 300)):
+        close(*((x[0][rows], x[1][rows]) for x in out.values()), torch.float16)
+
+
+def test_keys_and_values_that_are_expanded():
+    q, k, v = random(150, 8, 128), random(400, 1, 128, seed=1), random(400, 1, 128, seed=2)
+    few = k.expand(400, 2, 128), v.expand(400, 2, 128)
+    got, want = (
+        single_prefill_with_kv_cache_return_lse(q, *few, causal=True, backend=name) for name in ("hopper", "reference")
+    )
+    close(got, want, torch.float16)

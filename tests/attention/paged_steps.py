@@ -1,0 +1,79 @@
+"""Steps of a batch over a paged cache on the GPU, and what their results have to be close to."""
+
+import contextlib
+
+import torch
+
+from warploom.attention import BatchAttention
+from warploom.core.errors import UnsupportedError
+from warploom.core.testing import assert_close
+
+# Softmax weights are rounded to 16 bits before the second product, and the output once more.
+TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+def random(*shape, dtype=torch.float16, seed=0):
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return torch.randn(shape, generator=generator, device="cuda", dtype=torch.float32).to(dtype)
+
+
+def close(got, want, dtype):
+    assert_close(got[0], want[0], rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype], what="out")
+    assert_close(got[1], want[1], rtol=1e-3, atol=5e-3, what="lse")
+
+
+class Step:
+    """Requests over a paged cache on the GPU, with every page somewhere else."""
+
+    def __init__(
+        self, qo_lens, kv_lens, *, heads=(8, 2), dim=64, page_size=16, dtype=torch.float16, dtype_kv=None, seed=0
+    ):
+        self.qo_lens, self.kv_lens, self.heads, self.dim, self.page_size = qo_lens, kv_lens, heads, dim, page_size
+        self.dtype = dtype
+        pages = [-(-n // page_size) for n in kv_lens]
+        total = max(sum(pages), 1)
+        self.dtype_kv = dtype_kv or dtype
+        shape = total, page_size, heads[1], dim
+        self.cache = tuple(random(*shape, dtype=self.dtype_kv, seed=seed + i) for i in (1, 2))
+        self.q = random(sum(qo_lens), heads[0], dim, dtype=dtype, seed=seed)
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+        table = torch.zeros(len(kv_lens), max(pages, default=1) or 1, dtype=torch.int32)
+        for request, (start, count) in enumerate(zip([sum(pages[:i]) for i in range(len(pages))], pages, strict=True)):
+            table[request, :count] = order[start : start + count]
+        self.table = table.cuda()
+        self.poison()
+
+    def poison(self):
+        """Rows of the cache that are no request's are NaN: whatever takes them shows."""
+        unused = torch.ones(self.cache[0].shape[:2], dtype=torch.bool)
+        for request, kv_len in enumerate(self.kv_lens):
+            rows = torch.arange(kv_len)
+            unused[self.table[request].cpu()[rows // self.page_size].long(), rows % self.page_size] = False
+        nan = torch.tensor(torch.nan).to(self.dtype_kv)
+        for x in self.cache:
+            x.view(torch.uint8 if x.element_size() == 1 else torch.int16)[unused.cuda()] = nan.view(
+                torch.uint8 if x.element_size() == 1 else torch.int16
+            ).cuda()
+
+    def plan(self, attention, dtype=None, **options):
+        indptr = torch.tensor([0, *self.qo_lens]).cumsum(0).int().cuda()
+        lens = torch.tensor(self.kv_lens, dtype=torch.int32, device="cuda")
+        attention.plan(
+            indptr, lens, self.table, *self.heads, self.dim, self.dim, dtype_q=dtype or self.dtype,
+            dtype_kv=dtype or self.dtype_kv, page_size=self.page_size, **options,
+        )  # fmt: skip
+        return attention
+
+    def run(self, backend="cuda", **options):
+        return self.plan(BatchAttention(backend=backend), **options).run(self.q, self.cache)
+
+    def reference(self, **options):
+        attention = self.plan(BatchAttention(backend="reference"), dtype=torch.float64, **options)
+        return attention.run(self.q.double(), tuple(x.double() for x in self.cache))
+
+    def check(self, **options):
+        """Every kernel that takes the problem."""
+        want = self.reference(**options)
+        close(self.run("cuda", **options), want, self.dtype)
+        with contextlib.suppress(UnsupportedError):
+            close(self.run("hopper", **options), want, self.dtype)
