@@ -15,7 +15,7 @@ from warploom.attention.variants.base import variant_of
 from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op
 
-__all__ = ["PLANNED", "Scale", "attention_run", "combined_scale", "outputs", "single_attention"]
+__all__ = ["PLANNED", "Scale", "attention_run", "combined_scale", "outputs", "planned_call", "single_attention"]
 
 Scale = float | torch.Tensor | None
 
@@ -55,12 +55,7 @@ def outputs(
     return out, check.output("lse", lse, (rows, options.num_qo_heads), torch.float32)
 
 
-@register_op(
-    "attention_run(Tensor(a!) out, Tensor(b!)? lse, Tensor q, Tensor k, Tensor v, int wrapper, float logits_scale, "
-    "float value_scale, Tensor? logits_scales, Tensor? value_scales, Tensor? sinks, int? window_left, "
-    "float? logits_soft_cap, Tensor[] extra_tensors, float[] extra_scalars) -> ()"
-)
-def attention_run(
+def planned_call(
     out: torch.Tensor,
     lse: torch.Tensor | None,
     q: torch.Tensor,
@@ -76,17 +71,26 @@ def attention_run(
     logits_soft_cap: float | None,
     extra_tensors: list[torch.Tensor],
     extra_scalars: list[float],
-) -> None:
-    """Run the current plan of a wrapper."""
+) -> tuple[AttentionPlan, AttentionCall]:
+    """The plan that serves the arguments of `attention_run`, and what they add to it."""
     plan: AttentionPlan = PLANNED[wrapper].planned(q.shape[0])
     changes = {"window_left": window_left, "logits_soft_cap": logits_soft_cap}
-    plan = adapt(plan, sinks=sinks is not None, device=q.device, **changes)
     call = AttentionCall(
         q=q, k=k, v=v, out=out, lse=lse, logits_scale=logits_scale, value_scale=value_scale,
         logits_scales=logits_scales, value_scales=value_scales, sinks=sinks,
         extra_tensors=extra_tensors, extra_scalars=extra_scalars,
     )  # fmt: skip
-    execute(plan, call)
+    return adapt(plan, sinks=sinks is not None, device=q.device, **changes), call
+
+
+@register_op(
+    "attention_run(Tensor(a!) out, Tensor(b!)? lse, Tensor q, Tensor k, Tensor v, int wrapper, float logits_scale, "
+    "float value_scale, Tensor? logits_scales, Tensor? value_scales, Tensor? sinks, int? window_left, "
+    "float? logits_soft_cap, Tensor[] extra_tensors, float[] extra_scalars) -> ()"
+)
+def attention_run(*arguments: Any) -> None:
+    """Run the current plan of a wrapper."""
+    execute(*planned_call(*arguments))
 
 
 @register_op(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -17,7 +17,13 @@ from warploom.core.backends import OPERATORS, Backend, Selection
 from warploom.core.errors import UnsupportedError
 from warploom.core.workspace import WorkspaceLayout
 
-__all__ = ["AttentionBackend", "AttentionCall", "AttentionPlan"]
+__all__ = ["AttentionBackend", "AttentionCall", "AttentionPlan", "PreparedCall"]
+
+
+class PreparedCall(Protocol):
+    """A call again, on other tensors of the same shapes, dtypes, strides and alignment, by their addresses."""
+
+    def __call__(self, q: int, k: int, v: int, out: int, lse: int) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +148,13 @@ class AttentionBackend(Backend):
 
     def schedule(self, plan: AttentionPlan) -> Any:
         """What `run` needs besides the plan's tensors, made once per plan."""
+        return None
+
+    def prepare(self, plan: AttentionPlan, call: AttentionCall) -> PreparedCall | None:
+        """What `run` does with such a call, in as little host time as can be; None if there is nothing faster.
+
+        Rows of the call's tensors begin at multiples of 16 bytes.
+        """
         return None
 
     def divided_work(self, plan: AttentionPlan) -> WorkSchedule | None:

@@ -397,16 +397,16 @@ class BatchPrefillWithRaggedKVCacheWrapper(PlannedAttention):
         -------
         tensor ``[qo_indptr[-1], num_qo_heads, head_dim_vo]``, or with `return_lse` also its log-sum-exp
         """
-        check = self._checker()
-        q = check.tensor("q", q, "rows num_qo_heads head_dim_qk", dtype=self.planned().options.dtype_q)
-        nhd = self._kv_layout == "NHD"
-        dims = "kv_rows num_kv_heads" if nhd else "num_kv_heads kv_rows"
-        k = check.tensor("k", k, f"{dims} head_dim_qk")
-        v = check.tensor("v", v, f"{dims} head_dim_vo", dtype=k.dtype)
-        if not nhd:
-            k, v = k.transpose(0, 1), v.transpose(0, 1)
+
+        def check_rows(check: Checker) -> tuple[torch.Tensor, torch.Tensor]:
+            nhd = self._kv_layout == "NHD"
+            dims = "kv_rows num_kv_heads" if nhd else "num_kv_heads kv_rows"
+            keys = check.tensor("k", k, f"{dims} head_dim_qk")
+            values = check.tensor("v", v, f"{dims} head_dim_vo", dtype=keys.dtype)
+            return (keys, values) if nhd else (keys.transpose(0, 1), values.transpose(0, 1))
+
         return self._run(
-            check, q, k, v, args=args, q_scale=q_scale, k_scale=k_scale, v_scale=v_scale, out=out, lse=lse,
+            q, (k, v), check_rows, args=args, q_scale=q_scale, k_scale=k_scale, v_scale=v_scale, out=out, lse=lse,
             return_lse=return_lse, sinks=sinks,
         )  # fmt: skip
 

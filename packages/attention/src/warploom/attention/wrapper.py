@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import torch
 
 from warploom.attention.attention import make_plan, workspace_bytes
-from warploom.attention.calls import PLANNED, Scale, attention_run, combined_scale, outputs
+from warploom.attention.calls import PLANNED, Scale, attention_run, combined_scale, outputs, planned_call
 from warploom.attention.graph_tables import GraphTables
 from warploom.attention.options import AttentionOptions
 from warploom.attention.paged_cache import unpack_paged_kv_cache
 from warploom.attention.plan import AttentionPlan
 from warploom.attention.plan_explanation import PlanExplanation
+from warploom.attention.repeated_runs import RepeatedRuns
 from warploom.attention.tables import RequestTables
 from warploom.attention.variants.base import AttentionVariant
 from warploom.core.errors import ArgumentError, PlanError
@@ -67,6 +69,7 @@ class PlannedAttention:
         self._graph = None if graph_buffers is None else GraphTables(self._op, graph_buffers)
         self._plan: AttentionPlan | None = None
         self._sinks: torch.Tensor | None = None
+        self._runs = RepeatedRuns()
         self._handle = PLANNED.add(self)
 
     def planned(self, rows: int | None = None) -> AttentionPlan:
@@ -135,6 +138,7 @@ class PlannedAttention:
                 size = self._workspace_bytes(options, phase, kv_source)
                 self._workspace = torch.empty(size, dtype=torch.uint8, device=device)
         self._sinks = None if sinks is None else sinks.to(device)
+        self._runs.clear()
         self._plan = make_plan(
             f"{self._op}.plan",
             options,
@@ -162,21 +166,22 @@ class PlannedAttention:
         return check
 
     def _run_paged(self, q: Any, paged_kv_cache: Any, **call: Any) -> Any:
-        check = self._checker()
-        options = self.planned().options
-        q = check.tensor("q", q, "rows num_qo_heads head_dim_qk", dtype=options.dtype_q)
-        planned = {"page_size": options.page_size, "head_dim": options.head_dim_qk, "value_dim": options.head_dim_vo}
-        for name, size in planned.items():
-            check.bind(name, size, "the plan")
-        k, v = unpack_paged_kv_cache(check, paged_kv_cache, self._kv_layout)
-        return self._run(check, q, k, v, **call)
+        def check_cache(check: Checker) -> tuple[torch.Tensor, torch.Tensor]:
+            options = self.planned().options
+            planned = {
+                "page_size": options.page_size, "head_dim": options.head_dim_qk, "value_dim": options.head_dim_vo,
+            }  # fmt: skip
+            for name, size in planned.items():
+                check.bind(name, size, "the plan")
+            return unpack_paged_kv_cache(check, paged_kv_cache, self._kv_layout)
+
+        return self._run(q, paged_kv_cache, check_cache, **call)
 
     def _run(
         self,
-        check: Checker,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
+        q: Any,
+        kv: Any,
+        check_kv: Callable[[Checker], tuple[torch.Tensor, torch.Tensor]],
         *,
         args: tuple[Any, ...] = (),
         q_scale: Scale = None,
@@ -189,8 +194,17 @@ class PlannedAttention:
         window_left: int | None = None,
         logits_soft_cap: float | None = None,
     ) -> Any:
-        """Check the rest and run one layer; `k` and `v` are views with heads before the head dimension."""
+        """Run one layer; `check_kv` checks `kv` and returns views of it with heads before the head dimension."""
+        key = None
+        if sinks is None and not args:
+            key = self._runs.key(q, kv, out, lse, q_scale, k_scale, v_scale, return_lse, window_left, logits_soft_cap)
+            known = self._runs.repeat(key, q, kv, out, lse)
+            if known is not None:
+                return known
+        check = self._checker()
         options = self.planned().options
+        q = check.tensor("q", q, "rows num_qo_heads head_dim_qk", dtype=options.dtype_q)
+        k, v = check_kv(check)
         check.require(k.dtype == options.dtype_kv, "kv cache", f"of dtype {options.dtype_kv} as planned", k.dtype)
         out, lse = outputs(check, options, q.shape[0], out, lse, return_lse)
         sinks = self._sinks if sinks is None else check.tensor("sinks", sinks, "num_qo_heads")
@@ -199,8 +213,11 @@ class PlannedAttention:
         extra_tensors, extra_scalars = ([], []) if variant is None else variant.bind(check.op, args)
         logits_scale, logits_scales = combined_scale(check, options.num_qo_heads, q_scale=q_scale, k_scale=k_scale)
         value_scale, value_scales = combined_scale(check, options.num_qo_heads, v_scale=v_scale)
-        attention_run(
+        arguments = (
             out, lse, q, k, v, self._handle, logits_scale, value_scale, logits_scales, value_scales, sinks,
             window_left, logits_soft_cap, extra_tensors, extra_scalars,
         )  # fmt: skip
+        attention_run(*arguments)
+        if key is not None:
+            self._runs.remember(key, *planned_call(*arguments), kv, return_lse)
         return (out, lse) if return_lse else out

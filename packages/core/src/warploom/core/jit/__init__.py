@@ -14,7 +14,7 @@ module         what it does
 """
 
 from warploom.core.jit.build import build, compile_spec
-from warploom.core.jit.kernel import Kernel
+from warploom.core.jit.kernel import Kernel, PreparedLaunch
 from warploom.core.jit.params import Divisor, ParamStruct, divisor_fields, f32, i32, i64, ptr, u32, u64
 from warploom.core.jit.spec import KernelSpec, cpp_type
 
@@ -23,6 +23,7 @@ __all__ = [
     "Kernel",
     "KernelSpec",
     "ParamStruct",
+    "PreparedLaunch",
     "build",
     "compile_spec",
     "cpp_type",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import struct
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,7 @@ from warploom.core.jit.build import compile_spec
 from warploom.core.jit.spec import KernelSpec
 from warploom.core.settings import settings
 
-__all__ = ["Kernel", "load_spec"]
+__all__ = ["Kernel", "PreparedLaunch", "load_spec"]
 
 _PORTABLE_CLUSTER = 8
 _load_lock = threading.Lock()
@@ -123,6 +124,20 @@ class Kernel:
             name = self.record.get("name", "kernel")
             raise CompileError(f"launching {name} with grid {blocks}, block {threads}, {smem} bytes: {status.name}")
 
+    def prepare(
+        self, grid: int | tuple[int, ...], block: int | tuple[int, ...], *args: Any, smem: int = 0, pointers: int = 0
+    ) -> PreparedLaunch:
+        """The same launch again and again, in a fraction of the time; arguments as `launch`.
+
+        Parameters
+        ----------
+        pointers : int
+            How many pointers at the start of the first parameter are given anew each time.
+        """
+        if smem > self._smem_limit:
+            self._raise_smem(smem)
+        return PreparedLaunch(self, _triple(grid), _triple(block), args, smem, pointers)
+
     def _config(self, blocks: Any, threads: Any, smem: int, cluster: int | tuple[int, ...] | None, pdl: bool) -> Any:
         """The extended launch configuration, built once for each shape."""
         key = (blocks, threads, smem, cluster, pdl, threading.get_ident())
@@ -168,6 +183,52 @@ class Kernel:
     def _set_attribute(self, attribute: Any, value: int, what: str) -> None:
         with _relaxed_capture(self._driver):
             _check(self._driver.cuKernelSetAttribute(attribute, value, self._kernel, self._cu_device), what)
+
+
+class PreparedLaunch:
+    """A launch whose parameters stay as they are, but for the first pointers."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: tuple[Any, ...],
+        smem: int,
+        pointers: int,
+    ) -> None:
+        self._kernel = kernel
+        self._args = list(args)  # the launch reads their buffers
+        self._params = (ctypes.c_char * len(args[0].buffer)).from_buffer_copy(args[0].buffer)
+        addresses = [ctypes.addressof(self._params), *(ctypes.addressof(arg.buffer) for arg in args[1:])]
+        self._addresses = (ctypes.c_void_p * len(addresses))(*addresses)
+        self._where = ctypes.addressof(self._addresses)
+        self._head = struct.Struct(f"@{pointers}P")
+        self._shape = (*grid, *block, smem)
+        self._lock = threading.Lock()  # parameters are the launch's until it has been queued
+
+    def launch(self, *pointers: int, more: tuple[Any, ...] | None = None) -> None:
+        """Launch on the current torch stream of the kernel's device.
+
+        Parameters
+        ----------
+        *pointers : int
+            Addresses.
+        more : tuple, optional
+            In place of the arguments after the first.
+        """
+        kernel = self._kernel
+        ensure_context(kernel.device)
+        stream = torch._C._cuda_getCurrentRawStream(kernel.device)
+        with self._lock:
+            self._head.pack_into(self._params, 0, *pointers)
+            if more is not None:
+                for number, argument in enumerate(more, 1):
+                    self._args[number] = argument
+                    self._addresses[number] = ctypes.addressof(argument.buffer)
+            (status,) = kernel._driver.cuLaunchKernel(kernel._function, *self._shape, stream, self._where, 0)
+        if int(status) != 0:
+            raise CompileError(f"launching {kernel.record.get('name', 'kernel')} with {self._shape}: {status.name}")
 
 
 _libraries: dict[tuple[KernelSpec, str, int], Kernel] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -13,19 +14,23 @@ from warploom.attention.backends.cuda.attention_kernel import AttentionParams, K
 from warploom.attention.backends.cuda.schedule import START_INTS, TileSizes, launch_schedule, work_shape
 from warploom.attention.backends.cuda.variant_source import (
     MAX_ARGUMENTS,
+    VariantArguments,
     VariantSource,
     compiled_variants,
     variant_arguments,
     variant_source,
 )
-from warploom.attention.plan import AttentionBackend, AttentionCall, AttentionPlan
+from warploom.attention.plan import AttentionBackend, AttentionCall, AttentionPlan, PreparedCall
 from warploom.attention.problems.attention import AttentionProblem
 from warploom.attention.schedule import WorkSchedule, WorkShape
 from warploom.attention.variants.base import AttentionVariant
-from warploom.core.jit import KernelSpec, divisor_fields
+from warploom.core.descriptors import TensorView
+from warploom.core.jit import KernelSpec, PreparedLaunch, divisor_fields
 from warploom.core.workspace import WorkspaceLayout
 
 __all__ = ["PersistentAttention"]
+
+_MOST_PLACES = 1024  # of keys and values: a cache for each layer
 
 
 class PlannedLaunch(NamedTuple):
@@ -72,7 +77,9 @@ class PersistentAttention(AttentionBackend):
     ) -> KernelSpec:
         """The instance of the kernel."""
 
-    def more_arguments(self, problem: AttentionProblem, k: torch.Tensor, v: torch.Tensor) -> tuple[Any, ...]:
+    def more_arguments(
+        self, problem: AttentionProblem, k: torch.Tensor | TensorView, v: torch.Tensor | TensorView
+    ) -> tuple[Any, ...]:
         """What the kernel takes after `AttentionParams`."""
         return ()
 
@@ -106,6 +113,19 @@ class PersistentAttention(AttentionBackend):
         host = plan.tables.on_host()
         return WorkSchedule.of(host.qo_lens, host.kv_lens, plan.schedule.work)
 
+    def prepare(self, plan: AttentionPlan, call: AttentionCall) -> PreparedCall | None:
+        tensors = (call.q, call.k, call.v, call.out)
+        if call.q.shape[0] == 0 or plan.tables.batch == 0 or not all(is_aligned(x, MAX_BYTES) for x in tensors):
+            return None
+        launch: PlannedLaunch = plan.schedule
+        extra = variant_arguments(launch.variants, plan, call)
+        params = _params(plan, launch, call, extra, *tensors)
+        more = self.more_arguments(plan.problem, call.k, call.v)
+        kernel = launch.spec.load(call.q.device).prepare(
+            launch.work.groups * launch.work.lanes, self.threads, params, *more, smem=launch.shape.smem, pointers=5
+        )
+        return PreparedAttention(self, plan, launch, extra, kernel, TensorView.of(call.k), TensorView.of(call.v))
+
     def run(self, problem: AttentionProblem, plan: AttentionPlan, call: AttentionCall) -> None:  # type: ignore[override]
         if call.q.shape[0] == 0 or plan.tables.batch == 0:
             call.out.zero_()
@@ -119,12 +139,37 @@ class PersistentAttention(AttentionBackend):
         width = min(self.output_columns * call.out.element_size(), MAX_BYTES)
         fits = is_aligned(call.out, width)
         out = call.out if fits else torch.empty(call.out.shape, dtype=call.out.dtype, device=call.out.device)
-        params = _params(plan, launch, call, q, k, v, out)
+        params = _params(plan, launch, call, variant_arguments(launch.variants, plan, call), q, k, v, out)
         kernel = launch.spec.load(call.q.device)
         more = self.more_arguments(problem, k, v)
         kernel.launch(launch.work.groups * launch.work.lanes, self.threads, params, *more, smem=launch.shape.smem)
         if out is not call.out:
             call.out.copy_(out)
+
+
+@dataclass
+class PreparedAttention:
+    """A launch of a plan whose tensors are given by their addresses, in the order in which `AttentionParams` begins."""
+
+    backend: PersistentAttention
+    plan: AttentionPlan
+    planned: PlannedLaunch
+    extra: VariantArguments  # whose tensors the launch reads
+    kernel: PreparedLaunch
+    k: TensorView
+    v: TensorView
+    _more: dict[tuple[int, int], tuple[Any, ...]] = field(default_factory=dict)
+
+    def __call__(self, q: int, k: int, v: int, out: int, lse: int) -> None:
+        if self.plan.problem.cuda_graph:
+            launch_schedule(self.plan, self.planned.work)
+        more = self._more.get((k, v))
+        if more is None:
+            if len(self._more) >= _MOST_PLACES:
+                self._more.clear()
+            keys, values = replace(self.k, pointer=k), replace(self.v, pointer=v)
+            more = self._more[k, v] = self.backend.more_arguments(self.plan.problem, keys, values)
+        self.kernel.launch(q, k, v, out, lse, more=more)
 
 
 def _aligned(tensor: torch.Tensor, nbytes: int) -> torch.Tensor:
@@ -140,13 +185,13 @@ def _params(
     plan: AttentionPlan,
     launch: PlannedLaunch,
     call: AttentionCall,
+    extra: VariantArguments,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     out: torch.Tensor,
 ) -> AttentionParams:
     tables, problem, options = plan.tables, plan.problem, plan.options
-    extra = variant_arguments(launch.variants, plan, call)
     sinks = None if call.sinks is None else call.sinks.float().contiguous()
     return AttentionParams(
         q=q, k=k, v=v, out=out, lse=call.lse,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 
 import torch
 
@@ -13,7 +14,7 @@ from warploom.attention.backends.cuda.schedule import TileSizes
 from warploom.attention.backends.cuda.variant_source import VariantSource
 from warploom.attention.problems.attention import AttentionProblem
 from warploom.core.backends import Support
-from warploom.core.descriptors import TensorMap, tensor_map
+from warploom.core.descriptors import TensorMap, TensorView, tensor_map
 from warploom.core.jit import KernelSpec, cpp_type
 
 __all__ = ["HopperAttention", "hopper_spec"]
@@ -95,7 +96,9 @@ class HopperAttention(PersistentAttention):
         dtypes, rows = (problem.dtype_q, problem.dtype_o), box_rows(problem.page_size)
         return hopper_spec(*dtypes, problem.head_dim_qk, shape.stages, rows, source)
 
-    def more_arguments(self, problem: AttentionProblem, k: torch.Tensor, v: torch.Tensor) -> tuple[TensorMap, ...]:
+    def more_arguments(
+        self, problem: AttentionProblem, k: torch.Tensor | TensorView, v: torch.Tensor | TensorView
+    ) -> tuple[TensorMap, ...]:
         rows = box_rows(problem.page_size)
         return _map(k, rows), _map(v, rows)
 
@@ -112,9 +115,14 @@ def box_rows(page_size: int) -> int:
     return rows if rows >= _SWIZZLED_ROWS else 0
 
 
-def _map(rows: torch.Tensor, box_rows: int) -> TensorMap:
-    """Rows of keys or values, of shape ``[pages, page_size, heads, dim]`` or ``[rows, heads, dim]``."""
-    if not box_rows or not rows.numel():
+def _map(rows: torch.Tensor | TensorView, box_rows: int) -> TensorMap:
+    """Rows of keys or values, of shape ``[pages, page_size, heads, dim]`` or ``[rows, heads, dim]``, head by head."""
+    view = rows if isinstance(rows, TensorView) else TensorView.of(rows)
+    if not box_rows or 0 in view.shape:
         return _NO_MAP
-    pages = rows if rows.dim() == 4 else rows[None]
-    return tensor_map(pages.transpose(1, 2), (1, 1, box_rows, _BOX_COLUMNS))
+    *pages, page_size, heads, dim = view.shape
+    *page, row, head, element = view.strides
+    by_head = replace(
+        view, shape=(*(pages or [1]), heads, page_size, dim), strides=(*(page or [0]), head, row, element)
+    )
+    return tensor_map(by_head, (1, 1, box_rows, _BOX_COLUMNS))
