@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from warploom.core.device import device_guard
 from warploom.core.errors import ArgumentError, PlanError
 from warploom.core.problem import Problem
 from warploom.core.settings import settings
+from warploom.core.workspace import WorkspaceLayout
 
 __all__ = ["ATTENTION", "adapt", "execute", "make_plan", "workspace_bytes"]
 
@@ -80,10 +82,15 @@ def make_plan(
         scratch=workspace,
         workspace={},
     )
-    plan.workspace = plan.server.workspace_layout(problem).bind(workspace, tables.device)
+    plan.workspace = _layout(plan.server, problem).bind(workspace, tables.device)
     with device_guard(tables.kv_lens):
         plan.schedule = plan.server.schedule(plan)
     return plan
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(server: AttentionBackend, problem: AttentionProblem) -> WorkspaceLayout:
+    return server.workspace_layout(problem)
 
 
 def adapt(
@@ -162,4 +169,4 @@ def workspace_bytes(problem: AttentionProblem, backend: str) -> int:
     """Size of the workspace for any batch and lengths of this problem."""
     server = ATTENTION.select(problem, backend).backend
     assert isinstance(server, AttentionBackend)
-    return server.workspace_layout(problem).nbytes
+    return _layout(server, problem).nbytes

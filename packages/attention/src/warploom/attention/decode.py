@@ -78,6 +78,7 @@ class BatchDecodeWithPagedKVCacheWrapper(PlannedAttention):
             device=device,
             graph_buffers=buffers if use_cuda_graph else None,
         )
+        self._offsets: tuple[Any, torch.Tensor] | None = None
 
     def workspace_size(
         self,
@@ -179,7 +180,7 @@ class BatchDecodeWithPagedKVCacheWrapper(PlannedAttention):
         batch = len(seq_lens) if padded else len(indptr) - 1
         where = seq_lens if padded else indptr
         device = where.device if isinstance(where, torch.Tensor) else None
-        qo_indptr = torch.arange(0, (batch + 1) * q_len_per_req, q_len_per_req, dtype=torch.int32, device=device)
+        qo_indptr = self._even_offsets(batch, q_len_per_req, device)
         requests: dict[str, Any] = (
             {"block_table": block_tables, "kv_lens": seq_lens}
             if padded
@@ -189,6 +190,16 @@ class BatchDecodeWithPagedKVCacheWrapper(PlannedAttention):
         self._set_plan(options, table, phase="decode", kv_source="paged", alibi_slopes=alibi_slopes)
 
     begin_forward = plan
+
+    def _even_offsets(self, batch: int, step: int, device: torch.device | None) -> torch.Tensor:
+        """`[batch + 1]` int32, the same tensor as in the plan before if it fits: the number of requests seldom changes."""
+        key = batch, step, device
+        if self._offsets is None or self._offsets[0] != key:
+            made = torch.arange(0, (batch + 1) * step, step, dtype=torch.int32, device=device)
+            if made.is_cuda and torch.cuda.is_current_stream_capturing():
+                return made  # it lives in the graph's memory
+            self._offsets = key, made
+        return self._offsets[1]
 
     def run(
         self,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,17 @@ class AttentionOptions:
     lse_base: str = "log2"
     deterministic: bool = False
     variant: AttentionVariant | None = None
+    _problems: dict[Any, AttentionProblem] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @classmethod
+    def resolved(cls, op: str, **choices: Any) -> AttentionOptions:
+        """`cls(**choices).resolve(op)`: once for the same choices, which a wrapper is given step after step."""
+        if any(isinstance(value, (torch.Tensor, np.ndarray)) for value in choices.values()):
+            return cls(**choices).resolve(op)  # whose numbers may change
+        try:
+            return _resolved(op, **choices)
+        except TypeError:  # a choice that has no hash, or is no choice
+            return cls(**choices).resolve(op)
 
     def resolve(self, op: str) -> AttentionOptions:
         """The same with every default filled in.
@@ -98,6 +110,14 @@ class AttentionOptions:
         cuda_graph: bool = False,
     ) -> AttentionProblem:
         """Describe the request for backend selection."""
+        key = phase, kv_source, at, mask, sinks, cuda_graph
+        if key not in self._problems:
+            self._problems[key] = self._describe(*key)
+        return self._problems[key]
+
+    def _describe(
+        self, phase: str, kv_source: str, at: torch.device, mask: str, sinks: bool, cuda_graph: bool
+    ) -> AttentionProblem:
         return AttentionProblem(
             phase=phase,
             kv_source=kv_source,
@@ -162,6 +182,11 @@ class AttentionOptions:
         for name in ("rope_scale", "rope_theta"):
             if not (_finite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ArgumentError.of(op, name, "positive", getattr(self, name))
+
+
+@functools.lru_cache(maxsize=256, typed=True)
+def _resolved(op: str, **choices: Any) -> AttentionOptions:
+    return AttentionOptions(**choices).resolve(op)
 
 
 def _finite(value: float) -> bool:

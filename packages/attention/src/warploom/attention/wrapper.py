@@ -153,9 +153,9 @@ class PlannedAttention:
         )
 
     def _options(self, op: str, variant: AttentionVariant | None, **choices: Any) -> AttentionOptions:
-        return AttentionOptions(
-            kv_layout=self._kv_layout, variant=variant if variant is not None else self._variant, **choices
-        ).resolve(op)
+        return AttentionOptions.resolved(
+            op, kv_layout=self._kv_layout, variant=variant if variant is not None else self._variant, **choices
+        )
 
     def _checker(self) -> Checker:
         """A checker of `run` that knows the sizes of the plan."""
