@@ -134,6 +134,59 @@ def test_three_levels_into_the_callers_buffers():
         assert_close(lse[i : i + 1] / torch.log(torch.tensor(2.0)), expected[1])
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_tables_with_pages_to_spare(causal):
+    """Page numbers beyond the last offset of a level are nobody's."""
+    cache, (offsets, counts, indices, lasts), keys = three_levels()
+    q = rows(4, HEADS, 3)
+    spare = [torch.cat([x, ints(99, -1)]) for x in indices]
+    cascade = MultiLevelCascadeAttentionWrapper(3)
+    cascade.plan(offsets, counts, spare, lasts, HEADS, KV_HEADS, DIM, PAGE, causal=causal, q_data_type="float32")
+    out = cascade.run(q, cache)
+    for i, (k, v) in enumerate(keys):
+        assert_close(out[i : i + 1], attend(q[i : i + 1], k, v)[0])
+
+
+def test_levels_run_together_unless_the_last_is_causal():
+    cache, tables, _ = three_levels()
+    cascade = MultiLevelCascadeAttentionWrapper(3)
+    with pytest.raises(PlanError, match="call plan"):
+        cascade.run(rows(4, HEADS, 3), cache)
+    cascade.plan(*tables, HEADS, KV_HEADS, DIM, PAGE, q_data_type="float32")
+    assert list(cascade.explain().lengths) == [
+        (4, 8),
+        (2, 4),
+        (2, 4),
+        (1, 1),
+        (1, 2),
+        (1, 3),
+        (1, 4),
+    ]
+    cascade.plan(*tables, HEADS, KV_HEADS, DIM, PAGE, q_data_type="float32", causal=True)
+    assert list(cascade.explain().lengths) == [(4, 8), (2, 4), (2, 4)]
+
+
+def test_parts_are_merged_before_they_are_rounded():
+    cache, tables, keys = three_levels()
+    q = rows(4, HEADS, 3).bfloat16()
+    cascade = MultiLevelCascadeAttentionWrapper(3)
+    cascade.plan(*tables, HEADS, KV_HEADS, DIM, PAGE, q_data_type="bfloat16", o_data_type="float32")
+    out = cascade.run(q, cache.bfloat16())
+    assert out.dtype == torch.float32
+    k, v = (x.bfloat16() for x in keys[0])
+    assert_close(out[:1], attend(q[:1], k, v)[0], dtype=torch.bfloat16)
+    with pytest.raises(ArgumentError, match="out"):
+        cascade.run(q, cache.bfloat16(), out=torch.empty(4, HEADS, DIM, dtype=torch.bfloat16))
+
+
+def test_every_level_has_the_same_queries():
+    _, (offsets, *others), _ = three_levels()
+    with pytest.raises(ArgumentError, match="as many queries in every level"):
+        MultiLevelCascadeAttentionWrapper(3).plan(
+            [ints(0, 3), *offsets[1:]], *others, HEADS, KV_HEADS, DIM, PAGE, q_data_type="float32"
+        )
+
+
 def test_custom_masks_are_of_the_last_level():
     cache, tables, keys = three_levels()
     q = rows(4, HEADS, 3)

@@ -8,10 +8,14 @@ from typing import Any
 import torch
 
 from warploom.attention.decode import BatchDecodeWithPagedKVCacheWrapper
-from warploom.attention.merge import merge_state_in_place
+from warploom.attention.merge import merge_state_in_place, merge_states
+from warploom.attention.options import FP8_DTYPES
+from warploom.attention.plan_explanation import PlanExplanation
 from warploom.attention.prefill import BatchPrefillWithPagedKVCacheWrapper
 from warploom.attention.single import single_prefill_with_kv_cache_return_lse
+from warploom.attention.tables import RequestTables, joined_levels, page_table
 from warploom.core.errors import ArgumentError, PlanError, UnsupportedError
+from warploom.core.tensors import Checker, as_dtype
 
 __all__ = [
     "BatchDecodeWithSharedPrefixPagedKVCacheWrapper",
@@ -30,6 +34,30 @@ def refuse_positions(op: str, options: Mapping[str, Any]) -> None:
                 f"{op}: `{name}` concerns all keys of a request, which a cascade holds in several parts; "
                 "use BatchAttention over each request's whole page table"
             )
+
+
+def _output_dtype(options: Mapping[str, Any]) -> Any:
+    """What attention writes by default."""
+    queries = as_dtype(options.get("q_data_type", "float16"), "plan", "q_data_type")
+    return torch.bfloat16 if queries in FP8_DTYPES else queries
+
+
+class _JointLevels(BatchPrefillWithPagedKVCacheWrapper):
+    """Levels of a cascade as the requests of one batch: one launch where the backend takes prefills and decodes together.
+
+    `plan` takes a list of tensors, one for each level, where its base takes a tensor; `run` queries of level after level.
+    """
+
+    _phase = "mixed"
+
+    def _tables(self, check: Checker, page_size: int, *arrays: Any) -> RequestTables:
+        levels = [
+            page_table(Checker(check.op), qo_indptr, page_size, indptr=indptr, indices=indices, last_page_len=last)
+            for qo_indptr, indptr, indices, last in zip(*arrays, strict=True)
+        ]
+        rows = {int(level.qo_indptr[-1]) for level in levels if not level.qo_indptr.is_cuda}
+        check.require(len(rows) <= 1, "qo_indptr_arr", "of as many queries in every level", sorted(rows))
+        return joined_levels(levels)
 
 
 class MultiLevelCascadeAttentionWrapper:
@@ -78,11 +106,14 @@ class MultiLevelCascadeAttentionWrapper:
     ) -> None:
         if not isinstance(num_levels, int) or num_levels < 1:
             raise ArgumentError.of(type(self).__name__, "num_levels", "1 or more", num_levels)
-        # Levels run one after the other on one stream, so they can share the workspace.
-        self._levels = [
-            BatchPrefillWithPagedKVCacheWrapper(float_workspace_buffer, kv_layout, backend=backend, device=device)
-            for _ in range(num_levels)
-        ]
+        self._num_levels = num_levels
+        # They run one after the other on one stream, so they can share the workspace.
+        self._together = _JointLevels(float_workspace_buffer, kv_layout, backend=backend, device=device)
+        self._last = BatchPrefillWithPagedKVCacheWrapper(
+            float_workspace_buffer, kv_layout, backend=backend, device=device
+        )
+        self._joint = 0  # levels that run together, the first ones
+        self._dtype_o = torch.float32
 
     def plan(
         self,
@@ -128,17 +159,24 @@ class MultiLevelCascadeAttentionWrapper:
             "paged_kv_last_page_len_arr": paged_kv_last_page_len_arr,
         }
         for name, array in arrays.items():
-            if len(array) != len(self._levels):
+            if len(array) != self._num_levels:
                 raise ArgumentError.of(
-                    op, name, f"a list of {len(self._levels)} tensors, one for each level", len(array)
+                    op, name, f"a list of {self._num_levels} tensors, one for each level", len(array)
                 )
-        for number, (qo_indptr, indptr, indices, last_page_len) in enumerate(zip(*arrays.values(), strict=True)):
-            mine = {**options, "causal": causal}
-            if number < len(self._levels) - 1:
-                mine |= {"causal": False, "custom_mask": None, "packed_custom_mask": None}
-            self._levels[number].plan(
-                qo_indptr, indptr, indices, last_page_len, num_qo_heads, num_kv_heads, head_dim, page_size, **mine
-            )
+        options |= {
+            "num_qo_heads": num_qo_heads, "num_kv_heads": num_kv_heads, "head_dim_qk": head_dim, "page_size": page_size,
+        }  # fmt: skip
+        masks = {name: options.pop(name, None) for name in ("custom_mask", "packed_custom_mask")}
+        stands_out = causal or any(mask is not None for mask in masks.values())  # the last level
+        self._joint = self._num_levels - stands_out
+        self._dtype_o = as_dtype(options.pop("o_data_type", None) or _output_dtype(options), op, "o_data_type")
+        options["o_data_type"] = torch.float32 if self._num_levels > 1 else self._dtype_o  # parts are merged
+        if self._joint:
+            first, second, third, fourth = (list(array)[: self._joint] for array in arrays.values())
+            self._together.plan(first, second, third, fourth, **options)
+        if stands_out:
+            first, second, third, fourth = (array[-1] for array in arrays.values())
+            self._last.plan(first, second, third, fourth, causal=causal, **masks, **options)
 
     begin_forward = plan
 
@@ -160,16 +198,34 @@ class MultiLevelCascadeAttentionWrapper:
         """
         refuse_positions(f"{type(self).__name__}.run", call)
         return_lse = call.pop("return_lse", False)
-        first, *others = self._levels
-        out, lse = first.run_return_lse(q, paged_kv_cache, **call)
-        for key in ("out", "lse"):
-            call.pop(key, None)
-        base = first.planned().options.lse_base
-        for level in others:
-            merge_state_in_place(out, lse, *level.run_return_lse(q, paged_kv_cache, **call), lse_base=base)
-        return (out, lse) if return_lse else out
+        options = self._first.planned().options
+        if self._num_levels == 1:
+            return self._first.run(q, paged_kv_cache, return_lse=return_lse, **call)
+        check = Checker(f"{type(self).__name__}.run")
+        q = check.tensor("q", q, "rows num_qo_heads head_dim_qk", dtype=options.dtype_q)
+        rows, heads, joint = q.shape[0], q.shape[1], self._joint
+        shape = rows, heads, options.head_dim_vo
+        out = check.output("out", call.pop("out", None), shape, self._dtype_o)
+        lse = check.output("lse", call.pop("lse", None), shape[:2], torch.float32)
+        values = torch.empty(self._num_levels, *shape, dtype=torch.float32, device=q.device)
+        sums = torch.empty(self._num_levels, *shape[:2], dtype=torch.float32, device=q.device)
+        if joint:
+            together = {"out": values[:joint].flatten(0, 1), "lse": sums[:joint].flatten(0, 1), **call}
+            self._together.run_return_lse(q if joint == 1 else q.repeat(joint, 1, 1), paged_kv_cache, **together)
+        if joint < self._num_levels:
+            self._last.run_return_lse(q, paged_kv_cache, out=values[joint], lse=sums[joint], **call)
+        merged = merge_states(values.transpose(0, 1), sums.transpose(0, 1), out=out, lse=lse, lse_base=options.lse_base)
+        return merged if return_lse else merged[0]
 
     forward = run
+
+    @property
+    def _first(self) -> BatchPrefillWithPagedKVCacheWrapper:
+        return self._together if self._joint else self._last
+
+    def explain(self) -> PlanExplanation:
+        """The backend table and the work of the levels that run together: of all of them, unless the last is causal."""
+        return self._first.explain()
 
 
 class _SharedPrefix:

@@ -8,7 +8,7 @@ import torch
 
 from warploom.attention.calls import Scale
 from warploom.attention.options import AttentionOptions
-from warploom.attention.tables import page_table, ragged_table
+from warploom.attention.tables import RequestTables, page_table, ragged_table
 from warploom.attention.variants.base import AttentionVariant
 from warploom.attention.wrapper import PlannedAttention
 from warploom.core.tensors import Checker
@@ -49,6 +49,8 @@ class BatchPrefillWithPagedKVCacheWrapper(PlannedAttention):
     >>> prefill.run(torch.randn(7, 8, 64), cache).shape
     torch.Size([7, 8, 64])
     """
+
+    _phase = "prefill"
 
     def __init__(
         self,
@@ -184,14 +186,18 @@ class BatchPrefillWithPagedKVCacheWrapper(PlannedAttention):
         if block_tables is not None and seq_lens is not None:
             tables = page_table(check, qo_indptr, page_size, block_table=block_tables, kv_lens=seq_lens)
         else:
-            tables = page_table(
-                check, qo_indptr, page_size, indptr=paged_kv_indptr, indices=paged_kv_indices,
-                last_page_len=paged_kv_last_page_len,
-            )  # fmt: skip
+            tables = self._tables(
+                check, page_size, qo_indptr, paged_kv_indptr, paged_kv_indices, paged_kv_last_page_len
+            )
         tables = tables.with_mask(check, custom_mask, packed_custom_mask)
-        self._set_plan(options, tables, phase="prefill", kv_source="paged", alibi_slopes=alibi_slopes)
+        self._set_plan(options, tables, phase=self._phase, kv_source="paged", alibi_slopes=alibi_slopes)
 
     begin_forward = plan
+
+    def _tables(
+        self, check: Checker, page_size: int, qo_indptr: Any, indptr: Any, indices: Any, last_page_len: Any
+    ) -> RequestTables:
+        return page_table(check, qo_indptr, page_size, indptr=indptr, indices=indices, last_page_len=last_page_len)
 
     def run(
         self,

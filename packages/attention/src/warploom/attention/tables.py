@@ -8,6 +8,7 @@ caller's tensors are; nothing is copied to the host unless a backend asks (`Requ
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker
 
-__all__ = ["HostTables", "RequestTables", "one_request", "page_table", "ragged_table"]
+__all__ = ["HostTables", "RequestTables", "joined_levels", "one_request", "page_table", "ragged_table"]
 
 INDEX_DTYPES = (torch.int32, torch.int64)
 
@@ -262,6 +263,29 @@ def page_table(
         page_indices=pages,
         page_size=page_size,
         max_qo_len=max_qo_len,
+    )
+
+
+def joined_levels(levels: Sequence[RequestTables]) -> RequestTables:
+    """The requests of all levels as one batch over the same cache; the queries of each level are rows of their own."""
+    rows = [level.qo_indptr[-1:] for level in levels]
+    pages = [level.page_indices for level in levels if level.page_indices is not None]
+    before = itertools.accumulate((x.shape[0] for x in pages), initial=0)
+    starts, stops = [], []
+    for level, start in zip(levels, before, strict=False):
+        starts.append(level.kv_starts + start)
+        if level.kv_stops is not None:
+            stops.append(level.kv_stops + start)
+    offsets = [levels[0].qo_indptr]
+    for number, level in enumerate(levels[1:], 1):
+        offsets.append(level.qo_indptr[1:] + sum(rows[1:number], rows[0]))
+    return RequestTables(
+        qo_indptr=torch.cat(offsets).to(torch.int32),
+        kv_lens=torch.cat([level.kv_lens for level in levels]),
+        kv_starts=torch.cat(starts).to(torch.int32),
+        kv_stops=torch.cat(stops).to(torch.int32) if len(stops) == len(levels) else None,
+        page_indices=torch.cat(pages),
+        page_size=levels[0].page_size,
     )
 
 
