@@ -104,7 +104,6 @@ class PersistentAttention(AttentionBackend):
         shape = self.kernel_shape(problem, has_wide)
         spec = self.kernel_spec(problem, has_wide, shape, variant_source(variants))
         work = work_shape(plan, problem.sm_count * shape.blocks_per_sm, self.tile_sizes(has_wide))
-        plan.workspace["arrivals"].zero_()
         if not problem.cuda_graph:
             launch_schedule(plan, work)
         return PlannedLaunch(spec, shape, work, variants)

@@ -25,6 +25,7 @@ class ScheduleParams(ParamStruct):
     kv_starts: ptr
     unit_indptr: ptr
     starts: ptr
+    arrivals: ptr
     group_size: Divisor
     batch: i32
     num_kv_heads: i32
@@ -86,7 +87,10 @@ def work_shape(plan: AttentionPlan, blocks: int, tile: TileSizes) -> WorkShape:
 
 
 def launch_schedule(plan: AttentionPlan, shape: WorkShape) -> None:
-    """Write where each block's work begins to the plan's `starts` ``[blocks, 16]`` (int32), from what its tables hold now."""
+    """Write where each block's work begins to the plan's `starts` ``[blocks, 16]`` (int32), from what its tables hold now.
+
+    Nobody has arrived at a shared item then: the plan's `arrivals` are 0.
+    """
     tables = plan.tables
     params = ScheduleParams(
         qo_indptr=tables.qo_indptr,
@@ -94,6 +98,7 @@ def launch_schedule(plan: AttentionPlan, shape: WorkShape) -> None:
         kv_starts=tables.kv_starts,
         unit_indptr=torch.empty(tables.batch + 1, dtype=torch.int64, device=tables.device),
         starts=plan.workspace["starts"],
+        arrivals=plan.workspace["arrivals"],
         batch=tables.batch,
         num_kv_heads=shape.num_kv_heads,
         group_size=divisor_fields(shape.group_size),

@@ -209,9 +209,8 @@ struct ComputingGroup {
 
   WL_DEVICE void finish(Tile& tile, const ItemTiles& tiles) {
     const Writer writer{params, *tile.item};
-    const int group = int(blockIdx.x) / params.lanes;
-    const ItemShares shares = ItemShares::of(group, storage.chunk, *tile.item);
-    const int slot = writer.slot_of(group, shares);
+    const ItemShares shares = ItemShares::of(storage.group, storage.chunk, *tile.item);
+    const int slot = writer.slot_of(storage.group, shares);
     uint8_t* queries = Storage::queries(memory, item_place.stage, Warpgroup::number());
     HopperResult<Config, Tile>{writer, slot, queries}.write(tile);
     if (slot < 0) return;
@@ -236,7 +235,7 @@ __global__ void __launch_bounds__(384, 1) attention_hopper_kernel(
   uint8_t* memory = shared + (-shared_address(shared) & 1023);  // where the exchange of pieces begins anew
   __shared__ HopperStorage<Config> storage;
   const WorkStart& start = params.starts[blockIdx.x];
-  storage.open(start.chunk);
+  storage.open(params, start);
   WorkCursor& next = storage.copies[Warpgroup::warp()].cursor;  // of each warp that copies
   if (Warpgroup::number() == kComputingGroups) copy_cursor(next, start.cursor);
   clear_padding_rows<Config>(params);

@@ -3,6 +3,7 @@
 
 #include "warploom/attention/hopper_storage.cuh"
 #include "warploom/attention/result.cuh"
+#include "warploom/global_store.cuh"
 #include "warploom/mma.cuh"
 
 namespace warploom::attention {
@@ -56,7 +57,7 @@ struct HopperResult {
 #pragma unroll
       for (int block = 0; block < 2 * Tile::kColumns; ++block) {
         const float2 values = {tile.out[block][2 * i] * factors[i], tile.out[block][2 * i + 1] * factors[i]};
-        *reinterpret_cast<float2*>(row + block * 8 + lane_id() % 4 * 2) = values;
+        store_global_bits(reinterpret_cast<uint2*>(row + block * 8 + lane_id() % 4 * 2), reinterpret_cast<const uint2&>(values));
       }
     }
   }
@@ -89,7 +90,7 @@ struct HopperResult {
     }
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      if (to[step]) *reinterpret_cast<uint4*>(to[step] + piece * 8) = pieces[step];
+      if (to[step]) store_global_bits(reinterpret_cast<uint4*>(to[step] + piece * 8), pieces[step]);
     }
     __syncwarp();  // the next queries may come
   }

@@ -92,6 +92,7 @@ struct HopperStorage {
   Ring<kItems> of_items;  // and their queries
   Ring<kStages> of_keys, of_values;
   int64_t chunk;  // of the schedule
+  int group;      // of blocks, that this one is in
 
   // Dynamic shared memory: queries, keys, values.
   WL_DEVICE static uint8_t* queries(uint8_t* memory, int item, int group) {
@@ -102,10 +103,10 @@ struct HopperStorage {
     return keys(memory, kStages) + stage * Values::kBytes;
   }
 
-  WL_DEVICE void open(int64_t of_schedule) {
+  WL_DEVICE void open(const AttentionParams& params, const WorkStart& start) {
     constexpr int kReaders = kComputingGroups * kGroupWarps;
     if (threadIdx.x == 0) {
-      chunk = of_schedule;
+      chunk = start.chunk, group = int(blockIdx.x) / params.lanes;
       of_items.open(kGroupThreads + kGroupWarps, kReaders);
       constexpr int kFillers = kHasBoxes ? kGroupWarps : kGroupThreads;
       of_keys.open(kFillers, kReaders);

@@ -144,6 +144,7 @@ struct ScheduleParams {
   const int* kv_starts;  // [batch]
   int64_t* unit_indptr;  // [batch + 1], scratch: of a lane
   WorkStart* starts;     // [groups, lanes]
+  int* arrivals;         // [groups * lanes], which become 0
   Divisor group_size;
   int batch;
   int num_kv_heads;
@@ -223,6 +224,7 @@ __global__ void __launch_bounds__(Config::kThreads) schedule_kernel(const __grid
     if (lane_id() == 0) params.unit_indptr[request + 1] = units * (params.num_kv_heads / params.lanes);
   }
   if (threadIdx.x == 0) params.unit_indptr[0] = 0;
+  for (int block = threadIdx.x; block < params.groups * params.lanes; block += Config::kThreads) params.arrivals[block] = 0;
   __syncthreads();
   // Units before each request.
   int64_t before = 0;
