@@ -21,6 +21,7 @@ __all__ = ["FP8_DTYPES", "AttentionOptions"]
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 WIDE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 POS_ENCODINGS = ("NONE", "ROPE_LLAMA", "ALIBI")
+_ARRAYS = {torch.Tensor, torch.nn.Parameter, np.ndarray}
 LSE_UNITS = {"log2": math.log2(math.e), "e": 1.0}
 
 
@@ -57,7 +58,7 @@ class AttentionOptions:
     @classmethod
     def resolved(cls, op: str, **choices: Any) -> AttentionOptions:
         """`cls(**choices).resolve(op)`: once for the same choices, which a wrapper is given step after step."""
-        if any(isinstance(value, (torch.Tensor, np.ndarray)) for value in choices.values()):
+        if not _ARRAYS.isdisjoint(map(type, choices.values())):
             return cls(**choices).resolve(op)  # whose numbers may change
         try:
             return _resolved(op, **choices)

@@ -16,7 +16,13 @@ from warploom.core.settings import settings
 from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op
 
-__all__ = ["append_paged_kv_cache", "append_paged_mla_kv_cache", "get_batch_indices_positions", "get_seq_lens"]
+__all__ = [
+    "append_paged_kv_cache",
+    "append_paged_mla_kv_cache",
+    "get_batch_indices_positions",
+    "get_seq_lens",
+    "write_seq_lens",
+]
 
 APPEND = Operator("append_paged_kv_cache", family="attention", backends=(CudaAppend(), ReferenceAppend()))
 BATCH_INDICES_POSITIONS = Operator(
@@ -252,7 +258,7 @@ def get_seq_lens(
     last_page_len = _index(check, "kv_last_page_len", kv_last_page_len, "batch")
     check.require(page_size > 0, "page_size", "1 or more", page_size)
     lengths = check.output("out", out, (check["batch"],), torch.int32)
-    _seq_lens(lengths, indptr, last_page_len, page_size, backend)
+    write_seq_lens(lengths, indptr, last_page_len, page_size, backend)
     return lengths
 
 
@@ -330,7 +336,7 @@ def _batch_indices_positions(
 @register_op(
     "get_seq_lens(Tensor(a!) seq_lens, Tensor kv_indptr, Tensor kv_last_page_len, SymInt page_size, str backend) -> ()"
 )
-def _seq_lens(
+def write_seq_lens(
     seq_lens: torch.Tensor, kv_indptr: torch.Tensor, kv_last_page_len: torch.Tensor, page_size: int, backend: str
 ) -> None:
     problem = PageTableProblem(**PageTableProblem.where(kv_indptr))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from warploom.attention.page import write_seq_lens
 from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker
 
@@ -197,7 +198,7 @@ def _mask_offsets(kind: str, qo_lens: list[int], kv_lens: list[int]) -> list[int
 def index_tensor(check: Checker, name: str, value: Any, dims: str) -> torch.Tensor:
     """An int32 view or copy of an index argument, on whatever device it is."""
     tensor = check.tensor(name, value, dims, dtype=INDEX_DTYPES, device="any")
-    return tensor.to(torch.int32).contiguous()
+    return tensor if tensor.dtype == torch.int32 and tensor.is_contiguous() else tensor.to(torch.int32).contiguous()
 
 
 def _offsets(check: Checker, name: str, value: Any) -> torch.Tensor:
@@ -210,7 +211,7 @@ def _offsets(check: Checker, name: str, value: Any) -> torch.Tensor:
 def together(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The tensors on one device: on the GPU of the first that is on one."""
     device = next((t.device for t in tensors if t.is_cuda), tensors[0].device)
-    return tuple(t.to(device, non_blocking=True) for t in tensors)
+    return tuple(t if t.device == device else t.to(device, non_blocking=True) for t in tensors)
 
 
 def page_table(
@@ -251,8 +252,8 @@ def page_table(
             if lengths is None:
                 last = index_tensor(check, "kv_last_page_len", last_page_len, "batch")
                 offsets, last = together(offsets, last)
-                counts = offsets[1:] - offsets[:-1]
-                lengths = torch.where(counts > 0, (counts - 1) * page_size + last, 0).to(torch.int32)
+                lengths = torch.empty_like(last)
+                write_seq_lens(lengths, offsets, last, page_size, "auto")
     assert lengths is not None
     qo, lengths, starts, stops = together(qo, lengths, starts, stops)
     return RequestTables(
