@@ -61,7 +61,7 @@ def apply_rope(
     out : tuple of torch.Tensor, optional
         Buffers for both results.
     backend : str
-        "auto" or "reference".
+        "auto", "cuda" or "reference".
 
     Returns
     -------
@@ -398,7 +398,7 @@ def apply_rope_with_cos_sin_cache(
     out : tuple of torch.Tensor, optional
         Buffers for both results.
     backend : str
-        "auto" or "reference".
+        "auto", "cuda" or "reference".
 
     Returns
     -------

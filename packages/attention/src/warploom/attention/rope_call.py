@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import torch
 
+from warploom.attention.backends.cuda.rope import CudaCosSinCache, CudaRope
 from warploom.attention.backends.reference.rope import ReferenceCosSinCache, ReferenceRope
 from warploom.attention.problems.rope import RopeProblem, RopeScaling
 from warploom.core.backends import Operator
@@ -15,8 +16,10 @@ from warploom.core.settings import settings
 from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op
 
-ROPE = Operator("apply_rope", family="attention", backends=(ReferenceRope(),))
-COS_SIN_CACHE = Operator("apply_rope_with_cos_sin_cache", family="attention", backends=(ReferenceCosSinCache(),))
+ROPE = Operator("apply_rope", family="attention", backends=(CudaRope(), ReferenceRope()))
+COS_SIN_CACHE = Operator(
+    "apply_rope_with_cos_sin_cache", family="attention", backends=(CudaCosSinCache(), ReferenceCosSinCache())
+)
 
 IN_PLACE: Final = "in place"  # as `out`: results overwrite the inputs
 
@@ -135,7 +138,7 @@ def _rope(
     q, k = q_out if q is None else q, k_out if k is None else k
     scaling = RopeScaling(rope_scale, rope_theta, low_freq_factor, high_freq_factor, old_context_len)
     places: Any = (indptr, offsets) if pos_ids is None else pos_ids
-    problem = _describe(q, q.shape[-1], rotary_dim, interleave)
+    problem = _describe(q.shape[-1], rotary_dim, interleave, q, k, q_out, k_out)
     chosen = ROPE.select(problem, backend).backend
     with device_guard(q_out):
         chosen.run(problem, scaling, q_out, k_out, q, k, places)
@@ -157,7 +160,7 @@ def _rope_with_cos_sin_cache(
     backend: str,
 ) -> None:
     q, k = q_out if q is None else q, k_out if k is None else k
-    problem = _describe(q, head_size, cos_sin_cache.shape[1], interleave)
+    problem = _describe(head_size, cos_sin_cache.shape[1], interleave, q, k, q_out, k_out)
     chosen = COS_SIN_CACHE.select(problem, backend).backend
     if settings.debug_checks or not q.is_cuda:
         _check_positions(positions, cos_sin_cache.shape[0])
@@ -166,9 +169,14 @@ def _rope_with_cos_sin_cache(
         chosen.run(problem, *heads, positions, cos_sin_cache)
 
 
-def _describe(q: torch.Tensor, head_dim: int, rotary_dim: int, interleave: bool) -> RopeProblem:
+def _describe(head_dim: int, rotary_dim: int, interleave: bool, *tensors: torch.Tensor) -> RopeProblem:
     return RopeProblem(
-        dtype=q.dtype, head_dim=head_dim, rotary_dim=rotary_dim, interleave=interleave, **RopeProblem.where(q)
+        dtype=tensors[0].dtype,
+        head_dim=head_dim,
+        rotary_dim=rotary_dim,
+        interleave=interleave,
+        unit_strides=all(t.shape[-1] <= 1 or t.stride(-1) == 1 for t in tensors),
+        **RopeProblem.where(tensors[0]),
     )
 
 

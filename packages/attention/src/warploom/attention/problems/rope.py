@@ -17,6 +17,7 @@ class RopeProblem(Problem):
     head_dim: int
     rotary_dim: int
     interleave: bool
+    unit_strides: bool = True  # of the last dimensions
 
 
 @dataclass(frozen=True)

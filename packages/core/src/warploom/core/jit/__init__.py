@@ -15,7 +15,7 @@ module         what it does
 
 from warploom.core.jit.build import build, compile_spec
 from warploom.core.jit.kernel import Kernel, PreparedLaunch
-from warploom.core.jit.params import Divisor, ParamStruct, divisor_fields, f32, i32, i64, ptr, u32, u64
+from warploom.core.jit.params import Divisor, ParamStruct, divisor_fields, f32, f64, i32, i64, ptr, u32, u64
 from warploom.core.jit.spec import KernelSpec, cpp_type
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "cpp_type",
     "divisor_fields",
     "f32",
+    "f64",
     "i32",
     "i64",
     "ptr",

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
 import torch
 
-__all__ = ["Divisor", "ParamStruct", "divisor_fields", "f32", "i32", "i64", "ptr", "u32", "u64"]
+__all__ = ["Divisor", "ParamStruct", "divisor_fields", "f32", "f64", "i32", "i64", "ptr", "u32", "u64"]
 
 
 _Params = TypeVar("_Params", bound="ParamStruct")
@@ -48,6 +48,10 @@ class u64(_Scalar):
 
 class f32(_Scalar):
     code = "f"
+
+
+class f64(_Scalar):
+    code = "d"
 
 
 Divisor = Annotated[u32, 4]

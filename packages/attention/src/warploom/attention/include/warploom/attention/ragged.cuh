@@ -7,7 +7,8 @@ namespace warploom::attention {
 
 // The request that owns a row: the last one that starts at or before it (empty requests are stepped over); -1 for padding,
 // that is rows from indptr[batch] on. `indptr` holds batch + 1 offsets that do not decrease.
-WL_DEVICE int request_of_row(const int* indptr, int batch, int row) {
+template <class Index>
+WL_DEVICE int request_of_row(const Index* indptr, int batch, int64_t row) {
   if (row < indptr[0] || row >= indptr[batch]) return -1;
   int low = 0;        // indptr[low] <= row
   int high = batch;   // indptr[high] > row
