@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from warploom.attention.backends.cuda.attention_kernel import attention_spec, kernel_shape
+from warploom.attention.backends.cuda.mask import packbits_spec
 from warploom.attention.backends.cuda.merge import merge_state_spec, merge_states_spec
 from warploom.attention.backends.cuda.page import BATCH_INDICES_POSITIONS_SPEC, SEQ_LENS_SPEC, convert_spec, copy_spec
 from warploom.attention.backends.cuda.rope import rope_spec
@@ -58,6 +59,7 @@ SHIPPED = [
     BATCH_INDICES_POSITIONS_SPEC,
     SEQ_LENS_SPEC,
     *(rope_spec(dtype, torch.int32, _FP32, interleave, 8) for dtype in (_BF16, _FP16) for interleave in (False, True)),
+    *(packbits_spec(dtype) for dtype in (torch.int32, torch.int64)),
     rope_spec(_FP32, torch.int64, _FP32, False, 4),
     *(rope_spec(_BF16, torch.int64, _BF16, interleave, 1) for interleave in (False, True)),
     *(merge_state_spec(*merge) for merge in (*_MERGES, *_UNALIGNED_MERGES)),

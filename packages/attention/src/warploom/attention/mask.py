@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from warploom.attention.backends.cuda.mask import CudaPackbits
 from warploom.attention.backends.reference.mask import ReferencePackbits
 from warploom.attention.problems.mask import PackProblem
 from warploom.core.backends import Operator
@@ -15,7 +16,7 @@ from warploom.core.torch_ops import register_op
 
 __all__ = ["packbits", "segment_packbits"]
 
-PACKBITS = Operator("packbits", family="attention", backends=(ReferencePackbits(),))
+PACKBITS = Operator("packbits", family="attention", backends=(CudaPackbits(), ReferencePackbits()))
 
 _BITORDERS = ("big", "little")
 _INDEX_DTYPES = (torch.int32, torch.int64)
@@ -33,7 +34,7 @@ def packbits(x: Any, bitorder: str = "big", *, out: Any = None, backend: str = "
     out : torch.Tensor, optional
         `[ceil(n / 8)]`, uint8.
     backend : str
-        "auto" or "reference".
+        "auto", "cuda" or "reference".
 
     Returns
     -------
@@ -85,7 +86,7 @@ def segment_packbits(
         Buffers for both results: uint8 of `(n + 7 * batch) // 8` bytes or more, and int32 `[batch + 1]`. Bytes after
         the last segment are set to 0.
     backend : str
-        "auto" or "reference".
+        "auto", "cuda" or "reference".
 
     Returns
     -------
@@ -121,7 +122,7 @@ def segment_packbits(
     check.require(packed.shape[0] >= most, "out[0]", f"of {most} bytes or more", packed.shape[0])
     packed_indptr = check.output("out[1]", out[1], (batch + 1,), torch.int32)
     packed_indptr.copy_(_packed_indptr(starts))
-    _packbits(packed, flags, starts, packed_indptr, bitorder, backend)
+    _packbits(packed, flags, starts, packed_indptr.contiguous(), bitorder, backend)
     return packed, packed_indptr
 
 
