@@ -7,11 +7,11 @@ import torch
 from warploom.attention.backends.cuda.attention_kernel import (
     NARROW_ROWS,
     THREADS,
-    TILE_KEYS,
     WIDE_ROWS,
     KernelShape,
     attention_spec,
     kernel_shape,
+    tile_keys,
 )
 from warploom.attention.backends.cuda.persistent_attention import PersistentAttention
 from warploom.attention.backends.cuda.schedule import TileSizes
@@ -62,8 +62,9 @@ class CudaAttention(PersistentAttention):
         dims = problem.head_dim_qk, problem.head_dim_vo
         return kernel_shape(*dims, problem.dtype_kv.itemsize, has_wide, problem.arch)
 
-    def tile_sizes(self, has_wide: bool) -> TileSizes:
-        return TileSizes(NARROW_ROWS, WIDE_ROWS if has_wide else NARROW_ROWS, TILE_KEYS)
+    def tile_sizes(self, problem: AttentionProblem, has_wide: bool) -> TileSizes:
+        keys = tile_keys(problem.head_dim_qk, problem.head_dim_vo, problem.dtype_kv.itemsize)
+        return TileSizes(NARROW_ROWS, WIDE_ROWS if has_wide else NARROW_ROWS, keys)
 
     def kernel_spec(
         self, problem: AttentionProblem, has_wide: bool, shape: KernelShape, source: VariantSource

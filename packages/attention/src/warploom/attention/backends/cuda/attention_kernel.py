@@ -10,10 +10,9 @@ import torch
 from warploom.attention.backends.cuda.variant_source import MAX_ARGUMENTS, VariantSource
 from warploom.core.jit import Divisor, KernelSpec, ParamStruct, cpp_type, f32, i32, i64, ptr
 
-__all__ = ["THREADS", "AttentionParams", "KernelShape", "attention_spec", "kernel_shape"]
+__all__ = ["THREADS", "AttentionParams", "KernelShape", "attention_spec", "kernel_shape", "tile_keys"]
 
 THREADS = 128
-TILE_KEYS = 64
 NARROW_ROWS, WIDE_ROWS = 16, 64  # of query tiles
 
 _STATIC_BYTES = 12 * 1024  # of each block, with what the driver takes
@@ -72,6 +71,17 @@ class KernelShape(NamedTuple):
     smem: int
 
 
+def tile_keys(head_dim: int, value_dim: int, itemsize: int) -> int:
+    """Keys of a tile: twice as many of 8 bits, so that what a tile takes beside its bytes counts for as much.
+
+    Examples
+    --------
+    >>> tile_keys(128, 128, 2), tile_keys(128, 128, 1), tile_keys(256, 256, 1)
+    (64, 128, 64)
+    """
+    return 128 if itemsize == 1 and max(head_dim, value_dim) <= 128 else 64
+
+
 @functools.cache
 def kernel_shape(head_dim: int, value_dim: int, itemsize: int, has_wide: bool, arch: int) -> KernelShape:
     """As many blocks an SM as have registers, if three stages fit into the shared memory of each.
@@ -84,7 +94,7 @@ def kernel_shape(head_dim: int, value_dim: int, itemsize: int, has_wide: bool, a
     KernelShape(blocks_per_sm=1, stages=1, smem=65536)
     """
     row_bytes = sum(-(-dim * itemsize // 128) * 128 for dim in (head_dim, value_dim))
-    stage = TILE_KEYS * row_bytes
+    stage = tile_keys(head_dim, value_dim, itemsize) * row_bytes
     kilobytes = _SHARED_KILOBYTES.get(arch, 100)
     most = 3 if max(head_dim, value_dim) <= 64 and not has_wide else 2
     for blocks in (most, 2, 1):
@@ -119,6 +129,7 @@ def attention_spec(
             "kHeadDim": head_dim,
             "kValueDim": value_dim,
             "kHasWide": has_wide,
+            "kTileKeys": tile_keys(head_dim, value_dim, dtype_kv.itemsize),
             "kStages": shape.stages,
             "kBlocksPerSm": shape.blocks_per_sm,
         },

@@ -68,7 +68,7 @@ class PersistentAttention(AttentionBackend):
         """Blocks an SM and their shared memory."""
 
     @abstractmethod
-    def tile_sizes(self, has_wide: bool) -> TileSizes:
+    def tile_sizes(self, problem: AttentionProblem, has_wide: bool) -> TileSizes:
         """Rows and keys of tiles."""
 
     @abstractmethod
@@ -88,7 +88,7 @@ class PersistentAttention(AttentionBackend):
 
     def workspace_layout(self, problem: AttentionProblem) -> WorkspaceLayout:
         blocks = problem.sm_count * max(self.kernel_shape(problem, wide).blocks_per_sm for wide in (False, True))
-        rows = self.tile_sizes(True).wide_rows
+        rows = self.tile_sizes(problem, True).wide_rows
         return (
             WorkspaceLayout("attention")
             .add("starts", (blocks, START_INTS), torch.int32)
@@ -103,7 +103,7 @@ class PersistentAttention(AttentionBackend):
         variants = compiled_variants(problem, plan.options.variant)
         shape = self.kernel_shape(problem, has_wide)
         spec = self.kernel_spec(problem, has_wide, shape, variant_source(variants))
-        work = work_shape(plan, problem.sm_count * shape.blocks_per_sm, self.tile_sizes(has_wide))
+        work = work_shape(plan, problem.sm_count * shape.blocks_per_sm, self.tile_sizes(problem, has_wide))
         if not problem.cuda_graph:
             launch_schedule(plan, work)
         return PlannedLaunch(spec, shape, work, variants)

@@ -87,7 +87,7 @@ class HopperAttention(PersistentAttention):
         stages = min((_SHARED_BYTES - queries) // stage, _MOST_STAGES)
         return KernelShape(1, stages, queries + stages * stage + 1024)
 
-    def tile_sizes(self, has_wide: bool) -> TileSizes:
+    def tile_sizes(self, problem: AttentionProblem, has_wide: bool) -> TileSizes:
         return TileSizes(_ROWS, _ROWS, _TILE_KEYS)
 
     def kernel_spec(

@@ -1,8 +1,8 @@
 // Attention of a batch of requests, whatever their lengths: decodes, appends and prefills in one launch of persistent blocks, each
 // of which walks through its share of the work (schedule.cuh).
 //
-// A block has four warps. Tiles of up to 16 query rows (decodes) are held by all of them, and each takes 16 of every 64 keys: they
-// meet only at the item's end. Of longer tiles each warp has 16 rows and sees all keys.
+// A block has four warps. Tiles of up to 16 query rows (decodes) are held by all of them, and each takes a quarter of the keys of a
+// tile: they meet only at the item's end. Of longer tiles each warp has 16 rows and sees all keys.
 #pragma once
 
 #include "warploom/attention/own_rows_result.cuh"
@@ -11,11 +11,10 @@
 
 namespace warploom::attention {
 
-// Sizes of the tiles, and who puts results together.
+// Sizes of the tiles.
 template <class Base>
 struct PortableConfig : Base {
   static constexpr bool kCalls = true;
-  static constexpr int kTileKeys = 64;
   static constexpr int kMostRows = Base::kHasWide ? 64 : kWarpRows;
 };
 
@@ -45,7 +44,7 @@ struct AttentionBlock {
   WL_DEVICE void work_on(const WorkCursor& item) {
     constexpr int kKeys = Config::kTileKeys / kWarpsOfRows;
     constexpr bool kIsShortOfRegisters = Config::kHeadDim > 128 || Config::Variant::kHasLogits;
-    constexpr int kAtOnce = kIsShortOfRegisters && kKeys > 32 ? 32 : kKeys;
+    constexpr int kMost = kIsShortOfRegisters ? 32 : 64, kAtOnce = kKeys < kMost ? kKeys : kMost;
     QueryTile<Config> tile(params, item, kWarpsOfRows == 1 ? warp_id() * kWarpRows : 0);
     const int first_row = kWarpsOfRows == 1 ? 0 : warp_id() * kKeys;
     const SeenKeys seen = SeenKeys::of<Config>(params, item);
