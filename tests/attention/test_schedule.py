@@ -113,3 +113,11 @@ def test_backends_that_do_not_divide_work_cannot_be_drawn(tmp_path):
     assert attention.explain().work is None
     with pytest.raises(UnsupportedError, match="reference"):
         attention.plot(tmp_path / "schedule.svg")
+
+
+def test_launches_begin_with_the_tensors_that_change():
+    from warploom.attention.backends.cuda import schedule
+    from warploom.attention.backends.cuda.attention_kernel import AttentionParams
+
+    assert tuple(AttentionParams._fields)[:5] == ("q", "k", "v", "out", "lse")  # the order of `PreparedCall`
+    assert tuple(schedule.ScheduleParams._fields)[:6] == schedule._TENSORS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
@@ -98,15 +99,11 @@ class PersistentAttention(AttentionBackend):
         )
 
     def schedule(self, plan: AttentionPlan) -> PlannedLaunch:
-        problem = plan.problem
-        has_wide = self.has_wide_tiles(problem, plan.tables.max_qo_len)
-        variants = compiled_variants(problem, plan.options.variant)
-        shape = self.kernel_shape(problem, has_wide)
-        spec = self.kernel_spec(problem, has_wide, shape, variant_source(variants))
-        work = work_shape(plan, problem.sm_count * shape.blocks_per_sm, self.tile_sizes(problem, has_wide))
-        if not problem.cuda_graph:
-            launch_schedule(plan, work)
-        return PlannedLaunch(spec, shape, work, variants)
+        has_wide = self.has_wide_tiles(plan.problem, plan.tables.max_qo_len)
+        planned = _planned_launch(self, plan.problem, has_wide, plan.options.variant, plan.options.window_left)
+        if not plan.problem.cuda_graph:
+            launch_schedule(plan, planned.work)
+        return planned
 
     def divided_work(self, plan: AttentionPlan) -> WorkSchedule:
         host = plan.tables.on_host()
@@ -144,6 +141,22 @@ class PersistentAttention(AttentionBackend):
         kernel.launch(launch.work.groups * launch.work.lanes, self.threads, params, *more, smem=launch.shape.smem)
         if out is not call.out:
             call.out.copy_(out)
+
+
+@functools.lru_cache(maxsize=256)
+def _planned_launch(
+    backend: PersistentAttention,
+    problem: AttentionProblem,
+    has_wide: bool,
+    variant: AttentionVariant | None,
+    window_left: int,
+) -> PlannedLaunch:
+    variants = compiled_variants(problem, variant)
+    shape = backend.kernel_shape(problem, has_wide)
+    spec = backend.kernel_spec(problem, has_wide, shape, variant_source(variants))
+    blocks = problem.sm_count * shape.blocks_per_sm
+    work = work_shape(problem, window_left, blocks, backend.tile_sizes(problem, has_wide))
+    return PlannedLaunch(spec, shape, work, variants)
 
 
 @dataclass

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, NamedTuple
 
 import torch
 
 from warploom.attention.plan import AttentionPlan
+from warploom.attention.problems.attention import AttentionProblem
 from warploom.attention.schedule import WorkShape
-from warploom.core.jit import Divisor, KernelSpec, ParamStruct, divisor_fields, i32, ptr
+from warploom.core.jit import Divisor, KernelSpec, ParamStruct, PreparedLaunch, divisor_fields, i32, ptr
 
 __all__ = ["SCHEDULE_SPEC", "START_INTS", "launch_schedule", "schedule_lanes", "work_shape"]
 
 _THREADS = 1024
 _MOST_LANES = 8
+_TENSORS = ("qo_indptr", "kv_lens", "kv_starts", "unit_indptr", "starts", "arrivals")
 _MIN_CHUNK = 4  # units of a block: three tiles of keys are worth a merge
 START_INTS = 16  # of `WorkStart`
 
@@ -69,9 +72,8 @@ def schedule_lanes(num_kv_heads: int, blocks: int) -> int:
     return max(divisors, key=lambda lanes: (blocks // lanes * lanes, lanes))
 
 
-def work_shape(plan: AttentionPlan, blocks: int, tile: TileSizes) -> WorkShape:
+def work_shape(problem: AttentionProblem, window_left: int, blocks: int, tile: TileSizes) -> WorkShape:
     """What the planner divides by."""
-    problem = plan.problem
     lanes = schedule_lanes(problem.num_kv_heads, blocks)
     return WorkShape(
         num_kv_heads=problem.num_kv_heads,
@@ -79,7 +81,7 @@ def work_shape(plan: AttentionPlan, blocks: int, tile: TileSizes) -> WorkShape:
         lanes=lanes,
         groups=blocks // lanes,
         causal=problem.causal,
-        window_left=plan.options.window_left,
+        window_left=window_left,
         **tile._asdict(),
         whole_items=problem.deterministic,
         min_chunk=_MIN_CHUNK,
@@ -91,15 +93,18 @@ def launch_schedule(plan: AttentionPlan, shape: WorkShape) -> None:
 
     Nobody has arrived at a shared item then: the plan's `arrivals` are 0.
     """
-    tables = plan.tables
+    tables, workspace = plan.tables, plan.workspace
+    units = torch.empty(tables.batch + 1, dtype=torch.int64, device=tables.device)
+    tensors = (tables.qo_indptr, tables.kv_lens, tables.kv_starts, units, workspace["starts"], workspace["arrivals"])
+    _prepared(shape, tables.batch, tables.device).launch(*(x.data_ptr() for x in tensors))
+
+
+@functools.lru_cache(maxsize=256)
+def _prepared(shape: WorkShape, batch: int, device: torch.device) -> PreparedLaunch:
+    """The launch but for the tensors, with which `ScheduleParams` begins."""
     params = ScheduleParams(
-        qo_indptr=tables.qo_indptr,
-        kv_lens=tables.kv_lens,
-        kv_starts=tables.kv_starts,
-        unit_indptr=torch.empty(tables.batch + 1, dtype=torch.int64, device=tables.device),
-        starts=plan.workspace["starts"],
-        arrivals=plan.workspace["arrivals"],
-        batch=tables.batch,
+        **dict.fromkeys(_TENSORS),
+        batch=batch,
         num_kv_heads=shape.num_kv_heads,
         group_size=divisor_fields(shape.group_size),
         causal=shape.causal,
@@ -110,4 +115,4 @@ def launch_schedule(plan: AttentionPlan, shape: WorkShape) -> None:
         min_chunk=shape.min_chunk,
         whole_items=shape.whole_items,
     )
-    SCHEDULE_SPEC.load(tables.device).launch(1, _THREADS, params)
+    return SCHEDULE_SPEC.load(device).prepare(1, _THREADS, params, pointers=len(_TENSORS))
