@@ -78,9 +78,7 @@ class PersistentAttention(AttentionBackend):
     ) -> KernelSpec:
         """The instance of the kernel."""
 
-    def more_arguments(
-        self, problem: AttentionProblem, k: torch.Tensor | TensorView, v: torch.Tensor | TensorView
-    ) -> tuple[Any, ...]:
+    def more_arguments(self, problem: AttentionProblem, q: TensorView, k: TensorView, v: TensorView) -> tuple[Any, ...]:
         """What the kernel takes after `AttentionParams`."""
         return ()
 
@@ -116,11 +114,12 @@ class PersistentAttention(AttentionBackend):
         launch: PlannedLaunch = plan.schedule
         extra = variant_arguments(launch.variants, plan, call)
         params = _params(plan, launch, call, extra, *tensors)
-        more = self.more_arguments(plan.problem, call.k, call.v)
+        views = TensorView.of(call.q), TensorView.of(call.k), TensorView.of(call.v)
+        more = self.more_arguments(plan.problem, *views)
         kernel = launch.spec.load(call.q.device).prepare(
             launch.work.groups * launch.work.lanes, self.threads, params, *more, smem=launch.shape.smem, pointers=5
         )
-        return PreparedAttention(self, plan, launch, extra, kernel, TensorView.of(call.k), TensorView.of(call.v))
+        return PreparedAttention(self, plan, launch, extra, kernel, views)
 
     def run(self, problem: AttentionProblem, plan: AttentionPlan, call: AttentionCall) -> None:  # type: ignore[override]
         if call.q.shape[0] == 0 or plan.tables.batch == 0:
@@ -137,7 +136,7 @@ class PersistentAttention(AttentionBackend):
         out = call.out if fits else torch.empty(call.out.shape, dtype=call.out.dtype, device=call.out.device)
         params = _params(plan, launch, call, variant_arguments(launch.variants, plan, call), q, k, v, out)
         kernel = launch.spec.load(call.q.device)
-        more = self.more_arguments(problem, k, v)
+        more = self.more_arguments(problem, TensorView.of(q), TensorView.of(k), TensorView.of(v))
         kernel.launch(launch.work.groups * launch.work.lanes, self.threads, params, *more, smem=launch.shape.smem)
         if out is not call.out:
             call.out.copy_(out)
@@ -168,19 +167,19 @@ class PreparedAttention:
     planned: PlannedLaunch
     extra: VariantArguments  # whose tensors the launch reads
     kernel: PreparedLaunch
-    k: TensorView
-    v: TensorView
-    _more: dict[tuple[int, int], tuple[Any, ...]] = field(default_factory=dict)
+    views: tuple[TensorView, TensorView, TensorView]  # of queries, keys and values, at the first call's addresses
+    _more: dict[tuple[int, int, int], tuple[Any, ...]] = field(default_factory=dict)
 
     def __call__(self, q: int, k: int, v: int, out: int, lse: int) -> None:
         if self.plan.problem.cuda_graph:
             launch_schedule(self.plan, self.planned.work)
-        more = self._more.get((k, v))
+        places = q, k, v
+        more = self._more.get(places)
         if more is None:
             if len(self._more) >= _MOST_PLACES:
                 self._more.clear()
-            keys, values = replace(self.k, pointer=k), replace(self.v, pointer=v)
-            more = self._more[k, v] = self.backend.more_arguments(self.plan.problem, keys, values)
+            moved = (replace(view, pointer=at) for view, at in zip(self.views, places, strict=True))
+            more = self._more[places] = self.backend.more_arguments(self.plan.problem, *moved)
         self.kernel.launch(q, k, v, out, lse, more=more)
 
 

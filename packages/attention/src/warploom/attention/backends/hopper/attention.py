@@ -20,6 +20,7 @@ from warploom.core.jit import KernelSpec, cpp_type
 __all__ = ["HopperAttention", "hopper_spec"]
 
 _ROWS = 128  # of a query tile
+_GROUP_ROWS = 64  # of a warpgroup
 _TILE_KEYS = 128
 _SHARED_BYTES = 200 * 1024  # of a block, beside its static part
 _MOST_STAGES = 3
@@ -50,7 +51,7 @@ def hopper_spec(
             "kStages": stages,
             "kBoxRows": box_rows,
         },
-        params=(AttentionParams, "warploom::TensorMap", "warploom::TensorMap"),
+        params=(AttentionParams, *["warploom::TensorMap"] * 3),
         archs=("sm_90a",),
         expect_sass=("HGMMA", "USETMAXREG", "LDGSTS", *(("UTMALDG",) if box_rows else ())),
     )
@@ -97,10 +98,10 @@ class HopperAttention(PersistentAttention):
         return hopper_spec(*dtypes, problem.head_dim_qk, shape.stages, rows, source)
 
     def more_arguments(
-        self, problem: AttentionProblem, k: torch.Tensor | TensorView, v: torch.Tensor | TensorView
+        self, problem: AttentionProblem, q: TensorView, k: TensorView, v: TensorView
     ) -> tuple[TensorMap, ...]:
         rows = box_rows(problem.page_size)
-        return _map(k, rows), _map(v, rows)
+        return _query_map(q, problem.group_size), _map(k, rows), _map(v, rows)
 
 
 def box_rows(page_size: int) -> int:
@@ -115,14 +116,25 @@ def box_rows(page_size: int) -> int:
     return rows if rows >= _SWIZZLED_ROWS else 0
 
 
-def _map(rows: torch.Tensor | TensorView, box_rows: int) -> TensorMap:
-    """Rows of keys or values, of shape ``[pages, page_size, heads, dim]`` or ``[rows, heads, dim]``, head by head."""
-    view = rows if isinstance(rows, TensorView) else TensorView.of(rows)
-    if not box_rows or 0 in view.shape:
+def _query_map(q: TensorView, group_size: int) -> TensorMap:
+    """Queries ``[tokens, heads, dim]``; a box has all heads of a group, of as many tokens as a warpgroup has rows for."""
+    if _GROUP_ROWS % group_size:
         return _NO_MAP
-    *pages, page_size, heads, dim = view.shape
-    *page, row, head, element = view.strides
+    tokens, heads, dim = q.shape
+    token, head, element = q.strides
+    by_group = replace(
+        q, shape=(tokens, heads // group_size, group_size, dim), strides=(token, group_size * head, head, element)
+    )
+    return tensor_map(by_group, (_GROUP_ROWS // group_size, 1, group_size, _BOX_COLUMNS))
+
+
+def _map(rows: TensorView, box_rows: int) -> TensorMap:
+    """Rows of keys or values, of shape ``[pages, page_size, heads, dim]`` or ``[rows, heads, dim]``, head by head."""
+    if not box_rows or 0 in rows.shape:
+        return _NO_MAP
+    *pages, page_size, heads, dim = rows.shape
+    *page, row, head, element = rows.strides
     by_head = replace(
-        view, shape=(*(pages or [1]), heads, page_size, dim), strides=(*(page or [0]), head, row, element)
+        rows, shape=(*(pages or [1]), heads, page_size, dim), strides=(*(page or [0]), head, row, element)
     )
     return tensor_map(by_head, (1, 1, box_rows, _BOX_COLUMNS))

@@ -87,7 +87,7 @@ struct ComputingGroup {
     if (Warpgroup::number() == 1) give_turn();
 #pragma unroll 1
     while (true) {
-      storage.of_items.template wait_full<true>(item_place);
+      storage.of_items.wait_full(item_place, false);
       const WorkCursor& item = storage.items[item_place.stage];
       if (item.done()) return;
       if (item.keys.count == 0) {
@@ -107,9 +107,9 @@ struct ComputingGroup {
   WL_DEVICE void pass_by(const WorkCursor& item) {
 #pragma unroll 1
     for (int tile = item.begin(), end = item.end(); tile < end; ++tile) {
-      storage.of_keys.template wait_full<false>(keys);
+      storage.of_keys.wait_full(keys, false);
       release_keys();
-      storage.of_values.template wait_full<false>(values);
+      storage.of_values.wait_full(values, false);
       release_values();
     }
   }
@@ -126,7 +126,7 @@ struct ComputingGroup {
     {
       Logits logits;
       float factor[2];
-      storage.of_keys.template wait_full<kByThreads>(keys);
+      storage.of_keys.wait_full(keys, kByThreads);
       multiply_keys(logits);
       wgmma_wait<0>();
       wgmma_done(logits);
@@ -136,7 +136,7 @@ struct ComputingGroup {
     }
 #pragma unroll 1
     for (++tiles.at; tiles.at < tiles.end; ++tiles.at) work_on_tile(tile, tiles, weights);
-    storage.of_values.template wait_full<kByThreads>(values);
+    storage.of_values.wait_full(values, kByThreads);
     multiply_values(tile, weights);
     wgmma_wait<0>();
     wgmma_done(tile.out), wgmma_done(weights);
@@ -148,10 +148,10 @@ struct ComputingGroup {
   WL_DEVICE void work_on_tile(Tile& tile, const ItemTiles& tiles, Weights& weights) {
     Logits logits;
     float factor[2];
-    storage.of_keys.template wait_full<kByThreads>(keys);
+    storage.of_keys.wait_full(keys, kByThreads);
     if (tiles.is_shared) take_turn();
     multiply_keys(logits);
-    storage.of_values.template wait_full<kByThreads>(values);
+    storage.of_values.wait_full(values, kByThreads);
     multiply_values(tile, weights);
     if (tiles.is_shared) give_turn();
     wgmma_wait<1>();
@@ -227,8 +227,8 @@ struct ComputingGroup {
 
 template <class Base>
 __global__ void __launch_bounds__(384, 1) attention_hopper_kernel(
-    const __grid_constant__ AttentionParams params, const __grid_constant__ TensorMap key_map,
-    const __grid_constant__ TensorMap value_map) {
+    const __grid_constant__ AttentionParams params, const __grid_constant__ TensorMap query_map,
+    const __grid_constant__ TensorMap key_map, const __grid_constant__ TensorMap value_map) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using Config = HopperConfig<Base>;
   extern __shared__ __align__(128) uint8_t shared[];
@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(384, 1) attention_hopper_kernel(
   __syncthreads();
   if (Warpgroup::number() == kComputingGroups) {
     give_registers<56>();
-    CopyingGroup<Config>{params, {&key_map, &value_map}, storage, memory, next, {}, {}}.work();
+    CopyingGroup<Config>{params, {&query_map, &key_map, &value_map}, storage, memory, next, {}, {}}.work();
   } else {
     take_registers<224>();
     ComputingGroup<Config>{params, storage, memory, {}, {}, {}}.work();

@@ -7,8 +7,10 @@ namespace warploom::attention {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// Keys and values as TMA sees them: [pages, kv_heads, page_size, dim], or [1, kv_heads, rows, dim].
-struct KeyValueMaps {
+// As TMA sees them: queries are [tokens, kv_heads, group_size, dim], keys and values [pages, kv_heads, page_size, dim], or
+// [1, kv_heads, rows, dim].
+struct HopperMaps {
+  const TensorMap* queries;
   const TensorMap* keys;
   const TensorMap* values;
 };
@@ -66,7 +68,7 @@ struct CopyingGroup {
   using T = typename Config::Query;
 
   const AttentionParams& params;
-  KeyValueMaps maps;
+  HopperMaps maps;
   Storage& storage;
   uint8_t* memory;
   WorkCursor& item;
@@ -99,12 +101,30 @@ struct CopyingGroup {
     uint64_t* full = &storage.of_items.full[item_place.stage];
     storage.of_items.wait_free(item_place);
     if (Warpgroup::warp() == 0) copy_cursor(storage.items[item_place.stage], item);
-    if (has_queries) copy_queries();
-    mbarrier_arrive_after_copies(full);
-    if (lane_id() == 0) mbarrier_arrive(full);
+    if (has_queries && storage.has_query_boxes) {
+      copy_query_box(full);
+    } else {
+      if (has_queries) copy_queries();
+      if (lane_id() == 0) mbarrier_arrive(full);
+    }
     item_place.next();
   }
 
+  // By TMA, a column of a warpgroup's rows by each warp.
+  WL_DEVICE void copy_query_box(uint64_t* full) const {
+    using Queries = typename Storage::Queries;
+    constexpr int kColumns = Queries::kBytes / Queries::kColumnBytes;
+    static_assert(kComputingGroups * kColumns <= kGroupWarps, "a warp for each");
+    const int group = Warpgroup::warp() / kColumns, column = Warpgroup::warp() % kColumns;
+    if (lane_id() != 0) return;
+    if (group >= kComputingGroups) return mbarrier_arrive(full);
+    mbarrier_expect_bytes(full, Queries::kColumnBytes);
+    const int query = params.group_size.divide(item.tile * item.work.tile_rows + group * kGroupRows);
+    uint8_t* to = Storage::queries(memory, item_place.stage, group) + column * Queries::kColumnBytes;
+    tma_load_4d(to, maps.queries, full, column * 64, 0, item.head, item.work.qo_start + query);
+  }
+
+  // By cp.async: groups may have any size.
   WL_DEVICE void copy_queries() const {
     using Queries = typename Storage::Queries;
     uint8_t* to = Storage::queries(memory, item_place.stage, 0);
@@ -119,6 +139,15 @@ struct CopyingGroup {
       cp_async_16_or_zero(to + row / kGroupRows * Queries::kBytes + Queries::offset(row % kGroupRows, piece), from,
                           row < existing && at < params.q_rows);
     }
+    wait_for_copies();
+  }
+
+  // Of the warp, by cp.async; the tensor cores see them then.
+  WL_DEVICE static void wait_for_copies() {
+    cp_async_commit();
+    cp_async_wait<0>();
+    fence_async_proxy();
+    __syncwarp();
   }
 
   // By cp.async: pages may have any size.
@@ -168,10 +197,7 @@ struct CopyingGroup {
     rows.template copy<typename Storage::Keys>(keys(), state.keys);
     storage.of_values.wait_free(place);
     rows.template copy<typename Storage::Values>(values(), state.values);
-    cp_async_commit();
-    cp_async_wait<0>();
-    fence_async_proxy();
-    __syncwarp();
+    wait_for_copies();
     if (lane_id() == 0) mbarrier_arrive(&storage.of_keys.full[place.stage]), mbarrier_arrive(&storage.of_values.full[place.stage]);
   }
 };

@@ -77,6 +77,7 @@ struct HopperResult {
       }
       store_matrices(Rows::onwards(start, 2 * column + lane_id() / 16), values);
     }
+    fence_async_proxy();  // the next queries may come by TMA
     __syncwarp();
     constexpr int kSteps = kWarpRows * Rows::kPieces / kWarpSize;
     const int piece = lane_id() % Rows::kPieces;
@@ -92,7 +93,7 @@ struct HopperResult {
     for (int step = 0; step < kSteps; ++step) {
       if (to[step]) store_global_bits(reinterpret_cast<uint4*>(to[step] + piece * 8), pieces[step]);
     }
-    __syncwarp();  // the next queries may come
+    __syncwarp();
   }
 };
 

@@ -66,10 +66,9 @@ struct Ring {
   }
   WL_DEVICE void wait_free(const Place& place) { mbarrier_wait(&free[place.stage], place.parity ^ 1); }
   // What threads write, also by cp.async, the tensor cores see only after a fence.
-  template <bool kByThreads>
-  WL_DEVICE void wait_full(const Place& place) {
+  WL_DEVICE void wait_full(const Place& place, bool by_threads) {
     mbarrier_wait(&full[place.stage], place.parity);
-    if constexpr (kByThreads) fence_async_proxy();
+    if (by_threads) fence_async_proxy();
   }
   // By a warp.
   WL_DEVICE void release(const Place& place) {
@@ -93,6 +92,7 @@ struct HopperStorage {
   Ring<kStages> of_keys, of_values;
   int64_t chunk;  // of the schedule
   int group;      // of blocks, that this one is in
+  bool has_query_boxes;  // a warpgroup's rows are all heads of some tokens, so that TMA can copy them
 
   // Dynamic shared memory: queries, keys, values.
   WL_DEVICE static uint8_t* queries(uint8_t* memory, int item, int group) {
@@ -107,7 +107,8 @@ struct HopperStorage {
     constexpr int kReaders = kComputingGroups * kGroupWarps;
     if (threadIdx.x == 0) {
       chunk = start.chunk, group = int(blockIdx.x) / params.lanes;
-      of_items.open(kGroupThreads + kGroupWarps, kReaders);
+      has_query_boxes = kGroupRows % int(params.group_size.divisor) == 0;
+      of_items.open(kGroupWarps, kReaders);
       constexpr int kFillers = kHasBoxes ? kGroupWarps : kGroupThreads;
       of_keys.open(kFillers, kReaders);
       of_values.open(kFillers, kReaders);
