@@ -26,7 +26,7 @@ struct Warpgroup {
   WL_DEVICE static int warp() { return int(threadIdx.x / kWarpSize % kGroupWarps); }
 };
 
-// Rows of kDim 16-bit elements as wgmma wants them: columns of 128 bytes, kRows rows each, their pieces of 16 bytes exchanged.
+// Rows of kDim 16-bit elements as wgmma wants them: columns of 128 bytes, of all rows, their pieces of 16 bytes exchanged.
 template <int kRowsOfTile, int kDim>
 struct HopperRows {
   static constexpr int kPieces = kDim / 8;

@@ -72,51 +72,13 @@ struct SoftmaxRows {
   template <int kBlocks>
   WL_DEVICE void weigh(float (&logits)[kBlocks][4], float (&factor)[2]) {
     raise_largest(logits, factor);
-    weigh_part<0, kBlocks>(logits);
-  }
-
-  // The first step of that: the largest logits.
-  template <int kBlocks>
-  WL_DEVICE void raise_largest(const float (&logits)[kBlocks][4], float (&factor)[2]) {
-    float most[2][2];  // of each row: two, so that a maximum does not wait for the one before
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float here = fmaxf(logits[block][2 * i], logits[block][2 * i + 1]);
-        most[i][block % 2] = block < 2 ? here : fmaxf(most[i][block % 2], here);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float of_row = warp_reduce<4>(kBlocks > 1 ? fmaxf(most[i][0], most[i][1]) : most[i][0], Max());
-      const float next = fmaxf(largest[i], of_row * unit[i]);
-      factor[i] = exp2_approx(largest[i] - finite(next));
-      largest[i] = next;
-      sum[i] *= factor[i];
-    }
-  }
-
-  // And the others: weights of kCount blocks. Sums start from a zero that depends on the last weights. Else each addition would come
-  // right behind its exponential, and hold up the next one for as long as that takes.
-  template <int kFirst, int kCount, int kBlocks>
-  WL_DEVICE void weigh_part(float (&logits)[kBlocks][4]) {
     const float from[2] = {finite(largest[0]), finite(largest[1])};
 #pragma unroll
-    for (int block = kFirst; block < kFirst + kCount; ++block) {
+    for (auto& block : logits) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) logits[block][i] = exp2_approx(fmaf(logits[block][i], unit[i / 2], -from[i / 2]));
+      for (int i = 0; i < 4; ++i) block[i] = exp2_approx(fmaf(block[i], unit[i / 2], -from[i / 2]));
     }
-    const float(&last)[4] = logits[kFirst + kCount - 1];
-    const float zero = fminf(fminf(fminf(last[0], last[1]), fminf(last[2], last[3])), 0.0f);
-    float added[4] = {zero, zero, zero, zero};
-#pragma unroll
-    for (int block = kFirst; block < kFirst + kCount; ++block) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) added[i] += logits[block][i];
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) sum[i] += added[2 * i] + added[2 * i + 1];
+    add_up(logits);
   }
 
   // Weights as operands of the product with values.
@@ -138,6 +100,43 @@ struct SoftmaxRows {
   }
 
  private:
+  template <int kBlocks>
+  WL_DEVICE void raise_largest(const float (&logits)[kBlocks][4], float (&factor)[2]) {
+    float most[2][2];  // of each row: two, so that a maximum does not wait for the one before
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float here = fmaxf(logits[block][2 * i], logits[block][2 * i + 1]);
+        most[i][block % 2] = block < 2 ? here : fmaxf(most[i][block % 2], here);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float of_row = warp_reduce<4>(kBlocks > 1 ? fmaxf(most[i][0], most[i][1]) : most[i][0], Max());
+      const float next = fmaxf(largest[i], of_row * unit[i]);
+      factor[i] = exp2_approx(largest[i] - finite(next));
+      largest[i] = next;
+      sum[i] *= factor[i];
+    }
+  }
+
+  // Sums start from a zero that depends on the last weights. Else each addition would come right behind its exponential, and
+  // hold up the next one for as long as that takes.
+  template <int kBlocks>
+  WL_DEVICE void add_up(const float (&weights)[kBlocks][4]) {
+    const float(&last)[4] = weights[kBlocks - 1];
+    const float zero = fminf(fminf(fminf(last[0], last[1]), fminf(last[2], last[3])), 0.0f);
+    float added[4] = {zero, zero, zero, zero};
+#pragma unroll
+    for (const auto& block : weights) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) added[i] += block[i];
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) sum[i] += added[2 * i] + added[2 * i + 1];
+  }
+
   // No inf - inf.
   WL_DEVICE static float finite(float most) { return most == negative_infinity() ? 0.0f : most; }
 
