@@ -27,7 +27,8 @@ MIXED = ([3, 1, 0, 6, 1], [7, 20, 5, 6, 0])
 
 def check(got, expected):
     assert_close(got[0], expected[0], what="out")
-    assert_close(got[1], expected[1], what="lse")
+    # The largest logit and the logarithm of the sum, each up to 8 here and rounded by 2**-24 of it, may cancel.
+    assert_close(got[1], expected[1], atol=1e-6, what="lse")
 
 
 def plan_table(attention, b, **options):
