@@ -197,6 +197,10 @@ def _mask_offsets(kind: str, qo_lens: list[int], kv_lens: list[int]) -> list[int
 
 def index_tensor(check: Checker, name: str, value: Any, dims: str) -> torch.Tensor:
     """An int32 view or copy of an index argument, on whatever device it is."""
+    plain = type(value) is torch.Tensor and value.dtype == torch.int32 and value.dim() == 1 and value.is_contiguous()
+    if plain and " " not in dims:
+        check.bind(dims, value.shape[0], name)  # what engines give at every step, and nothing to be said about it
+        return value
     tensor = check.tensor(name, value, dims, dtype=INDEX_DTYPES, device="any")
     return tensor if tensor.dtype == torch.int32 and tensor.is_contiguous() else tensor.to(torch.int32).contiguous()
 
@@ -210,6 +214,8 @@ def _offsets(check: Checker, name: str, value: Any) -> torch.Tensor:
 
 def together(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The tensors on one device: on the GPU of the first that is on one."""
+    if len({t.device for t in tensors}) == 1:
+        return tensors
     device = next((t.device for t in tensors if t.is_cuda), tensors[0].device)
     return tuple(t if t.device == device else t.to(device, non_blocking=True) for t in tensors)
 
