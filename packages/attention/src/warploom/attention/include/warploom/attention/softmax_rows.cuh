@@ -72,51 +72,18 @@ struct SoftmaxRows {
   template <int kBlocks>
   WL_DEVICE void weigh(float (&logits)[kBlocks][4], float (&factor)[2]) {
     raise_largest(logits, factor);
-    weigh_part<0, kBlocks>(logits);
+    make_weights(logits);
   }
 
-  // The first step of that: the largest logits.
+  // What was added up before.
   template <int kBlocks>
-  WL_DEVICE void raise_largest(const float (&logits)[kBlocks][4], float (&factor)[2]) {
-    float most[2][2];  // of each row: two, so that a maximum does not wait for the one before
+  WL_DEVICE static void rescale(float (&out)[kBlocks][4], const float (&factor)[2]) {
+    if (!__any_sync(kFullMask, factor[0] != 1.0f || factor[1] != 1.0f)) return;
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
+    for (auto& block : out) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float here = fmaxf(logits[block][2 * i], logits[block][2 * i + 1]);
-        most[i][block % 2] = block < 2 ? here : fmaxf(most[i][block % 2], here);
-      }
+      for (int i = 0; i < 4; ++i) block[i] *= factor[i / 2];
     }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float of_row = warp_reduce<4>(kBlocks > 1 ? fmaxf(most[i][0], most[i][1]) : most[i][0], Max());
-      const float next = fmaxf(largest[i], of_row * unit[i]);
-      factor[i] = exp2_approx(largest[i] - finite(next));
-      largest[i] = next;
-      sum[i] *= factor[i];
-    }
-  }
-
-  // And the others: weights of kCount blocks. Sums start from a zero that depends on the last weights. Else each addition would come
-  // right behind its exponential, and hold up the next one for as long as that takes.
-  template <int kFirst, int kCount, int kBlocks>
-  WL_DEVICE void weigh_part(float (&logits)[kBlocks][4]) {
-    const float from[2] = {finite(largest[0]), finite(largest[1])};
-#pragma unroll
-    for (int block = kFirst; block < kFirst + kCount; ++block) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) logits[block][i] = exp2_approx(fmaf(logits[block][i], unit[i / 2], -from[i / 2]));
-    }
-    const float(&last)[4] = logits[kFirst + kCount - 1];
-    const float zero = fminf(fminf(fminf(last[0], last[1]), fminf(last[2], last[3])), 0.0f);
-    float added[4] = {zero, zero, zero, zero};
-#pragma unroll
-    for (int block = kFirst; block < kFirst + kCount; ++block) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) added[i] += logits[block][i];
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) sum[i] += added[2 * i] + added[2 * i + 1];
   }
 
   // Weights as operands of the product with values.
@@ -140,6 +107,49 @@ struct SoftmaxRows {
  private:
   // No inf - inf.
   WL_DEVICE static float finite(float most) { return most == negative_infinity() ? 0.0f : most; }
+
+  template <int kBlocks>
+  WL_DEVICE void raise_largest(const float (&logits)[kBlocks][4], float (&factor)[2]) {
+    float most[2][2];  // of each row: two, so that a maximum does not wait for the one before
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float here = fmaxf(logits[block][2 * i], logits[block][2 * i + 1]);
+        most[i][block % 2] = block < 2 ? here : fmaxf(most[i][block % 2], here);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float of_row = warp_reduce<4>(kBlocks > 1 ? fmaxf(most[i][0], most[i][1]) : most[i][0], Max());
+      const float next = fmaxf(largest[i], of_row * unit[i]);
+      factor[i] = exp2_approx(largest[i] - finite(next));
+      largest[i] = next;
+      sum[i] *= factor[i];
+    }
+  }
+
+  // Sums start from a zero that depends on the last weights. Else each addition would come right behind its exponential, and hold
+  // up the next one for as long as that takes.
+  template <int kBlocks>
+  WL_DEVICE void make_weights(float (&logits)[kBlocks][4]) {
+    const float from[2] = {finite(largest[0]), finite(largest[1])};
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) logits[block][i] = exp2_approx(fmaf(logits[block][i], unit[i / 2], -from[i / 2]));
+    }
+    const float(&last)[4] = logits[kBlocks - 1];
+    const float zero = fminf(fminf(fminf(last[0], last[1]), fminf(last[2], last[3])), 0.0f);
+    float added[4] = {zero, zero, zero, zero};
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) added[i] += logits[block][i];
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) sum[i] += added[2 * i] + added[2 * i + 1];
+  }
 
   WL_DEVICE LogitPosition position(int first_key, int block, int i) const {
     const int row = i / 2, key = first_key + block * 8 + lane_id() % 4 * 2 + i % 2;
