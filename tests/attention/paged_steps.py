@@ -3,6 +3,7 @@
 import contextlib
 
 import torch
+from hypothesis import strategies as st
 
 from warploom.attention import BatchAttention
 from warploom.core.errors import UnsupportedError
@@ -20,6 +21,18 @@ def random(*shape, dtype=torch.float16, seed=0):
 def close(got, want, dtype):
     assert_close(got[0], want[0], rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype], what="out")
     assert_close(got[1], want[1], rtol=1e-3, atol=5e-3, what="lse")
+
+
+def options_of_plans(windows):
+    """What plans may ask of the logits, with one of these windows: for Hypothesis."""
+    return st.fixed_dictionaries(
+        {
+            "causal": st.booleans(),
+            "window_left": st.sampled_from(windows),
+            "logits_soft_cap": st.sampled_from([None, None, 5.0]),
+            "sm_scale": st.sampled_from([None, None, -0.2, 0.0]),
+        }
+    )
 
 
 class Step:

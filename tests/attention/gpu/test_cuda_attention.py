@@ -5,7 +5,7 @@ import torch
 from attention_oracle import paged_batch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from paged_steps import Step, close, random
+from paged_steps import Step, close, options_of_plans, random
 
 from warploom.attention import (
     AttentionVariant,
@@ -83,12 +83,7 @@ def test_random_steps(data):
         dtype=data.draw(st.sampled_from([torch.float16, torch.bfloat16])),
         seed=data.draw(st.integers(0, 1000)),
     )
-    step.check(
-        causal=data.draw(st.booleans()),
-        window_left=data.draw(st.sampled_from([-1, -1, 0, 70, 1000])),
-        logits_soft_cap=data.draw(st.sampled_from([None, None, 5.0])),
-        sm_scale=data.draw(st.sampled_from([None, None, -0.2, 0.0])),
-    )
+    step.check(**data.draw(options_of_plans([-1, -1, 0, 70, 1000])))
 
 
 @pytest.mark.parametrize(

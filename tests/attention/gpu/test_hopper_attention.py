@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from paged_steps import Step, close, random
+from paged_steps import Step, close, options_of_plans, random
 
 from warploom.attention import BatchPrefillWithRaggedKVCacheWrapper, single_prefill_with_kv_cache_return_lse
 from warploom.core.testing import cases
@@ -44,12 +44,7 @@ def test_random_batches(data):
         dtype=data.draw(st.sampled_from([torch.float16, torch.bfloat16])),
         seed=data.draw(st.integers(0, 1000)),
     )
-    options = {
-        "causal": data.draw(st.booleans()),
-        "window_left": data.draw(st.sampled_from([-1, -1, 0, 200])),
-        "logits_soft_cap": data.draw(st.sampled_from([None, None, 5.0])),
-        "sm_scale": data.draw(st.sampled_from([None, None, -0.2, 0.0])),
-    }
+    options = data.draw(options_of_plans([-1, -1, 0, 200]))
     close(step.run("hopper", **options), step.reference(**options), step.dtype)
 
 

@@ -32,12 +32,12 @@ class AttentionOperator(Operator):
 
     def _order(self, problem: Problem) -> tuple[list[str], str]:
         names, why = super()._order(problem)
-        first: tuple[str, ...] = ()
+        first = None
         if problem.device_type == "cpu":
-            first = ("reference",)
+            first = "reference"
         elif isinstance(problem, AttentionProblem) and problem.phase == "prefill":
-            first = ("sdpa",)  # whose flash attention is faster there than the kernels for sm_80
-        return sorted(names, key=lambda name: first.index(name) if name in first else len(first)), why
+            first = "sdpa"  # whose flash attention is faster there than the kernels for sm_80
+        return ([first, *(name for name in names if name != first)] if first in names else names), why
 
 
 ATTENTION = AttentionOperator(

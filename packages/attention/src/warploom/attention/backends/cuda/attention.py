@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from warploom.attention.backends.cuda.attention_kernel import (
     NARROW_ROWS,
     THREADS,
@@ -23,9 +21,6 @@ from warploom.core.jit import KernelSpec
 
 __all__ = ["CudaAttention"]
 
-_DTYPES = (torch.float16, torch.bfloat16)
-_OUTPUTS = (*_DTYPES, torch.float32)
-
 
 class CudaAttention(PersistentAttention):
     """Tensor cores through `mma.sync`, keys and values through `cp.async`: every GPU from sm_80 on."""
@@ -40,7 +35,6 @@ class CudaAttention(PersistentAttention):
     def supports(self, problem: AttentionProblem) -> Support:
         stages, is_fp8 = self.kernel_shape(problem, False).stages, problem.dtype_kv in FP8_DTYPES
         return Support.of(
-            (problem.dtype_q in _DTYPES, f"takes float16 and bfloat16 queries, not {problem.dtype_q}"),
             (
                 problem.dtype_kv == problem.dtype_q or is_fp8,
                 f"keys and values must be {problem.dtype_q} or fp8, not {problem.dtype_kv}",
@@ -49,8 +43,7 @@ class CudaAttention(PersistentAttention):
                 not is_fp8 or (problem.head_dim_qk % 16 == 0 and problem.head_dim_vo % 16 == 0),
                 "head dims of fp8 keys and values must be multiples of 16, which is what is copied at once",
             ),
-            (problem.dtype_o in _OUTPUTS, f"writes float16, bfloat16 and float32, not {problem.dtype_o}"),
-            (problem.pos_encoding != "ROPE_LLAMA", "does not rotate queries and keys on the fly"),
+            *self.common_conditions(problem),
             (stages >= 2, f"sm_{problem.arch} has not the shared memory for heads of {problem.head_dim_qk}"),
         )
 

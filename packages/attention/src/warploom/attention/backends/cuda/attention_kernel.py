@@ -10,7 +10,7 @@ import torch
 from warploom.attention.backends.cuda.variant_source import MAX_ARGUMENTS, VariantSource
 from warploom.core.jit import Divisor, KernelSpec, ParamStruct, cpp_type, f32, i32, i64, ptr
 
-__all__ = ["THREADS", "AttentionParams", "KernelShape", "attention_spec", "kernel_shape", "tile_keys"]
+__all__ = ["THREADS", "AttentionParams", "KernelShape", "attention_spec", "common_config", "kernel_shape", "tile_keys"]
 
 THREADS = 128
 NARROW_ROWS, WIDE_ROWS = 16, 64  # of query tiles
@@ -104,6 +104,21 @@ def kernel_shape(head_dim: int, value_dim: int, itemsize: int, has_wide: bool, a
     raise AssertionError
 
 
+def common_config(
+    dtypes: tuple[torch.dtype, torch.dtype, torch.dtype], dims: tuple[int, int], variant: VariantSource
+) -> dict[str, str | int]:
+    """What every such kernel is compiled for; types of queries, of keys and values, and of outputs."""
+    query, key_value, out = dtypes
+    return {
+        "Query": cpp_type(query),
+        "Kv": cpp_type(key_value),
+        "Out": cpp_type(out),
+        "Variant": variant.cpp_type,
+        "kHeadDim": dims[0],
+        "kValueDim": dims[1],
+    }
+
+
 @functools.lru_cache(256)
 def attention_spec(
     dtype_q: torch.dtype,
@@ -122,12 +137,7 @@ def attention_spec(
         kernel="warploom::attention::attention_kernel",
         prelude=variant.prelude,
         config={
-            "Query": cpp_type(dtype_q),
-            "Kv": cpp_type(dtype_kv),
-            "Out": cpp_type(dtype_o),
-            "Variant": variant.cpp_type,
-            "kHeadDim": head_dim,
-            "kValueDim": value_dim,
+            **common_config((dtype_q, dtype_kv, dtype_o), (head_dim, value_dim), variant),
             "kHasWide": has_wide,
             "kTileKeys": tile_keys(head_dim, value_dim, dtype_kv.itemsize),
             "kStages": shape.stages,

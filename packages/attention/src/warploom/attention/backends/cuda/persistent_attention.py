@@ -31,6 +31,8 @@ from warploom.core.workspace import WorkspaceLayout
 
 __all__ = ["PersistentAttention"]
 
+_DTYPES = (torch.float16, torch.bfloat16)
+_OUTPUTS = (*_DTYPES, torch.float32)
 _MOST_PLACES = 1024  # of keys and values: a cache for each layer
 
 
@@ -81,6 +83,14 @@ class PersistentAttention(AttentionBackend):
     def more_arguments(self, problem: AttentionProblem, q: TensorView, k: TensorView, v: TensorView) -> tuple[Any, ...]:
         """What the kernel takes after `AttentionParams`."""
         return ()
+
+    def common_conditions(self, problem: AttentionProblem) -> tuple[tuple[bool, str], ...]:
+        """What every such kernel needs, each with the reason why it refuses else."""
+        return (
+            (problem.dtype_q in _DTYPES, f"takes float16 and bfloat16 queries, not {problem.dtype_q}"),
+            (problem.dtype_o in _OUTPUTS, f"writes float16, bfloat16 and float32, not {problem.dtype_o}"),
+            (problem.pos_encoding != "ROPE_LLAMA", "does not rotate queries and keys on the fly"),
+        )
 
     def note(self, problem: AttentionProblem) -> str:
         return "one launch of persistent blocks, each with the same number of key tiles"

@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import torch
 
-from warploom.attention.backends.cuda.attention_kernel import AttentionParams, KernelShape
+from warploom.attention.backends.cuda.attention_kernel import AttentionParams, KernelShape, common_config
 from warploom.attention.backends.cuda.persistent_attention import PersistentAttention
 from warploom.attention.backends.cuda.schedule import TileSizes
 from warploom.attention.backends.cuda.variant_source import VariantSource
 from warploom.attention.problems.attention import AttentionProblem
 from warploom.core.backends import Support
 from warploom.core.descriptors import TensorMap, TensorView, tensor_map
-from warploom.core.jit import KernelSpec, cpp_type
+from warploom.core.jit import KernelSpec
 
 __all__ = ["HopperAttention", "hopper_spec"]
 
@@ -27,7 +27,6 @@ _MOST_STAGES = 3
 _BOX_COLUMNS = 64  # the span of TMA's exchange of pieces, which repeats after so many rows:
 _SWIZZLED_ROWS = 8
 _NO_MAP = TensorMap(bytes(128))
-_DTYPES = (torch.float16, torch.bfloat16)
 _HEAD_DIMS = (64, 128)
 
 
@@ -42,12 +41,7 @@ def hopper_spec(
         kernel="warploom::attention::attention_hopper_kernel",
         prelude=variant.prelude,
         config={
-            "Query": cpp_type(dtype),
-            "Kv": cpp_type(dtype),
-            "Out": cpp_type(dtype_o),
-            "Variant": variant.cpp_type,
-            "kHeadDim": head_dim,
-            "kValueDim": head_dim,
+            **common_config((dtype, dtype, dtype_o), (head_dim, head_dim), variant),
             "kStages": stages,
             "kBoxRows": box_rows,
         },
@@ -71,11 +65,9 @@ class HopperAttention(PersistentAttention):
         dims = problem.head_dim_qk, problem.head_dim_vo
         return Support.of(
             (problem.arch == 90, f"wgmma is an instruction of sm_90a, not of sm_{problem.arch}"),
-            (problem.dtype_q in _DTYPES, f"takes float16 and bfloat16 queries, not {problem.dtype_q}"),
             (problem.dtype_kv == problem.dtype_q, f"keys and values must be {problem.dtype_q}, not {problem.dtype_kv}"),
-            (problem.dtype_o in (*_DTYPES, torch.float32), f"does not write {problem.dtype_o}"),
             (dims in [(dim, dim) for dim in _HEAD_DIMS], f"takes heads of {_HEAD_DIMS}, not {dims}"),
-            (problem.pos_encoding != "ROPE_LLAMA", "does not rotate queries and keys on the fly"),
+            *self.common_conditions(problem),
             (problem.phase != "decode", "its tiles of 128 query rows would be empty"),
         )
 

@@ -41,15 +41,6 @@ struct GroupTile : SoftmaxRows<Config> {
       for (float& each : block) each = 0.0f;
     }
   }
-
-  WL_DEVICE void scale_out(const float (&factor)[2]) {
-    if (!__any_sync(kFullMask, factor[0] != 1.0f || factor[1] != 1.0f)) return;
-#pragma unroll
-    for (auto& block : out) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) block[i] *= factor[i / 2];
-    }
-  }
 };
 
 // Where a warpgroup is in an item.
@@ -163,7 +154,7 @@ struct ComputingGroup {
     wgmma_wait<0>();
     wgmma_done(tile.out), wgmma_done(weights);
     release_values();
-    tile.scale_out(factor);
+    tile.rescale(tile.out, factor);
     tile.pack(logits, weights);
   }
 
@@ -176,8 +167,7 @@ struct ComputingGroup {
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < Config::kHeadDim / 16; ++step) {
-      Wgmma<T, kKeyBlocks, false>::run(logits, wgmma_onwards(q, Queries::step(step)), wgmma_onwards(k, Keys::step(step)),
-                                       step > 0);
+      Wgmma<T, kKeyBlocks>::run(logits, wgmma_onwards(q, Queries::step(step)), wgmma_onwards(k, Keys::step(step)), step > 0);
     }
     wgmma_commit();
   }
@@ -193,7 +183,7 @@ struct ComputingGroup {
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < Config::kTileKeys / 16; ++step) {
-      Wgmma<T, 2 * Tile::kColumns, true>::run(tile.out, weights[step], wgmma_onwards(v, step * 16 * Values::kPitch), true);
+      Wgmma<T, 2 * Tile::kColumns>::add(tile.out, weights[step], wgmma_onwards(v, step * 16 * Values::kPitch));
     }
     wgmma_commit();
   }

@@ -37,13 +37,7 @@ struct QueryTile : SoftmaxRows<Config> {
     this->prepare(first_key, is_partial, logits);
     float factor[2];
     this->weigh(logits, factor);
-    if (__any_sync(kFullMask, factor[0] != 1.0f || factor[1] != 1.0f)) {
-#pragma unroll
-      for (auto& block : out) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) block[i] *= factor[i / 2];
-      }
-    }
+    this->rescale(out, factor);
     uint32_t weights[kKeys / 16][4];
     this->pack(logits, weights);
     multiply_values(ring, stage, first_row, weights);

@@ -81,6 +81,17 @@ struct SoftmaxRows {
     add_up(logits);
   }
 
+  // What was added up before.
+  template <int kBlocks>
+  WL_DEVICE static void rescale(float (&out)[kBlocks][4], const float (&factor)[2]) {
+    if (!__any_sync(kFullMask, factor[0] != 1.0f || factor[1] != 1.0f)) return;
+#pragma unroll
+    for (auto& block : out) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) block[i] *= factor[i / 2];
+    }
+  }
+
   // Weights as operands of the product with values.
   template <int kBlocks>
   WL_DEVICE static void pack(const float (&weights)[2 * kBlocks][4], uint32_t (&to)[kBlocks][4]) {
