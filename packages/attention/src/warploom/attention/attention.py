@@ -32,18 +32,19 @@ class AttentionOperator(Operator):
 
     def _order(self, problem: Problem) -> tuple[list[str], str]:
         names, why = super()._order(problem)
-        first = None
+        first: list[str] = []
         if problem.device_type == "cpu":
-            first = "reference"
+            first = ["reference"]
         elif isinstance(problem, AttentionProblem) and problem.phase == "prefill":
-            first = "sdpa"  # whose flash attention is faster there than the kernels for sm_80
-        return ([first, *(name for name in names if name != first)] if first in names else names), why
+            first = ["hopper", "sdpa"]  # torch's flash attention is faster there than the kernels for sm_80
+        first = [name for name in first if name in names]
+        return first + [name for name in names if name not in first], why
 
 
 ATTENTION = AttentionOperator(
     "attention",
     family="attention",
-    backends=(CudaAttention(), HopperAttention(), SdpaAttention(), ReferenceAttention(), CutlassAttention()),
+    backends=(HopperAttention(), CudaAttention(), SdpaAttention(), ReferenceAttention(), CutlassAttention()),
 )
 
 
