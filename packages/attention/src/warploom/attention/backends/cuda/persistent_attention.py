@@ -80,7 +80,9 @@ class PersistentAttention(AttentionBackend):
     ) -> KernelSpec:
         """The instance of the kernel."""
 
-    def more_arguments(self, problem: AttentionProblem, q: TensorView, k: TensorView, v: TensorView) -> tuple[Any, ...]:
+    def more_arguments(
+        self, problem: AttentionProblem, q: TensorView, k: TensorView, v: TensorView, out: TensorView
+    ) -> tuple[Any, ...]:
         """What the kernel takes after `AttentionParams`."""
         return ()
 
@@ -124,7 +126,7 @@ class PersistentAttention(AttentionBackend):
         launch: PlannedLaunch = plan.schedule
         extra = variant_arguments(launch.variants, plan, call)
         params = _params(plan, launch, call, extra, *tensors)
-        views = TensorView.of(call.q), TensorView.of(call.k), TensorView.of(call.v)
+        views = tuple(TensorView.of(x) for x in tensors)
         more = self.more_arguments(plan.problem, *views)
         kernel = launch.spec.load(call.q.device).prepare(
             launch.work.groups * launch.work.lanes, self.threads, params, *more, smem=launch.shape.smem, pointers=5
@@ -146,7 +148,7 @@ class PersistentAttention(AttentionBackend):
         out = call.out if fits else torch.empty(call.out.shape, dtype=call.out.dtype, device=call.out.device)
         params = _params(plan, launch, call, variant_arguments(launch.variants, plan, call), q, k, v, out)
         kernel = launch.spec.load(call.q.device)
-        more = self.more_arguments(problem, TensorView.of(q), TensorView.of(k), TensorView.of(v))
+        more = self.more_arguments(problem, *(TensorView.of(x) for x in (q, k, v, out)))
         kernel.launch(launch.work.groups * launch.work.lanes, self.threads, params, *more, smem=launch.shape.smem)
         if out is not call.out:
             call.out.copy_(out)
@@ -177,13 +179,13 @@ class PreparedAttention:
     planned: PlannedLaunch
     extra: VariantArguments  # whose tensors the launch reads
     kernel: PreparedLaunch
-    views: tuple[TensorView, TensorView, TensorView]  # of queries, keys and values, at the first call's addresses
-    _more: dict[tuple[int, int, int], tuple[Any, ...]] = field(default_factory=dict)
+    views: tuple[TensorView, ...]  # of queries, keys, values and outputs, at the first call's addresses
+    _more: dict[tuple[int, ...], tuple[Any, ...]] = field(default_factory=dict)
 
     def __call__(self, q: int, k: int, v: int, out: int, lse: int) -> None:
         if self.plan.problem.cuda_graph:
             launch_schedule(self.plan, self.planned.work)
-        places = q, k, v
+        places = q, k, v, out
         more = self._more.get(places)
         if more is None:
             if len(self._more) >= _MOST_PLACES:

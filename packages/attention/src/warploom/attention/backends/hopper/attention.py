@@ -45,7 +45,7 @@ def hopper_spec(
             "kStages": stages,
             "kBoxRows": box_rows,
         },
-        params=(AttentionParams, *["warploom::TensorMap"] * 3),
+        params=(AttentionParams, *["warploom::TensorMap"] * 4),
         archs=("sm_90a",),
         expect_sass=("HGMMA", "USETMAXREG", "LDGSTS", *(("UTMALDG",) if box_rows else ())),
     )
@@ -90,10 +90,10 @@ class HopperAttention(PersistentAttention):
         return hopper_spec(*dtypes, problem.head_dim_qk, shape.stages, rows, source)
 
     def more_arguments(
-        self, problem: AttentionProblem, q: TensorView, k: TensorView, v: TensorView
+        self, problem: AttentionProblem, q: TensorView, k: TensorView, v: TensorView, out: TensorView
     ) -> tuple[TensorMap, ...]:
-        rows = box_rows(problem.page_size)
-        return _query_map(q, problem.group_size), _map(k, rows), _map(v, rows)
+        rows, group_size = box_rows(problem.page_size), problem.group_size
+        return _row_map(q, group_size), _map(k, rows), _map(v, rows), _row_map(out, group_size)
 
 
 def box_rows(page_size: int) -> int:
@@ -108,14 +108,14 @@ def box_rows(page_size: int) -> int:
     return rows if rows >= _SWIZZLED_ROWS else 0
 
 
-def _query_map(q: TensorView, group_size: int) -> TensorMap:
-    """Queries ``[tokens, heads, dim]``; a box has all heads of a group, of as many tokens as a warpgroup has rows for."""
-    if _GROUP_ROWS % group_size:
+def _row_map(rows: TensorView, group_size: int) -> TensorMap:
+    """Queries or outputs ``[tokens, heads, dim]``; a box has a group's heads, of as many tokens as fill a warpgroup's rows."""
+    if _GROUP_ROWS % group_size or rows.dtype.itemsize != 2:
         return _NO_MAP
-    tokens, heads, dim = q.shape
-    token, head, element = q.strides
+    tokens, heads, dim = rows.shape
+    token, head, element = rows.strides
     by_group = replace(
-        q, shape=(tokens, heads // group_size, group_size, dim), strides=(token, group_size * head, head, element)
+        rows, shape=(tokens, heads // group_size, group_size, dim), strides=(token, group_size * head, head, element)
     )
     return tensor_map(by_group, (_GROUP_ROWS // group_size, 1, group_size, _BOX_COLUMNS))
 

@@ -71,6 +71,8 @@ struct ComputingGroup {
   const AttentionParams& params;
   Storage& storage;
   uint8_t* memory;
+  const TensorMap* output_map;
+  bool is_leaving;  // of the item before, outputs from where queries were, by this warp's TMA
   RingPlace<Storage::kItems> item_place;  // that come next
   RingPlace<Storage::kStages> keys, values;
 
@@ -80,20 +82,33 @@ struct ComputingGroup {
     while (true) {
       storage.of_items.wait_full(item_place, false);
       const WorkCursor& item = storage.items[item_place.stage];
-      if (item.done()) return;
+      if (item.done()) return settle();
       if (item.keys.count == 0) {
+        settle();
         Writer{params, item}.write_nothing(threadIdx.x, kComputingGroups * kGroupThreads);
       } else if (rows_of(params, item) > Warpgroup::number() * kGroupRows) {
         work_on_item(item);
       } else {
+        settle();
         pass_by(item);
       }
-      storage.of_items.release(item_place);
+      if (!is_leaving) storage.of_items.release(item_place);
+      if constexpr (Storage::kItems == 1) settle();
       item_place.next();
     }
   }
 
  private:
+  // Releases the item before, if its outputs were leaving.
+  WL_DEVICE void settle() {
+    if (!is_leaving) return;
+    tma_store_wait_read<0>();
+    RingPlace<Storage::kItems> before = item_place;
+    before.next();
+    storage.of_items.release(before);
+    is_leaving = false;
+  }
+
   // Tiles of an item of which the other warpgroup has all rows.
   WL_DEVICE void pass_by(const WorkCursor& item) {
 #pragma unroll 1
@@ -124,6 +139,7 @@ struct ComputingGroup {
       release_keys();
       make_weights(tile, tiles, logits, factor);
       tile.pack(logits, weights);
+      settle();
     }
 #pragma unroll 1
     for (++tiles.at; tiles.at < tiles.end; ++tiles.at) work_on_tile(tile, tiles, weights);
@@ -202,7 +218,8 @@ struct ComputingGroup {
     const ItemShares shares = ItemShares::of(storage.group, storage.chunk, *tile.item);
     const int slot = writer.slot_of(storage.group, shares);
     uint8_t* queries = Storage::queries(memory, item_place.stage, Warpgroup::number());
-    HopperResult<Config, Tile>{writer, slot, queries}.write(tile);
+    const bool has_boxes = storage.has_row_boxes && rows_of(params, *tile.item) >= (Warpgroup::number() + 1) * kGroupRows;
+    is_leaving = HopperResult<Config, Tile>{writer, slot, queries, has_boxes ? output_map : nullptr}.write(tile);
     if (slot < 0) return;
     // A barrier for each number of threads: the other warpgroup may be at the end of the next item already.
     const int threads = (tiles.is_shared ? kComputingGroups : 1) * kGroupThreads;
@@ -218,7 +235,8 @@ struct ComputingGroup {
 template <class Base>
 __global__ void __launch_bounds__(384, 1) attention_hopper_kernel(
     const __grid_constant__ AttentionParams params, const __grid_constant__ TensorMap query_map,
-    const __grid_constant__ TensorMap key_map, const __grid_constant__ TensorMap value_map) {
+    const __grid_constant__ TensorMap key_map, const __grid_constant__ TensorMap value_map,
+    const __grid_constant__ TensorMap output_map) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using Config = HopperConfig<Base>;
   extern __shared__ __align__(128) uint8_t shared[];
@@ -235,7 +253,7 @@ __global__ void __launch_bounds__(384, 1) attention_hopper_kernel(
     CopyingGroup<Config>{params, {&query_map, &key_map, &value_map}, storage, memory, next, {}, {}}.work();
   } else {
     take_registers<224>();
-    ComputingGroup<Config>{params, storage, memory, {}, {}, {}}.work();
+    ComputingGroup<Config>{params, storage, memory, &output_map, false, {}, {}, {}}.work();
   }
 #endif
 }

@@ -7,19 +7,6 @@ namespace warploom::attention {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// As TMA sees them: queries are [tokens, kv_heads, group_size, dim], keys and values [pages, kv_heads, page_size, dim], or
-// [1, kv_heads, rows, dim].
-struct HopperMaps {
-  const TensorMap* queries;
-  const TensorMap* keys;
-  const TensorMap* values;
-};
-
-// Rows of the item's tile.
-WL_DEVICE int rows_of(const AttentionParams& params, const WorkCursor& item) {
-  return min(item.work.qo_len * int(params.group_size.divisor) - item.tile * item.work.tile_rows, item.work.tile_rows);
-}
-
 // The boxes of Config::kBoxRows rows that a tile of keys consists of, each of which lies in one page. Warps share them, and a lane
 // has one.
 template <class Config>
@@ -101,7 +88,7 @@ struct CopyingGroup {
     uint64_t* full = &storage.of_items.full[item_place.stage];
     storage.of_items.wait_free(item_place);
     if (Warpgroup::warp() == 0) copy_cursor(storage.items[item_place.stage], item);
-    if (has_queries && storage.has_query_boxes) {
+    if (has_queries && storage.has_row_boxes) {
       copy_query_box(full);
     } else {
       if (has_queries) copy_queries();

@@ -18,9 +18,11 @@ struct HopperResult {
 
   const Writer& writer;
   int slot;
-  uint8_t* memory;  // of the warpgroup, where its queries were
+  uint8_t* memory;       // of the warpgroup, where its queries were
+  const TensorMap* map;  // of outputs, where TMA can copy the warpgroup's rows
 
-  WL_DEVICE void write(Tile& tile) const {
+  // Whether the warp has let TMA read `memory`.
+  WL_DEVICE bool write(Tile& tile) const {
     tile.finish_sums();
     // A lane looks after one row, and lanes 16 to 31 after the same again.
     const int row = lane_id() % kWarpRows;
@@ -34,8 +36,11 @@ struct HopperResult {
     } else if constexpr (sizeof(T) == 4) {
       store_floats(to.out, tile, factors);
     } else {
-      store_halves(to.out, tile, factors);
+      put_halves(tile, factors);
+      if (map) return store_box();
+      store_rows(to.out);
     }
+    return false;
   }
 
  private:
@@ -62,11 +67,10 @@ struct HopperResult {
     }
   }
 
-  // Rows as a whole, by way of shared memory.
-  WL_DEVICE void store_halves(T* mine, const Tile& tile, const float (&factors)[2]) const {
+  // Into shared memory.
+  WL_DEVICE void put_halves(const Tile& tile, const float (&factors)[2]) const {
     sync_threads_of(kGroupBarrier + Warpgroup::number(), kGroupThreads);  // nobody reads queries any more
-    const int first_row = Warpgroup::warp() * kWarpRows;
-    const uint32_t start = shared_address(memory) + Rows::offset(first_row + lane_id() % 16, 0);
+    const uint32_t start = shared_address(memory) + Rows::offset(Warpgroup::warp() * kWarpRows + lane_id() % 16, 0);
 #pragma unroll
     for (int column = 0; column < Tile::kColumns; ++column) {
       uint32_t values[4];
@@ -77,8 +81,29 @@ struct HopperResult {
       }
       store_matrices(Rows::onwards(start, 2 * column + lane_id() / 16), values);
     }
-    fence_async_proxy();  // the next queries may come by TMA
+    fence_async_proxy();  // for TMA, which reads them, or writes the next queries there
+  }
+
+  // All rows of the warpgroup from there.
+  WL_DEVICE bool store_box() const {
+    sync_threads_of(kGroupBarrier + Warpgroup::number(), kGroupThreads);
+    if (Warpgroup::warp() != 0) return false;
+    if (lane_id() == 0) {
+      const WorkCursor& item = writer.item;
+      const int query = writer.params.group_size.divide(item.tile * item.work.tile_rows + Warpgroup::number() * kGroupRows);
+#pragma unroll
+      for (int column = 0; column < Rows::kBytes / Rows::kColumnBytes; ++column) {
+        tma_store_4d(map, memory + column * Rows::kColumnBytes, column * 64, 0, item.head, item.work.qo_start + query);
+      }
+      tma_store_commit();
+    }
+    return true;
+  }
+
+  // The warp's rows from there.
+  WL_DEVICE void store_rows(T* mine) const {
     __syncwarp();
+    const int first_row = Warpgroup::warp() * kWarpRows;
     constexpr int kSteps = kWarpRows * Rows::kPieces / kWarpSize;
     const int piece = lane_id() % Rows::kPieces;
     uint4 pieces[kSteps];

@@ -20,6 +20,19 @@ constexpr int kTurnBarrier = 1;                                 // of each compu
 constexpr int kItemBarrier = kTurnBarrier + kComputingGroups;   // of both, who have rows of an item
 constexpr int kGroupBarrier = kItemBarrier + 1;                 // of each computing warpgroup
 
+// As TMA sees them: queries are [tokens, kv_heads, group_size, dim], keys and values [pages, kv_heads, page_size, dim],
+// or [1, kv_heads, rows, dim].
+struct HopperMaps {
+  const TensorMap* queries;
+  const TensorMap* keys;
+  const TensorMap* values;
+};
+
+// Rows of the item's tile.
+WL_DEVICE int rows_of(const AttentionParams& params, const WorkCursor& item) {
+  return min(item.work.qo_len * int(params.group_size.divisor) - item.tile * item.work.tile_rows, item.work.tile_rows);
+}
+
 struct Warpgroup {
   WL_DEVICE static int number() { return int(threadIdx.x / kGroupThreads); }
   WL_DEVICE static int thread() { return int(threadIdx.x % kGroupThreads); }
@@ -92,7 +105,7 @@ struct HopperStorage {
   Ring<kStages> of_keys, of_values;
   int64_t chunk;  // of the schedule
   int group;      // of blocks, that this one is in
-  bool has_query_boxes;  // a warpgroup's rows are all heads of some tokens, so that TMA can copy them
+  bool has_row_boxes;  // a warpgroup's rows are all heads of some tokens, so that TMA can copy them
 
   // Dynamic shared memory: queries, keys, values.
   WL_DEVICE static uint8_t* queries(uint8_t* memory, int item, int group) {
@@ -107,7 +120,7 @@ struct HopperStorage {
     constexpr int kReaders = kComputingGroups * kGroupWarps;
     if (threadIdx.x == 0) {
       chunk = start.chunk, group = int(blockIdx.x) / params.lanes;
-      has_query_boxes = kGroupRows % int(params.group_size.divisor) == 0;
+      has_row_boxes = kGroupRows % int(params.group_size.divisor) == 0;
       of_items.open(kGroupWarps, kReaders);
       constexpr int kFillers = kHasBoxes ? kGroupWarps : kGroupThreads;
       of_keys.open(kFillers, kReaders);
