@@ -120,6 +120,15 @@ struct ComputingGroup {
     }
   }
 
+  // Operands of the next products.
+  WL_DEVICE uint32_t next_queries() const {
+    return wgmma_uniform(wgmma_rows(Storage::queries(memory, item_place.stage, Warpgroup::number())));
+  }
+  WL_DEVICE uint32_t next_keys() const { return wgmma_uniform(wgmma_rows(Storage::keys(memory, keys.stage))); }
+  WL_DEVICE uint32_t next_values() const {
+    return wgmma_uniform(wgmma_columns(Storage::values(memory, values.stage), Storage::Values::kColumnBytes));
+  }
+
   // Warpgroups begin their products in turns.
   WL_DEVICE void take_turn() { sync_threads_of(kTurnBarrier + Warpgroup::number(), kComputingGroups * kGroupThreads); }
   WL_DEVICE void give_turn() { arrive_for_threads_of(kTurnBarrier + 1 - Warpgroup::number(), kComputingGroups * kGroupThreads); }
@@ -132,8 +141,9 @@ struct ComputingGroup {
     {
       Logits logits;
       float factor[2];
+      const uint32_t q = next_queries(), k = next_keys();
       storage.of_keys.wait_full(keys, kByThreads);
-      multiply_keys(logits);
+      multiply_keys(logits, q, k);
       wgmma_wait<0>();
       wgmma_done(logits);
       release_keys();
@@ -143,8 +153,9 @@ struct ComputingGroup {
     }
 #pragma unroll 1
     for (++tiles.at; tiles.at < tiles.end; ++tiles.at) work_on_tile(tile, tiles, weights);
+    const uint32_t v = next_values();
     storage.of_values.wait_full(values, kByThreads);
-    multiply_values(tile, weights);
+    multiply_values(tile, weights, v);
     wgmma_wait<0>();
     wgmma_done(tile.out), wgmma_done(weights);
     release_values();
@@ -155,11 +166,12 @@ struct ComputingGroup {
   WL_DEVICE void work_on_tile(Tile& tile, const ItemTiles& tiles, Weights& weights) {
     Logits logits;
     float factor[2];
+    const uint32_t q = next_queries(), k = next_keys(), v = next_values();
     storage.of_keys.wait_full(keys, kByThreads);
     if (tiles.is_shared) take_turn();
-    multiply_keys(logits);
+    multiply_keys(logits, q, k);
     storage.of_values.wait_full(values, kByThreads);
-    multiply_values(tile, weights);
+    multiply_values(tile, weights, v);
     if (tiles.is_shared) give_turn();
     wgmma_wait<1>();
     wgmma_done(logits);
@@ -175,11 +187,9 @@ struct ComputingGroup {
   }
 
   // logits = queries times keys. Begins; wgmma_wait() ends it.
-  WL_DEVICE void multiply_keys(Logits& logits) {
+  WL_DEVICE static void multiply_keys(Logits& logits, uint32_t q, uint32_t k) {
     using Keys = typename Storage::Keys;
     using Queries = typename Storage::Queries;
-    const uint32_t q = wgmma_uniform(wgmma_rows(Storage::queries(memory, item_place.stage, Warpgroup::number())));
-    const uint32_t k = wgmma_uniform(wgmma_rows(Storage::keys(memory, keys.stage)));
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < Config::kHeadDim / 16; ++step) {
@@ -193,9 +203,8 @@ struct ComputingGroup {
   }
 
   // out += weights times values.
-  WL_DEVICE void multiply_values(Tile& tile, const Weights& weights) {
+  WL_DEVICE static void multiply_values(Tile& tile, const Weights& weights, uint32_t v) {
     using Values = typename Storage::Values;
-    const uint32_t v = wgmma_uniform(wgmma_columns(Storage::values(memory, values.stage), Values::kColumnBytes));
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < Config::kTileKeys / 16; ++step) {

@@ -8,14 +8,13 @@ namespace warploom::attention {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 // The boxes of Config::kBoxRows rows that a tile of keys consists of, each of which lies in one page. Warps share them, and a lane
-// has one.
+// has one: where it lies.
 template <class Config>
 struct KeyValueBoxes {
   static constexpr int kRows = Config::kBoxRows;
   static constexpr int kBoxes = Config::kTileKeys / kRows;
   static constexpr int kOfWarp = ceil_div(kBoxes, kGroupWarps);
 
-  const AttentionParams& params;
   int page;
   int in_page;
 
@@ -23,14 +22,12 @@ struct KeyValueBoxes {
   WL_DEVICE static bool has_box() { return lane_id() < kOfWarp && box() < kBoxes; }
   WL_DEVICE static int boxes_of_warp() { return Warpgroup::warp() * kOfWarp < kBoxes ? kOfWarp : 0; }
 
-  // Finds the lane's box of a tile.
-  WL_DEVICE void look_up(const WorkCursor& item, int tile) {
+  // Of a tile.
+  WL_DEVICE static KeyValueBoxes of(const AttentionParams& params, const WorkCursor& item, int tile) {
     const int row = tile * Config::kTileKeys + box() * kRows;
-    page = 0, in_page = item.work.kv_start + row;
-    if (!has_box() || row >= item.work.kv_len || !params.pages) return;
+    if (!has_box() || row >= item.work.kv_len || !params.pages) return {0, item.work.kv_start + row};
     const int number = params.page_size.divide(row);
-    page = params.pages[int64_t(item.work.kv_start) + number];
-    in_page = params.page_size.remainder(row, number);
+    return {params.pages[int64_t(item.work.kv_start) + number], params.page_size.remainder(row, number)};
   }
 
   template <class Rows>
@@ -60,7 +57,7 @@ struct CopyingGroup {
   uint8_t* memory;
   WorkCursor& item;
   RingPlace<Storage::kItems> item_place;
-  RingPlace<Storage::kStages> place;
+  RingPlace<Storage::kStages> key_place, value_place;
 
   WL_DEVICE void work() {
 #pragma unroll 1
@@ -81,8 +78,12 @@ struct CopyingGroup {
   }
 
  private:
-  WL_DEVICE uint8_t* keys() const { return Storage::keys(memory, place.stage); }
-  WL_DEVICE uint8_t* values() const { return Storage::values(memory, place.stage); }
+  using Ring = warploom::attention::Ring<Storage::kStages>;
+  using Keys = typename Storage::Keys;
+  using Values = typename Storage::Values;
+
+  WL_DEVICE uint8_t* keys() const { return Storage::keys(memory, key_place.stage); }
+  WL_DEVICE uint8_t* values() const { return Storage::values(memory, value_place.stage); }
 
   WL_DEVICE void announce(bool has_queries) {
     uint64_t* full = &storage.of_items.full[item_place.stage];
@@ -145,47 +146,48 @@ struct CopyingGroup {
 #pragma unroll 1
     do {
       rows.find();
-      storage.of_keys.wait_free(place);
-      rows.template copy<typename Storage::Keys>(keys(), state.keys);
-      mbarrier_arrive_after_copies(&storage.of_keys.full[place.stage]);
-      storage.of_values.wait_free(place);
-      rows.template copy<typename Storage::Values>(values(), state.values);
-      mbarrier_arrive_after_copies(&storage.of_values.full[place.stage]);
-      place.next();
+      storage.of_keys.wait_free(key_place);
+      rows.template copy<Keys>(keys(), state.keys);
+      mbarrier_arrive_after_copies(&storage.of_keys.full[key_place.stage]);
+      storage.of_values.wait_free(value_place);
+      rows.template copy<Values>(values(), state.values);
+      mbarrier_arrive_after_copies(&storage.of_values.full[value_place.stage]);
+      key_place.next(), value_place.next();
     } while (rows.next_tile());
   }
 
-  // By TMA, except for a tile that has more rows than there are keys: these have to be 0.
+  // By TMA, in the order in which products need them: keys are one tile ahead of values.
   WL_DEVICE void copy_boxes() {
-    KeyValueBoxes<Config> boxes{params};
-    int tile = item.begin(), end = item.end();
-    boxes.look_up(item, tile);
+    auto& state = storage.copies[Warpgroup::warp()];
+    const int begin = item.begin(), end = item.end();
+    using Boxes = KeyValueBoxes<Config>;
+    Boxes before{}, now = Boxes::of(params, item, begin);
 #pragma unroll 1
-    for (; tile < end; ++tile, place.next()) {
-      if ((tile + 1) * Config::kTileKeys > item.work.kv_len) {
-        copy_last_rows(tile);
-        continue;
-      }
-      uint64_t *keys_full = &storage.of_keys.full[place.stage], *values_full = &storage.of_values.full[place.stage];
-      storage.of_keys.wait_free(place);
-      boxes.template copy<typename Storage::Keys>(keys(), maps.keys, item.head, keys_full);
-      storage.of_values.wait_free(place);
-      boxes.template copy<typename Storage::Values>(values(), maps.values, item.head, values_full);
-      if (tile + 1 < end) boxes.look_up(item, tile + 1);
+    for (int tile = begin; tile <= end; ++tile) {
+      if (tile < end) copy_tile<Keys>(tile, now, maps.keys, storage.of_keys, key_place, keys(), state.keys);
+      if (tile > begin) copy_tile<Values>(tile - 1, before, maps.values, storage.of_values, value_place, values(), state.values);
+      before = now;
+      now = Boxes::of(params, item, tile + 1);
     }
   }
 
-  WL_DEVICE void copy_last_rows(int tile) {
-    auto& state = storage.copies[Warpgroup::warp()];
-    KeyValueRows<Config> rows(params, state, Warpgroup::warp());
-    rows.enter_item(tile);
-    rows.find();
-    storage.of_keys.wait_free(place);
-    rows.template copy<typename Storage::Keys>(keys(), state.keys);
-    storage.of_values.wait_free(place);
-    rows.template copy<typename Storage::Values>(values(), state.values);
-    wait_for_copies();
-    if (lane_id() == 0) mbarrier_arrive(&storage.of_keys.full[place.stage]), mbarrier_arrive(&storage.of_values.full[place.stage]);
+  // `found`: rows of the tile, once they are looked up, for one that has more rows than there are keys: these have to be 0.
+  template <class Rows, int kRows>
+  WL_DEVICE void copy_tile(int tile, const KeyValueBoxes<Config>& boxes, const TensorMap* map, Ring& ring,
+                           RingPlace<Storage::kStages>& place, uint8_t* to, const uint8_t* const (&found)[kRows]) {
+    uint64_t* full = &ring.full[place.stage];
+    ring.wait_free(place);
+    if ((tile + 1) * Config::kTileKeys <= item.work.kv_len) {
+      boxes.template copy<Rows>(to, map, item.head, full);
+    } else {
+      KeyValueRows<Config> rows(params, storage.copies[Warpgroup::warp()], Warpgroup::warp());
+      rows.enter_item(tile);
+      rows.find();
+      rows.template copy<Rows>(to, found);
+      wait_for_copies();
+      if (lane_id() == 0) mbarrier_arrive(full);
+    }
+    place.next();
   }
 };
 

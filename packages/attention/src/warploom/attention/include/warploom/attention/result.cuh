@@ -98,50 +98,70 @@ struct ResultWriter {
     }
   }
 
+  // What some blocks have left of a row, of four columns.
+  struct Merged {
+    float4 sums = {0, 0, 0, 0};
+    float most = negative_infinity(), total = 0.0f;
+
+    template <int kBlocks>
+    WL_DEVICE void add(const float (&lse)[kBlocks], const float4 (&values)[kBlocks]) {
+      float next = most;
+#pragma unroll
+      for (const float each : lse) next = fmaxf(next, each);
+      if (next == negative_infinity()) return;
+      const float factor = exp2_approx(most - next);
+      most = next;
+      total *= factor, sums.x *= factor, sums.y *= factor, sums.z *= factor, sums.w *= factor;
+#pragma unroll
+      for (int i = 0; i < kBlocks; ++i) {
+        if (lse[i] == negative_infinity()) continue;
+        const float weight = exp2_approx(lse[i] - most);
+        total += weight;
+        sums.x += weight * values[i].x, sums.y += weight * values[i].y;
+        sums.z += weight * values[i].z, sums.w += weight * values[i].w;
+      }
+    }
+  };
+
   // Merges the partial results of the blocks that share the item, several at a time: each has to come from L2.
   WL_DEVICE void merge(const ItemShares& shares, int thread, int threads) const {
-    constexpr int kLanes = Config::kValueDim / 4, kTogether = Config::kHasWide || Config::kValueDim > 128 ? 4 : 8;
+    constexpr int kLanes = Config::kValueDim / 4;
+    constexpr int kRows = Config::kHasWide ? 2 : 1, kBlocks = Config::kHasWide ? 3 : Config::kValueDim > 128 ? 4 : 8;
     const int rows = min(item.work.tile_rows, item.work.qo_len * int(params.group_size.divisor) - item.tile * item.work.tile_rows);
 #pragma unroll 1
-    for (int i = thread; i < rows * kLanes; i += threads) {
-      const int row = i / kLanes, column = i % kLanes * 4;
-      float4 sums = {0, 0, 0, 0};
-      float most = negative_infinity(), total = 0.0f;
+    for (int first = thread; first < rows * kLanes; first += kRows * threads) {
+      Merged merged[kRows];
 #pragma unroll 1
-      for (int group = shares.first; group <= shares.last; group += kTogether) {
-        float lse[kTogether];
-        float4 values[kTogether];
+      for (int group = shares.first; group <= shares.last; group += kBlocks) {
+        float lse[kRows][kBlocks];
+        float4 values[kRows][kBlocks];
 #pragma unroll
-        for (int j = 0; j < kTogether; ++j) {
-          lse[j] = negative_infinity();
-          if (group + j > shares.last) continue;
-          const int64_t at = int64_t(slot_of(group + j, shares)) * kTileRows + row;
-          lse[j] = __ldcg(params.partial_lse + at);
-          values[j] = __ldcg(reinterpret_cast<const float4*>(params.partial_out + at * Config::kValueDim + column));
+        for (int i = 0; i < kRows; ++i) {
+          const int row = (first + i * threads) / kLanes, column = (first + i * threads) % kLanes * 4;
+#pragma unroll
+          for (int j = 0; j < kBlocks; ++j) {
+            lse[i][j] = negative_infinity();
+            if (row >= rows || group + j > shares.last) continue;
+            const int64_t at = int64_t(slot_of(group + j, shares)) * kTileRows + row;
+            lse[i][j] = __ldcg(params.partial_lse + at);
+            values[i][j] = __ldcg(reinterpret_cast<const float4*>(params.partial_out + at * Config::kValueDim + column));
+          }
         }
-        float next = most;
 #pragma unroll
-        for (const float each : lse) next = fmaxf(next, each);
-        if (next == negative_infinity()) continue;
-        const float factor = exp2_approx(most - next);
-        most = next;
-        total *= factor, sums.x *= factor, sums.y *= factor, sums.z *= factor, sums.w *= factor;
-#pragma unroll
-        for (int j = 0; j < kTogether; ++j) {
-          if (lse[j] == negative_infinity()) continue;
-          const float weight = exp2_approx(lse[j] - most);
-          total += weight;
-          sums.x += weight * values[j].x, sums.y += weight * values[j].y;
-          sums.z += weight * values[j].z, sums.w += weight * values[j].w;
-        }
+        for (int i = 0; i < kRows; ++i) merged[i].add(lse[i], values[i]);
       }
-      const Place to = place(row);
-      if (!to.valid) continue;
-      float lse = total == 0.0f ? negative_infinity() : most + log2f(total);
-      const float factor = total == 0.0f ? 0.0f : __fdividef(finish_row(to, lse), total);
-      store(row_of(to) + column, sums, factor);
-      if (column == 0) write_lse(to, lse);
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) write_merged(merged[i], (first + i * threads) / kLanes, (first + i * threads) % kLanes * 4);
     }
+  }
+
+  WL_DEVICE void write_merged(const Merged& merged, int row, int column) const {
+    const Place to = place(row);
+    if (!to.valid || row >= item.work.tile_rows) return;
+    float lse = merged.total == 0.0f ? negative_infinity() : merged.most + log2f(merged.total);
+    const float factor = merged.total == 0.0f ? 0.0f : __fdividef(finish_row(to, lse), merged.total);
+    store(row_of(to) + column, merged.sums, factor);
+    if (column == 0) write_lse(to, lse);
   }
 
   // A block's share of an item is the first of its two partial results if the group before has some of it too.

@@ -24,6 +24,10 @@ struct LaneRows {
   }
 };
 
+// Exponents that the largest may fall behind before it is raised: weights stay below 2^8, and what was added up before is seldom
+// multiplied (as in FlashAttention-4).
+constexpr float kSlack = 8.0f;
+
 template <class Config>
 struct SoftmaxRows {
   using T = typename Config::Query;
@@ -32,7 +36,7 @@ struct SoftmaxRows {
   const AttentionParams& params;
   const WorkCursor* item;
   LaneRows rows;
-  float largest[2];  // exponents, of rows
+  float largest[2];  // exponents, of rows: at most kSlack are larger
   float sum[2];      // of this lane's columns
   float scale[2];     // from sums of products to logits, where these are needed before they become exponents of 2
   float unit[2];      // and the rest of the way, not negative
@@ -68,7 +72,7 @@ struct SoftmaxRows {
     if (is_partial || Variant::kHasMask) hide(first_key, logits);
   }
 
-  // Turns logits into weights relative to the largest so far. What was added up before has to be multiplied by `factor`.
+  // Turns logits into weights relative to `largest`. What was added up before has to be multiplied by `factor`.
   template <int kBlocks>
   WL_DEVICE void weigh(float (&logits)[kBlocks][4], float (&factor)[2]) {
     raise_largest(logits, factor);
@@ -113,19 +117,20 @@ struct SoftmaxRows {
  private:
   template <int kBlocks>
   WL_DEVICE void raise_largest(const float (&logits)[kBlocks][4], float (&factor)[2]) {
-    float most[2][2];  // of each row: two, so that a maximum does not wait for the one before
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float here = fmaxf(logits[block][2 * i], logits[block][2 * i + 1]);
-        most[i][block % 2] = block < 2 ? here : fmaxf(most[i][block % 2], here);
-      }
-    }
+    constexpr int kChains = kBlocks < 2 ? 2 : 4;  // so that a maximum does not wait for the one before
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float of_row = warp_reduce<4>(kBlocks > 1 ? fmaxf(most[i][0], most[i][1]) : most[i][0], Max());
-      const float next = fmaxf(largest[i], of_row * unit[i]);
+      float most[kChains];
+#pragma unroll
+      for (int j = 0; j < 2 * kBlocks; ++j) {
+        const float here = logits[j / 2][2 * i + j % 2];
+        most[j % kChains] = j < kChains ? here : fmaxf(most[j % kChains], here);
+      }
+#pragma unroll
+      for (int j = 1; j < kChains; ++j) most[0] = fmaxf(most[0], most[j]);
+      const float of_row = warp_reduce<4>(most[0], Max());
+      const float seen = of_row * unit[i];
+      const float next = seen > largest[i] + kSlack ? seen : largest[i];
       factor[i] = exp2_approx(largest[i] - finite(next));
       largest[i] = next;
       sum[i] *= factor[i];
