@@ -56,12 +56,33 @@ def test_outputs_of_other_types(dtype_o):
     close(got, step.reference(causal=True), torch.bfloat16)
 
 
-def test_logits_that_grow_from_tile_to_tile():
-    """Weights so far have to shrink again and again, to nothing in the end."""
-    q, k, v = random(200, 2, 128), random(1500, 2, 128, seed=1), random(1500, 2, 128, seed=2)
-    q[..., 0], k[..., 0] = 8.0, torch.linspace(-40, 400, 1500, device="cuda", dtype=torch.float16)[:, None]
-    got, want = (single_prefill_with_kv_cache_return_lse(q, k, v, backend=name) for name in ("hopper", "reference"))
-    close(got, want, torch.float16)
+def every_tile(step, keys=1500):
+    """Logits that differ by `step` from tile to tile of 128 keys."""
+    return torch.arange(keys, device="cuda") // 128 * step
+
+
+LARGEST = {
+    "grow": lambda: torch.linspace(-40, 400, 1500, device="cuda"),
+    "shrink": lambda: torch.linspace(400, -40, 1500, device="cuda"),
+    "grow a little": lambda: every_tile(0.7),
+    "grow by some more than is let pass": lambda: every_tile(9.0),
+    "grow beyond what weights can be": lambda: every_tile(150.0),
+    "go up and down": lambda: every_tile(1) % 2 * 200 - 100,
+    "one key in a tile": lambda: every_tile(20) * (torch.arange(1500, device="cuda") % 128 == 77),
+}
+
+
+@pytest.mark.parametrize("largest", LARGEST)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"window_left": 300}, {"logits_soft_cap": 60.0}], ids=str)
+def test_largest_logits_that_differ_from_tile_to_tile(largest, dtype, options):
+    """Weights are made relative to tiles before, and made again where that is too little."""
+    q, k, v = (x.to(dtype) for x in (random(700, 2, 64), random(1500, 2, 64, seed=1), random(1500, 2, 64, seed=2)))
+    q[..., 0], k[..., 0] = 8.0, LARGEST[largest]()[:, None].to(dtype)  # and sm_scale is 1/8
+    got, want = (
+        single_prefill_with_kv_cache_return_lse(q, k, v, backend=name, **options) for name in ("hopper", "reference")
+    )
+    close(got, want, dtype)
 
 
 def test_rows_of_a_neighbour_are_not_taken():

@@ -45,7 +45,7 @@ struct AttentionBlock {
     constexpr int kKeys = Config::kTileKeys / kWarpsOfRows;
     constexpr bool kIsShortOfRegisters = Config::kHeadDim > 128 || Config::Variant::kHasLogits;
     constexpr int kMost = kIsShortOfRegisters ? 32 : 64, kAtOnce = kKeys < kMost ? kKeys : kMost;
-    QueryTile<Config> tile(params, item, kWarpsOfRows == 1 ? warp_id() * kWarpRows : 0);
+    QueryTile<Config> tile(params, item);
     const int first_row = kWarpsOfRows == 1 ? 0 : warp_id() * kKeys;
     const SeenKeys seen = SeenKeys::of<Config>(params, item);
 #pragma unroll 1

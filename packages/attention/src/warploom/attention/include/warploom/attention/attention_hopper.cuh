@@ -34,7 +34,7 @@ struct GroupTile : SoftmaxRows<Config> {
   WL_DEVICE explicit GroupTile(const AttentionParams& params) : SoftmaxRows<Config>(params) {}
 
   WL_DEVICE void start(const WorkCursor& item) {
-    SoftmaxRows<Config>::start(item, int(threadIdx.x / kWarpSize) * kWarpRows);
+    SoftmaxRows<Config>::start(item);
 #pragma unroll
     for (auto& block : out) {
 #pragma unroll
@@ -42,6 +42,9 @@ struct GroupTile : SoftmaxRows<Config> {
     }
   }
 };
+
+// What a lane's weights of a row may add up to in a tile whose largest was not searched for: they are no problem for float16.
+constexpr float kMostAdded = 4096.0f;
 
 // Where a warpgroup is in an item.
 struct ItemTiles {
@@ -52,8 +55,14 @@ struct ItemTiles {
 
   template <class Config>
   WL_DEVICE static ItemTiles of(const AttentionParams& params, const WorkCursor& item) {
-    return {SeenKeys::of<Config>(params, item), item.begin(), item.end(), rows_of(params, item) > kGroupRows};
+    SeenKeys seen = SeenKeys::of<Config>(params, item);
+    seen.first = max(seen.first, item.begin());
+    return {seen, item.begin(), item.end(), rows_of(params, item) > kGroupRows};
   }
+
+  WL_DEVICE bool hides_some() const { return seen.hides_some(at); }
+  // Not every row has a largest yet, as it has after the first tile that all of them see.
+  WL_DEVICE bool is_early() const { return at <= seen.first; }
 };
 
 // A warpgroup that computes.
@@ -71,17 +80,16 @@ struct ComputingGroup {
   const AttentionParams& params;
   Storage& storage;
   uint8_t* memory;
-  const TensorMap* output_map;
   bool is_leaving;  // of the item before, outputs from where queries were, by this warp's TMA
   RingPlace<Storage::kItems> item_place;  // that come next
-  RingPlace<Storage::kStages> keys, values;
+  RingPlace<Storage::kStages> keys;  // that come next; values are there, or one place before
 
   WL_DEVICE void work() {
     if (Warpgroup::number() == 1) give_turn();
 #pragma unroll 1
     while (true) {
       storage.of_items.wait_full(item_place, false);
-      const WorkCursor& item = storage.items[item_place.stage];
+      const WorkCursor& item = storage.items[item_place.stage()];
       if (item.done()) return settle();
       if (item.keys.count == 0) {
         settle();
@@ -103,9 +111,7 @@ struct ComputingGroup {
   WL_DEVICE void settle() {
     if (!is_leaving) return;
     tma_store_wait_read<0>();
-    RingPlace<Storage::kItems> before = item_place;
-    before.next();
-    storage.of_items.release(before);
+    storage.of_items.release(item_place.before());
     is_leaving = false;
   }
 
@@ -114,19 +120,20 @@ struct ComputingGroup {
 #pragma unroll 1
     for (int tile = item.begin(), end = item.end(); tile < end; ++tile) {
       storage.of_keys.wait_full(keys, false);
-      release_keys();
-      storage.of_values.wait_full(values, false);
-      release_values();
+      storage.of_keys.release(keys);
+      storage.of_values.wait_full(keys, false);
+      storage.of_values.release(keys);
+      keys.next();
     }
   }
 
   // Operands of the next products.
   WL_DEVICE uint32_t next_queries() const {
-    return wgmma_uniform(wgmma_rows(Storage::queries(memory, item_place.stage, Warpgroup::number())));
+    return wgmma_uniform(wgmma_rows(Storage::queries(memory, item_place.stage(), Warpgroup::number())));
   }
-  WL_DEVICE uint32_t next_keys() const { return wgmma_uniform(wgmma_rows(Storage::keys(memory, keys.stage))); }
+  WL_DEVICE uint32_t next_keys() const { return wgmma_uniform(wgmma_rows(Storage::keys(memory, keys.stage()))); }
   WL_DEVICE uint32_t next_values() const {
-    return wgmma_uniform(wgmma_columns(Storage::values(memory, values.stage), Storage::Values::kColumnBytes));
+    return wgmma_uniform(wgmma_columns(Storage::values(memory, keys.before().stage()), Storage::Values::kColumnBytes));
   }
 
   // Warpgroups begin their products in turns.
@@ -146,19 +153,20 @@ struct ComputingGroup {
       multiply_keys(logits, q, k);
       wgmma_wait<0>();
       wgmma_done(logits);
-      release_keys();
       make_weights(tile, tiles, logits, factor);
+      storage.of_keys.release(keys);
+      keys.next();
       tile.pack(logits, weights);
       settle();
     }
 #pragma unroll 1
     for (++tiles.at; tiles.at < tiles.end; ++tiles.at) work_on_tile(tile, tiles, weights);
     const uint32_t v = next_values();
-    storage.of_values.wait_full(values, kByThreads);
+    storage.of_values.wait_full(keys.before(), kByThreads);
     multiply_values(tile, weights, v);
     wgmma_wait<0>();
     wgmma_done(tile.out), wgmma_done(weights);
-    release_values();
+    storage.of_values.release(keys.before());
     finish(tile, tiles);
   }
 
@@ -170,18 +178,19 @@ struct ComputingGroup {
     storage.of_keys.wait_full(keys, kByThreads);
     if (tiles.is_shared) take_turn();
     multiply_keys(logits, q, k);
-    storage.of_values.wait_full(values, kByThreads);
+    storage.of_values.wait_full(keys.before(), kByThreads);
     multiply_values(tile, weights, v);
     if (tiles.is_shared) give_turn();
     wgmma_wait<1>();
     wgmma_done(logits);
-    release_keys();
     make_weights(tile, tiles, logits, factor);
+    storage.of_keys.release(keys);
     wgmma_done(logits);
     wgmma_hold(tile.sum[0] + tile.sum[1] < 0.0f);
     wgmma_wait<0>();
     wgmma_done(tile.out), wgmma_done(weights);
-    release_values();
+    storage.of_values.release(keys.before());
+    keys.next();
     tile.rescale(tile.out, factor);
     tile.pack(logits, weights);
   }
@@ -197,10 +206,6 @@ struct ComputingGroup {
     }
     wgmma_commit();
   }
-  WL_DEVICE void release_keys() {
-    storage.of_keys.release(keys);
-    keys.next();
-  }
 
   // out += weights times values.
   WL_DEVICE static void multiply_values(Tile& tile, const Weights& weights, uint32_t v) {
@@ -212,23 +217,59 @@ struct ComputingGroup {
     }
     wgmma_commit();
   }
-  WL_DEVICE void release_values() {
-    storage.of_values.release(values);
-    values.next();
+
+  // What is largest in a row seldom is much more than in the tiles before, so weights are made relative to that: only if they are
+  // too large, logits are computed anew and searched. The keys are still there.
+  WL_DEVICE void make_weights(Tile& tile, const ItemTiles& tiles, Logits& logits, float (&factor)[2]) const {
+    const bool hides_some = tiles.hides_some();
+    bool searches = Config::Variant::kHasMask || hides_some || tiles.is_early();
+    factor[0] = factor[1] = 1.0f;
+    float added[2];
+    while (true) {
+      tile.prepare(tiles.at * Config::kTileKeys, hides_some, logits);
+      if (searches) tile.raise_largest(logits, factor);
+      tile.exponentiate(logits, added);
+      if (searches || !__any_sync(kFullMask, fmaxf(added[0], added[1]) > kMostAdded)) break;
+      multiply_keys_again(logits);
+      searches = true;
+    }
+    tile.add(added);
   }
 
-  WL_DEVICE static void make_weights(Tile& tile, const ItemTiles& tiles, Logits& logits, float (&factor)[2]) {
-    tile.prepare(tiles.at * Config::kTileKeys, tiles.seen.hides_some(tiles.at), logits);
-    tile.weigh(logits, factor);
+  // logits = queries times keys, by each warp for itself.
+  WL_DEVICE void multiply_keys_again(Logits& logits) const {
+    using Queries = typename Storage::Queries;
+    using Keys = typename Storage::Keys;
+    // Of the four matrices of 8 rows that a load brings, a lane has a row of matrix lane / 8.
+    const uint32_t q = shared_address(Storage::queries(memory, item_place.stage(), Warpgroup::number())) +
+                       Queries::offset(Warpgroup::warp() * kWarpRows + lane_id() % 16, lane_id() / 16);
+    const uint32_t k = shared_address(Storage::keys(memory, keys.stage())) +
+                       Keys::offset(lane_id() % 8 + lane_id() / 16 * 8, lane_id() / 8 % 2);
+#pragma unroll
+    for (auto& block : logits) {
+#pragma unroll
+      for (float& each : block) each = 0.0f;
+    }
+#pragma unroll 1
+    for (int step = 0; step < Config::kHeadDim / 16; ++step) {
+      uint32_t queries[4], of_keys[4];
+      load_matrices(queries, Queries::onwards(q, 2 * step));
+#pragma unroll
+      for (int block = 0; block < kKeyBlocks; block += 2) {
+        load_matrices(of_keys, Keys::onwards(k, 2 * step) + block * 8 * Keys::kPitch);
+        multiply_add<T>(logits[block], queries, of_keys[0], of_keys[1]);
+        multiply_add<T>(logits[block + 1], queries, of_keys[2], of_keys[3]);
+      }
+    }
   }
 
   WL_DEVICE void finish(Tile& tile, const ItemTiles& tiles) {
     const Writer writer{params, *tile.item};
     const ItemShares shares = ItemShares::of(storage.group, storage.chunk, *tile.item);
     const int slot = writer.slot_of(storage.group, shares);
-    uint8_t* queries = Storage::queries(memory, item_place.stage, Warpgroup::number());
+    uint8_t* queries = Storage::queries(memory, item_place.stage(), Warpgroup::number());
     const bool has_boxes = storage.has_row_boxes && rows_of(params, *tile.item) >= (Warpgroup::number() + 1) * kGroupRows;
-    is_leaving = HopperResult<Config, Tile>{writer, slot, queries, has_boxes ? output_map : nullptr}.write(tile);
+    is_leaving = HopperResult<Config, Tile>{writer, slot, queries, has_boxes ? storage.output_map : nullptr}.write(tile);
     if (slot < 0) return;
     // A barrier for each number of threads: the other warpgroup may be at the end of the next item already.
     const int threads = (tiles.is_shared ? kComputingGroups : 1) * kGroupThreads;
@@ -252,7 +293,7 @@ __global__ void __launch_bounds__(384, 1) attention_hopper_kernel(
   uint8_t* memory = shared + (-shared_address(shared) & 1023);  // where the exchange of pieces begins anew
   __shared__ HopperStorage<Config> storage;
   const WorkStart& start = params.starts[blockIdx.x];
-  storage.open(params, start);
+  storage.open(params, start, &output_map);
   WorkCursor& next = storage.copies[Warpgroup::warp()].cursor;  // of each warp that copies
   if (Warpgroup::number() == kComputingGroups) copy_cursor(next, start.cursor);
   clear_padding_rows<Config>(params);
@@ -262,7 +303,7 @@ __global__ void __launch_bounds__(384, 1) attention_hopper_kernel(
     CopyingGroup<Config>{params, {&query_map, &key_map, &value_map}, storage, memory, next, {}, {}}.work();
   } else {
     take_registers<224>();
-    ComputingGroup<Config>{params, storage, memory, &output_map, false, {}, {}, {}}.work();
+    ComputingGroup<Config>{params, storage, memory, false, {}, {}}.work();
   }
 #endif
 }

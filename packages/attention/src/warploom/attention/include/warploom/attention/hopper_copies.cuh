@@ -82,13 +82,13 @@ struct CopyingGroup {
   using Keys = typename Storage::Keys;
   using Values = typename Storage::Values;
 
-  WL_DEVICE uint8_t* keys() const { return Storage::keys(memory, key_place.stage); }
-  WL_DEVICE uint8_t* values() const { return Storage::values(memory, value_place.stage); }
+  WL_DEVICE uint8_t* keys() const { return Storage::keys(memory, key_place.stage()); }
+  WL_DEVICE uint8_t* values() const { return Storage::values(memory, value_place.stage()); }
 
   WL_DEVICE void announce(bool has_queries) {
-    uint64_t* full = &storage.of_items.full[item_place.stage];
+    uint64_t* full = &storage.of_items.full[item_place.stage()];
     storage.of_items.wait_free(item_place);
-    if (Warpgroup::warp() == 0) copy_cursor(storage.items[item_place.stage], item);
+    if (Warpgroup::warp() == 0) copy_cursor(storage.items[item_place.stage()], item);
     if (has_queries && storage.has_row_boxes) {
       copy_query_box(full);
     } else {
@@ -108,14 +108,14 @@ struct CopyingGroup {
     if (group >= kComputingGroups) return mbarrier_arrive(full);
     mbarrier_expect_bytes(full, Queries::kColumnBytes);
     const int query = params.group_size.divide(item.tile * item.work.tile_rows + group * kGroupRows);
-    uint8_t* to = Storage::queries(memory, item_place.stage, group) + column * Queries::kColumnBytes;
+    uint8_t* to = Storage::queries(memory, item_place.stage(), group) + column * Queries::kColumnBytes;
     tma_load_4d(to, maps.queries, full, column * 64, 0, item.head, item.work.qo_start + query);
   }
 
   // By cp.async: groups may have any size.
   WL_DEVICE void copy_queries() const {
     using Queries = typename Storage::Queries;
-    uint8_t* to = Storage::queries(memory, item_place.stage, 0);
+    uint8_t* to = Storage::queries(memory, item_place.stage(), 0);
     const int existing = rows_of(params, item), piece = Warpgroup::thread() % Queries::kPieces;
     int row = Warpgroup::thread() / Queries::kPieces;
 #pragma unroll 1
@@ -148,10 +148,10 @@ struct CopyingGroup {
       rows.find();
       storage.of_keys.wait_free(key_place);
       rows.template copy<Keys>(keys(), state.keys);
-      mbarrier_arrive_after_copies(&storage.of_keys.full[key_place.stage]);
+      mbarrier_arrive_after_copies(&storage.of_keys.full[key_place.stage()]);
       storage.of_values.wait_free(value_place);
       rows.template copy<Values>(values(), state.values);
-      mbarrier_arrive_after_copies(&storage.of_values.full[value_place.stage]);
+      mbarrier_arrive_after_copies(&storage.of_values.full[value_place.stage()]);
       key_place.next(), value_place.next();
     } while (rows.next_tile());
   }
@@ -175,7 +175,7 @@ struct CopyingGroup {
   template <class Rows, int kRows>
   WL_DEVICE void copy_tile(int tile, const KeyValueBoxes<Config>& boxes, const TensorMap* map, Ring& ring,
                            RingPlace<Storage::kStages>& place, uint8_t* to, const uint8_t* const (&found)[kRows]) {
-    uint64_t* full = &ring.full[place.stage];
+    uint64_t* full = &ring.full[place.stage()];
     ring.wait_free(place);
     if ((tile + 1) * Config::kTileKeys <= item.work.kv_len) {
       boxes.template copy<Rows>(to, map, item.head, full);

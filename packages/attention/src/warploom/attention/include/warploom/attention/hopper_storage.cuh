@@ -56,15 +56,16 @@ struct HopperRows {
   WL_DEVICE static constexpr int step(int number) { return number / 4 * kColumnBytes + number % 4 * 32; }
 };
 
-// A place in a ring of stages, and the parity of its barriers' phase.
+// A place in a ring of stages that goes round: `at` tells also whether the round is odd, which the barriers' phases go by.
 template <int kStages>
 struct RingPlace {
-  int stage = 0;
-  uint32_t parity = 0;
+  int at = 0;
 
-  WL_DEVICE void next() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
-  }
+  WL_DEVICE int stage() const { return at < kStages ? at : at - kStages; }
+  WL_DEVICE uint32_t parity() const { return at < kStages ? 0 : 1; }
+  WL_DEVICE RingPlace after() const { return {at == 2 * kStages - 1 ? 0 : at + 1}; }
+  WL_DEVICE RingPlace before() const { return {at == 0 ? 2 * kStages - 1 : at - 1}; }
+  WL_DEVICE void next() { *this = after(); }
 };
 
 // Stages that are filled by some warps and read by others.
@@ -77,15 +78,15 @@ struct Ring {
   WL_DEVICE void open(int fillers, int readers) {
     for (int stage = 0; stage < kStages; ++stage) mbarrier_init(&full[stage], fillers), mbarrier_init(&free[stage], readers);
   }
-  WL_DEVICE void wait_free(const Place& place) { mbarrier_wait(&free[place.stage], place.parity ^ 1); }
+  WL_DEVICE void wait_free(const Place& place) { mbarrier_wait(&free[place.stage()], place.parity() ^ 1); }
   // What threads write, also by cp.async, the tensor cores see only after a fence.
   WL_DEVICE void wait_full(const Place& place, bool by_threads) {
-    mbarrier_wait(&full[place.stage], place.parity);
+    mbarrier_wait(&full[place.stage()], place.parity());
     if (by_threads) fence_async_proxy();
   }
   // By a warp.
   WL_DEVICE void release(const Place& place) {
-    if (lane_id() == 0) mbarrier_arrive(&free[place.stage]);
+    if (lane_id() == 0) mbarrier_arrive(&free[place.stage()]);
   }
 };
 
@@ -105,6 +106,7 @@ struct HopperStorage {
   Ring<kStages> of_keys, of_values;
   int64_t chunk;  // of the schedule
   int group;      // of blocks, that this one is in
+  const TensorMap* output_map;  // as that of queries
   bool has_row_boxes;  // a warpgroup's rows are all heads of some tokens, so that TMA can copy them
 
   // Dynamic shared memory: queries, keys, values.
@@ -116,10 +118,11 @@ struct HopperStorage {
     return keys(memory, kStages) + stage * Values::kBytes;
   }
 
-  WL_DEVICE void open(const AttentionParams& params, const WorkStart& start) {
+  WL_DEVICE void open(const AttentionParams& params, const WorkStart& start, const TensorMap* outputs) {
     constexpr int kReaders = kComputingGroups * kGroupWarps;
     if (threadIdx.x == 0) {
       chunk = start.chunk, group = int(blockIdx.x) / params.lanes;
+      output_map = outputs;
       has_row_boxes = kGroupRows % int(params.group_size.divisor) == 0;
       of_items.open(kGroupWarps, kReaders);
       constexpr int kFillers = kHasBoxes ? kGroupWarps : kGroupThreads;

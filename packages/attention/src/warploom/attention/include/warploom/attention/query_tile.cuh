@@ -20,11 +20,12 @@ struct QueryTile : SoftmaxRows<Config> {
   uint32_t q[kHoldsQueries ? kSteps : 1][4];
   float out[2 * kColumns][4] = {};
 
-  WL_DEVICE QueryTile(const AttentionParams& params, const WorkCursor& item, int first) : Softmax(params) {
-    this->start(item, first);
+  WL_DEVICE QueryTile(const AttentionParams& params, const WorkCursor& item) : Softmax(params) {
+    this->start(item);
     if constexpr (kHoldsQueries) {
+      const LaneRows rows = this->rows();
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) load_queries(step, q[step]);
+      for (int step = 0; step < kSteps; ++step) load_queries(rows, step, q[step]);
     }
   }
 
@@ -44,11 +45,11 @@ struct QueryTile : SoftmaxRows<Config> {
   }
 
  private:
-  WL_DEVICE void load_queries(int step, uint32_t (&to)[4]) const {
+  WL_DEVICE void load_queries(const LaneRows& rows, int step, uint32_t (&to)[4]) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int64_t row = min(this->item->work.qo_start + this->rows.query[i], this->params.q_rows - 1);  // beyond the request: any, never written
-      const T* from = static_cast<const T*>(this->params.q) + row * this->params.q_stride[0] + this->rows.head[i] * this->params.q_stride[1];
+      const int64_t row = min(this->item->work.qo_start + rows.query[i], this->params.q_rows - 1);  // beyond the request: any, never written
+      const T* from = static_cast<const T*>(this->params.q) + row * this->params.q_stride[0] + rows.head[i] * this->params.q_stride[1];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int column = step * 16 + Load::column(half);
@@ -68,7 +69,7 @@ struct QueryTile : SoftmaxRows<Config> {
     for (int step = 0; step < kSteps; ++step) {
       float(&of_step)[kBlocks][4] = sums[step % kSums];
       uint32_t(&queries)[4] = q[kHoldsQueries ? step : 0];
-      if constexpr (!kHoldsQueries) load_queries(step, queries);
+      if constexpr (!kHoldsQueries) load_queries(this->rows(), step, queries);
 #pragma unroll
       for (int block = 0; block < kBlocks; block += 2) {
         uint32_t k[4];

@@ -2,13 +2,11 @@
 // last of the blocks to come merges, always in the same order.
 #pragma once
 
-#include "warploom/attention/item.cuh"
+#include "warploom/attention/softmax_rows.cuh"
 #include "warploom/reduce.cuh"
 #include "warploom/vec.cuh"
 
 namespace warploom::attention {
-
-constexpr int kWarpRows = 16;
 
 // Writes results of an item: where they are complete to the output, else to the block's partial results.
 template <class Config>

@@ -7,6 +7,8 @@
 
 namespace warploom::attention {
 
+constexpr int kWarpRows = 16;
+
 // The two of a warp's 16 rows that a lane has: lane / 4 and lane / 4 + 8.
 struct LaneRows {
   int query[2];
@@ -35,14 +37,17 @@ struct SoftmaxRows {
 
   const AttentionParams& params;
   const WorkCursor* item;
-  LaneRows rows;
   float largest[2];  // exponents, of rows: at most kSlack are larger
   float sum[2];      // of this lane's columns
-  float scale[2];     // from sums of products to logits, where these are needed before they become exponents of 2
-  float unit[2];      // and the rest of the way, not negative
+  float unit;        // from logits to exponents of 2, not negative
+
+  // Of a tile of more rows than a warp has, each warp has others. Not kept: few tiles of keys need them.
+  WL_DEVICE LaneRows rows() const {
+    return LaneRows::of(params, *item, item->work.tile_rows > kWarpRows ? warp_id() * kWarpRows : 0);
+  }
 
   // Whether a query of the lane exists.
-  WL_DEVICE bool exists(int i) const {
+  WL_DEVICE bool exists(const LaneRows& rows, int i) const {
     return rows.query[i] < item->work.qo_len && item->work.qo_start + rows.query[i] < params.q_rows;
   }
 
@@ -51,18 +56,11 @@ struct SoftmaxRows {
 
   WL_DEVICE explicit SoftmaxRows(const AttentionParams& params) : params(params) {}
 
-  // `first` is the tile's row that is the warp's first.
-  WL_DEVICE void start(const WorkCursor& of_warp, int first) {
+  WL_DEVICE void start(const WorkCursor& of_warp) {
     item = &of_warp;
-    rows = LaneRows::of(params, of_warp, first);
+    unit = scales_first() ? kLog2e : params.logits_scale * kLog2e;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      largest[i] = negative_infinity();
-      sum[i] = 0.0f;
-      scale[i] = params.logits_scale;
-      if (params.logits_scales && exists(i)) scale[i] *= params.logits_scales[rows.head[i] * params.logits_scales_step];
-      unit[i] = scales_first() ? kLog2e : scale[i] * kLog2e;
-    }
+    for (int i = 0; i < 2; ++i) largest[i] = negative_infinity(), sum[i] = 0.0f;
   }
 
   // Sums of products become logits, or stay a positive factor from them. `is_partial`: not every query of the tile sees every key.
@@ -76,13 +74,50 @@ struct SoftmaxRows {
   template <int kBlocks>
   WL_DEVICE void weigh(float (&logits)[kBlocks][4], float (&factor)[2]) {
     raise_largest(logits, factor);
+    float added[2];
+    exponentiate(logits, added);
+    add(added);
+  }
+
+  // The steps of weigh(): raises `largest` where it is too small for these logits,
+  template <int kBlocks>
+  WL_DEVICE void raise_largest(const float (&logits)[kBlocks][4], float (&factor)[2]) {
+    constexpr int kChains = kBlocks < 2 ? 2 : 4;  // so that a maximum does not wait for the one before
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float most[kChains];
+#pragma unroll
+      for (int j = 0; j < 2 * kBlocks; ++j) {
+        const float here = logits[j / 2][2 * i + j % 2];
+        most[j % kChains] = j < kChains ? here : fmaxf(most[j % kChains], here);
+      }
+#pragma unroll
+      for (int j = 1; j < kChains; ++j) most[0] = fmaxf(most[0], most[j]);
+      const float of_row = warp_reduce<4>(most[0], Max());
+      const float seen = of_row * unit;
+      const float next = seen > largest[i] + kSlack ? seen : largest[i];
+      factor[i] = exp2_approx(largest[i] - finite(next));
+      largest[i] = next;
+      sum[i] *= factor[i];
+    }
+  }
+
+  // makes weights, whose sums over the lane's columns are `added`,
+  template <int kBlocks>
+  WL_DEVICE void exponentiate(float (&logits)[kBlocks][4], float (&added)[2]) const {
     const float from[2] = {finite(largest[0]), finite(largest[1])};
 #pragma unroll
     for (auto& block : logits) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) block[i] = exp2_approx(fmaf(block[i], unit[i / 2], -from[i / 2]));
+      for (int i = 0; i < 4; ++i) block[i] = exp2_approx(fmaf(block[i], unit, -from[i / 2]));
     }
-    add_up(logits);
+    add_up(logits, added);
+  }
+
+  // and counts them in.
+  WL_DEVICE void add(const float (&added)[2]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) sum[i] += added[i];
   }
 
   // What was added up before.
@@ -115,32 +150,10 @@ struct SoftmaxRows {
   }
 
  private:
-  template <int kBlocks>
-  WL_DEVICE void raise_largest(const float (&logits)[kBlocks][4], float (&factor)[2]) {
-    constexpr int kChains = kBlocks < 2 ? 2 : 4;  // so that a maximum does not wait for the one before
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float most[kChains];
-#pragma unroll
-      for (int j = 0; j < 2 * kBlocks; ++j) {
-        const float here = logits[j / 2][2 * i + j % 2];
-        most[j % kChains] = j < kChains ? here : fmaxf(most[j % kChains], here);
-      }
-#pragma unroll
-      for (int j = 1; j < kChains; ++j) most[0] = fmaxf(most[0], most[j]);
-      const float of_row = warp_reduce<4>(most[0], Max());
-      const float seen = of_row * unit[i];
-      const float next = seen > largest[i] + kSlack ? seen : largest[i];
-      factor[i] = exp2_approx(largest[i] - finite(next));
-      largest[i] = next;
-      sum[i] *= factor[i];
-    }
-  }
-
   // Sums start from a zero that depends on the last weights. Else each addition would come right behind its exponential, and
   // hold up the next one for as long as that takes.
   template <int kBlocks>
-  WL_DEVICE void add_up(const float (&weights)[kBlocks][4]) {
+  WL_DEVICE static void add_up(const float (&weights)[kBlocks][4], float (&sums)[2]) {
     const float(&last)[4] = weights[kBlocks - 1];
     const float zero = fminf(fminf(fminf(last[0], last[1]), fminf(last[2], last[3])), 0.0f);
     float added[4] = {zero, zero, zero, zero};
@@ -150,13 +163,13 @@ struct SoftmaxRows {
       for (int i = 0; i < 4; ++i) added[i] += block[i];
     }
 #pragma unroll
-    for (int i = 0; i < 2; ++i) sum[i] += added[2 * i] + added[2 * i + 1];
+    for (int i = 0; i < 2; ++i) sums[i] = added[2 * i] + added[2 * i + 1];
   }
 
   // No inf - inf.
   WL_DEVICE static float finite(float most) { return most == negative_infinity() ? 0.0f : most; }
 
-  WL_DEVICE LogitPosition position(int first_key, int block, int i) const {
+  WL_DEVICE LogitPosition position(const LaneRows& rows, int first_key, int block, int i) const {
     const int row = i / 2, key = first_key + block * 8 + lane_id() % 4 * 2 + i % 2;
     return {item->request, rows.query[row], key, rows.query[row] + item->work.first_position(), rows.head[row], item->head,
             item->work.qo_len, item->work.kv_len};
@@ -164,6 +177,12 @@ struct SoftmaxRows {
 
   template <int kBlocks>
   WL_DEVICE void scale_logits(int first_key, float (&logits)[kBlocks][4]) const {
+    const LaneRows rows = this->rows();
+    float scale[2] = {params.logits_scale, params.logits_scale};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (params.logits_scales && exists(rows, i)) scale[i] *= params.logits_scales[rows.head[i] * params.logits_scales_step];
+    }
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
@@ -171,8 +190,8 @@ struct SoftmaxRows {
         float& logit = logits[block][i];
         logit *= scale[i / 2];
         if constexpr (Variant::kHasLogits) {
-          const LogitPosition at = position(first_key, block, i);
-          if (exists(i / 2) && at.kv_idx < at.kv_len) logit = Variant::logits(params, at, logit);
+          const LogitPosition at = position(rows, first_key, block, i);
+          if (exists(rows, i / 2) && at.kv_idx < at.kv_len) logit = Variant::logits(params, at, logit);
         }
       }
     }
@@ -180,6 +199,7 @@ struct SoftmaxRows {
 
   template <int kBlocks>
   WL_DEVICE void hide(int first_key, float (&logits)[kBlocks][4]) const {
+    const LaneRows rows = this->rows();
     const int first_column = first_key + lane_id() % 4 * 2;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
@@ -193,7 +213,7 @@ struct SoftmaxRows {
           const int column = block * 8 + i % 2;
           bool visible = column >= begin && column < end;
           if constexpr (Variant::kHasMask) {
-            visible = visible && exists(row) && Variant::mask(params, position(first_key, block, i));
+            visible = visible && exists(rows, row) && Variant::mask(params, position(rows, first_key, block, i));
           }
           if (!visible) logits[block][i] = negative_infinity();
         }
