@@ -5,6 +5,7 @@
 // tile: they meet only at the item's end. Of longer tiles each warp has 16 rows and sees all keys.
 #pragma once
 
+#include "warploom/attention/item.cuh"
 #include "warploom/attention/own_rows_result.cuh"
 #include "warploom/attention/query_tile.cuh"
 #include "warploom/attention/shared_rows_result.cuh"
