@@ -8,7 +8,7 @@ import torch
 
 from warploom.attention.calls import Scale
 from warploom.attention.options import AttentionOptions
-from warploom.attention.tables import page_table
+from warploom.attention.table_arguments import even_offsets, page_table
 from warploom.attention.variants.base import AttentionVariant
 from warploom.attention.wrapper import PlannedAttention
 from warploom.core.tensors import Checker
@@ -78,7 +78,6 @@ class BatchDecodeWithPagedKVCacheWrapper(PlannedAttention):
             device=device,
             graph_buffers=buffers if use_cuda_graph else None,
         )
-        self._offsets: tuple[Any, torch.Tensor] | None = None
 
     def workspace_size(
         self,
@@ -179,8 +178,8 @@ class BatchDecodeWithPagedKVCacheWrapper(PlannedAttention):
         padded = block_tables is not None and seq_lens is not None
         batch = len(seq_lens) if padded else len(indptr) - 1
         where = seq_lens if padded else indptr
-        device = where.device if isinstance(where, torch.Tensor) else None
-        qo_indptr = self._even_offsets(batch, q_len_per_req, device)
+        device = where.device if isinstance(where, torch.Tensor) else torch.device("cpu")
+        qo_indptr = even_offsets(batch, q_len_per_req, device)
         requests: dict[str, Any] = (
             {"block_table": block_tables, "kv_lens": seq_lens}
             if padded
@@ -190,16 +189,6 @@ class BatchDecodeWithPagedKVCacheWrapper(PlannedAttention):
         self._set_plan(options, table, phase="decode", kv_source="paged", alibi_slopes=alibi_slopes)
 
     begin_forward = plan
-
-    def _even_offsets(self, batch: int, step: int, device: torch.device | None) -> torch.Tensor:
-        """`[batch + 1]` int32, the same tensor as in the plan before if it fits: the number of requests seldom changes."""
-        key = batch, step, device
-        if self._offsets is None or self._offsets[0] != key:
-            made = torch.arange(0, (batch + 1) * step, step, dtype=torch.int32, device=device)
-            if made.is_cuda and torch.cuda.is_current_stream_capturing():
-                return made  # it lives in the graph's memory
-            self._offsets = key, made
-        return self._offsets[1]
 
     def run(
         self,

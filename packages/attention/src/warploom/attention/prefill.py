@@ -8,7 +8,8 @@ import torch
 
 from warploom.attention.calls import Scale
 from warploom.attention.options import AttentionOptions
-from warploom.attention.tables import RequestTables, page_table, ragged_table
+from warploom.attention.table_arguments import page_table, ragged_table
+from warploom.attention.tables import RequestTables
 from warploom.attention.variants.base import AttentionVariant
 from warploom.attention.wrapper import PlannedAttention
 from warploom.core.tensors import Checker

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from warploom.attention.repeated_runs import RepeatedRuns
 from warploom.attention.tables import RequestTables
 from warploom.attention.variants.base import AttentionVariant
 from warploom.core.errors import ArgumentError, PlanError
-from warploom.core.settings import settings
 from warploom.core.tensors import Checker, as_tensor
+from warploom.core.workspace import allocate
 
 __all__ = ["PlannedAttention"]
 
@@ -128,17 +127,12 @@ class PlannedAttention:
         check = Checker(f"{self._op}.plan")
         slopes = check.tensor("alibi_slopes", alibi_slopes, "_", dtype=torch.float32, device="any", optional=True)
         device = self._device or (tables.device if pages is None or tables.device.type == "cuda" else pages.device)
-        if settings.debug_checks or tables.device.type == "cpu":  # where it is free
-            tables.validate(f"{self._op}.plan")
+        tables.validate_if_free(f"{self._op}.plan")
         if tables.device != device or (pages is not None and pages.device != device):
             tables = tables.to(device)
         if self._graph is not None:
-            tables = self._graph.load(replace(tables, kv_stops=None))
-            if self._workspace is None:  # a captured graph goes on using it after the next plan
-                size = self._workspace_bytes(options, phase, kv_source)
-                self._workspace = torch.empty(size, dtype=torch.uint8, device=device)
+            tables = self._graph.load(tables)
         self._sinks = None if sinks is None else sinks.to(device)
-        self._runs.clear()
         self._plan = make_plan(
             f"{self._op}.plan",
             options,
@@ -147,10 +141,12 @@ class PlannedAttention:
             kv_source=kv_source,
             backend=self._backend,
             workspace=self._workspace,
+            memory=allocate if self._graph is None else self._graph.memory,
             alibi_slopes=None if slopes is None else slopes.to(device),
             sinks=sinks is not None,
             cuda_graph=self.is_cuda_graph_enabled,
         )
+        self._runs.follow(self._plan)
 
     def _options(self, op: str, variant: AttentionVariant | None, **choices: Any) -> AttentionOptions:
         return AttentionOptions.resolved(

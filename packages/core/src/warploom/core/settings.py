@@ -7,6 +7,7 @@ block of code in this process and wins over the environment.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,12 @@ from typing import Any
 
 from warploom.core.errors import ArgumentError
 
-__all__ = ["SETTINGS", "Setting", "settings"]
+__all__ = ["SETTINGS", "Setting", "environment_variable", "settings"]
+
+
+def environment_variable(name: str) -> str | None:
+    """`os.environ.get`, in a third of the time where the variable is not set: calls ask for theirs again and again."""
+    return os.environ[name] if name in os.environ else None  # noqa: SIM401
 
 
 def _flag(text: str) -> bool:
@@ -69,7 +75,7 @@ class Setting:
     meaning: str
     parse: Callable[[str], Any]
 
-    @property
+    @functools.cached_property
     def variable(self) -> str:
         return f"WARPLOOM_{self.name.upper()}"
 
@@ -149,7 +155,7 @@ class Settings:
         if name in self._overrides:
             return self._overrides[name]
         row = SETTINGS[name]
-        text = os.environ.get(row.variable)
+        text = environment_variable(row.variable)
         if text is None or (text == "" and row.type != "text"):
             return _default_cache_dir() if name == "cache_dir" else row.default
         try:
