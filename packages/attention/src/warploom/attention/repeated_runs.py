@@ -30,10 +30,13 @@ class RepeatedRuns:
         self._known: dict[Hashable, _RepeatedRun] = {}
         self._adapted: dict[Hashable, _RepeatedRun] = {}  # of plans that were derived from the plan
 
-    def follow(self, plan: AttentionPlan) -> None:
-        """Serve another plan from now on: the runs of the one before stay where the two are of a kind."""
+    def follow(self, plan: AttentionPlan, is_checked: bool) -> None:
+        """Serve another plan from now on: the runs of the one before stay where the two are of a kind.
+
+        They do not if values are checked, as `settings.debug_checks` says.
+        """
         before, self._plan = self._plan, plan
-        if before is None or plan.kind is None or plan.kind != before.kind or settings.debug_checks:
+        if before is None or plan.kind is None or plan.kind != before.kind or is_checked:
             self._known.clear()
         self._adapted.clear()
 

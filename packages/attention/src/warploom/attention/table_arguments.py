@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from warploom.attention.tables import RequestTables
+from warploom.core.settings import settings
 from warploom.core.tensors import Checker
 
 __all__ = ["even_offsets", "joined_levels", "one_request", "page_table", "ragged_table"]
@@ -25,7 +26,7 @@ _even_offsets: dict[tuple[int, int, torch.device, int], torch.Tensor] = {}
 
 def page_table(
     check: Checker,
-    qo_indptr: Any,
+    queries: Any,
     page_size: int,
     *,
     indptr: Any = None,
@@ -33,14 +34,13 @@ def page_table(
     last_page_len: Any = None,
     kv_lens: Any = None,
     block_table: Any = None,
-    max_qo_len: int | None = None,
 ) -> RequestTables:
-    """Tables of a paged cache.
+    """Tables of a paged cache, for `queries`: their offsets, or how many each request has.
 
     Either `block_table` (padded `[batch, max_pages]`) with `kv_lens`, or `indices` (packed) with two of `indptr`,
     `last_page_len` and `kv_lens`: lengths follow from the number of pages and the last page's, starts from the lengths.
     """
-    qo = _offsets(check, "qo_indptr", qo_indptr)
+    qo = None if type(queries) is int else _offsets(check, "qo_indptr", queries)
     lengths = None if kv_lens is None else _indices(check, "kv_lens", kv_lens, "batch")
     offsets = last = None
     if block_table is not None:
@@ -54,20 +54,21 @@ def page_table(
         if lengths is None:
             last = _indices(check, "kv_last_page_len", last_page_len, "batch")
     qo, offsets, lengths, last = together(qo, offsets, lengths, last)
-    made: dict[str, Any] = {}
+    batch, like = check["batch"], last if lengths is None else lengths
+    unwritten: Literal["", "kv_lens", "kv_indptr"] = ""
     if offsets is None:
-        offsets, made["unwritten"] = qo.new_empty(qo.shape[0]), "kv_indptr"
+        offsets, unwritten = like.new_empty(batch + 1), "kv_indptr"
     elif lengths is None:
-        lengths, made["unwritten"] = qo.new_empty(qo.shape[0] - 1), "kv_lens"
+        lengths, unwritten = like.new_empty(batch), "kv_lens"
     return RequestTables(
-        qo_indptr=qo,
+        qo_indptr=even_offsets(batch, queries, like.device) if qo is None else qo,
         kv_indptr=offsets,
         kv_lens=lengths,
         page_indices=pages,
         page_size=page_size,
         last_page_len=last,
-        max_qo_len=max_qo_len,
-        **made,
+        unwritten=unwritten,
+        max_qo_len=queries if qo is None else None,
     )
 
 
@@ -97,7 +98,8 @@ def one_request(qo_len: int, kv_len: int, device: torch.device) -> RequestTables
 def joined_levels(op: str, levels: Sequence[RequestTables]) -> RequestTables:
     """The requests of all levels as one batch over the same cache; the queries of each level are rows of their own."""
     for level in levels:
-        level.complete().validate_if_free(op)  # in the batch an entry too many is the next level's
+        if level.complete().device.type == "cpu" or settings.debug_checks:  # where it is free
+            level.validate(op)  # since in the batch an entry too many is the next level's
     rows = [level.qo_indptr[-1:] for level in levels]
     pages = [level.page_indices for level in levels if level.page_indices is not None]
     before = list(itertools.accumulate((x.shape[0] for x in pages), initial=0))
@@ -156,10 +158,14 @@ def together(*tensors: torch.Tensor | None) -> tuple[Any, ...]:
     return tuple(x if x is None or x.device == device else x.to(device, non_blocking=True) for x in tensors)
 
 
+def _is_plain(value: Any, rank: int) -> bool:
+    """Whether an index argument can be taken as it is, as what engines give at every step."""
+    return type(value) is torch.Tensor and value.dtype == torch.int32 and value.dim() == rank and value.is_contiguous()
+
+
 def _indices(check: Checker, name: str, value: Any, *dims: str) -> torch.Tensor:
     """A contiguous int32 view or copy of an index argument, on whatever device it is."""
-    is_plain = type(value) is torch.Tensor and value.dtype == torch.int32 and value.is_contiguous()
-    if is_plain and value.dim() == len(dims):  # what engines give at every step, with nothing to be said about it
+    if _is_plain(value, len(dims)):
         for dim, size in zip(dims, value.shape, strict=True):
             check.bind(dim, size, name)
         return value
@@ -169,7 +175,8 @@ def _indices(check: Checker, name: str, value: Any, *dims: str) -> torch.Tensor:
 
 def _offsets(check: Checker, name: str, value: Any) -> torch.Tensor:
     """As `_indices`, of `batch + 1` elements."""
-    indptr = _indices(check, name, value, f"{name}_entries")
-    check.require(indptr.shape[0] > 0, name, "of batch + 1 elements", "none")
-    check.bind("batch", indptr.shape[0] - 1, name)
+    indptr = value if _is_plain(value, 1) else _indices(check, name, value, f"{name}_entries")
+    size = indptr.shape[0]
+    check.require(size > 0, name, "of batch + 1 elements", "none")
+    check.bind("batch", size - 1, name)
     return indptr

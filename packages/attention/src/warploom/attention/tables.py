@@ -10,7 +10,6 @@ import torch
 
 from warploom.attention.page import write_seq_lens
 from warploom.core.errors import ArgumentError
-from warploom.core.settings import settings
 from warploom.core.tensors import Checker
 
 __all__ = ["HostTables", "RequestTables"]
@@ -175,11 +174,6 @@ class RequestTables:
             low, high = torch.cat(used).aminmax() if used else (0, -1)
             self._page_range.append((int(low), int(high)))
         return self._page_range[0]
-
-    def validate_if_free(self, op: str) -> None:
-        """Check the values where that takes no synchronisation, or where settings ask for it."""
-        if self.device.type == "cpu" or settings.debug_checks:
-            self.validate(op)
 
     def validate(self, op: str) -> None:
         """Check the values against each other; free on CPU tensors, a synchronisation on a GPU."""

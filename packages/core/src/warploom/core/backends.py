@@ -8,6 +8,7 @@ order. `explain` prints the same table that a refusal raises.
 from __future__ import annotations
 
 import difflib
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from typing import Any, ClassVar
 
 from warploom.core.errors import ArgumentError, PerformanceWarning, UnsupportedError
 from warploom.core.problem import Problem
-from warploom.core.settings import environment_variable, settings
+from warploom.core.settings import settings
 
 __all__ = ["OPERATORS", "Backend", "Explanation", "Operator", "Selection", "Support"]
 
@@ -168,7 +169,7 @@ class Operator:
         UnsupportedError
             The named backend, or with "auto" every backend, refuses; the message is the table.
         """
-        key = (problem, backend, settings.version, environment_variable("WARPLOOM_BACKEND"))
+        key = (problem, backend, settings.version, os.environ.get("WARPLOOM_BACKEND"))
         found = self._selections.get(key)
         if found is None:
             found = self._choose(problem, backend)

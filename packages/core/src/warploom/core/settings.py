@@ -16,12 +16,7 @@ from typing import Any
 
 from warploom.core.errors import ArgumentError
 
-__all__ = ["SETTINGS", "Setting", "environment_variable", "settings"]
-
-
-def environment_variable(name: str) -> str | None:
-    """`os.environ.get`, in a third of the time where the variable is not set: calls ask for theirs again and again."""
-    return os.environ[name] if name in os.environ else None  # noqa: SIM401
+__all__ = ["SETTINGS", "Setting", "settings"]
 
 
 def _flag(text: str) -> bool:
@@ -155,7 +150,7 @@ class Settings:
         if name in self._overrides:
             return self._overrides[name]
         row = SETTINGS[name]
-        text = environment_variable(row.variable)
+        text = os.environ.get(row.variable)
         if text is None or (text == "" and row.type != "text"):
             return _default_cache_dir() if name == "cache_dir" else row.default
         try:
