@@ -138,6 +138,6 @@ class GraphTables:
 
 
 def _copy(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Each second tensor to the beginning of the first."""
-    for to, source in pairs:
-        (to if to.shape == source.shape else to[: source.shape[0]]).copy_(source)
+    """Each second tensor to the beginning of the first, in one launch."""
+    targets = [to if to.shape == source.shape else to[: source.shape[0]] for to, source in pairs]
+    torch._foreach_copy_(targets, [source for _, source in pairs])
