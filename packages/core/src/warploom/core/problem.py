@@ -40,6 +40,7 @@ class Problem:
     device_name: str = "cpu"
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         cls.__hash__ = Problem.__hash__  # type: ignore[method-assign]  # or the decorator writes one of its own
 
     def __hash__(self) -> int:
