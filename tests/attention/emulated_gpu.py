@@ -15,6 +15,8 @@ import torch
 from attention_oracle import attend
 
 from warploom.attention import attention, options
+from warploom.attention.backends.cuda.page import _seq_lens_launch
+from warploom.attention.backends.cuda.persistent_attention import _planned_launch
 from warploom.attention.tables import RequestTables
 from warploom.core.jit import KernelSpec
 from warploom.core.jit import kernel as kernel_module
@@ -39,10 +41,8 @@ class EmulatedGpu:
         monkeypatch.setattr(kernel_module, "ensure_context", lambda device: None)
         monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: self.stream, raising=False)
         monkeypatch.setattr(KernelSpec, "load", lambda spec, device: EmulatedKernel(spec, self))
-        # Launches that were prepared on another emulated GPU.
-        from warploom.attention.backends.cuda.persistent_attention import _planned_launch
-
-        _planned_launch.cache_clear()
+        for cache in (_planned_launch, _seq_lens_launch):  # of another emulated GPU
+            cache.cache_clear()
 
 
 class EmulatedKernel(kernel_module.Kernel):

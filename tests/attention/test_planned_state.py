@@ -1,5 +1,8 @@
 """What is kept from one plan to the next, and what is not: on an emulated GPU, against the definition."""
 
+import pickle
+from dataclasses import replace
+
 import pytest
 import torch
 from attention_oracle import paged_batch
@@ -13,6 +16,7 @@ from warploom.attention import (
     MultiLevelCascadeAttentionWrapper,
     single_decode_with_kv_cache,
 )
+from warploom.attention.options import AttentionOptions
 from warploom.attention.table_arguments import even_offsets
 from warploom.core.errors import ArgumentError
 from warploom.core.settings import settings
@@ -263,3 +267,14 @@ def test_offsets_of_a_stream_are_its_own(monkeypatch):
     streams["capturing"] = False
     assert even_offsets(1003, 7, devices[0]) is second
     assert len(made) == 6
+
+
+def test_problems_are_hashed_by_their_fields():
+    options = AttentionOptions(num_qo_heads=4, num_kv_heads=2, head_dim_qk=16).resolve("plan")
+    problem = options.problem("decode", "paged", torch.device("cpu"))
+    same = AttentionOptions(num_qo_heads=4, num_kv_heads=2, head_dim_qk=16).resolve("plan")
+    assert {problem: 1}[same.problem("decode", "paged", torch.device("cpu"))] == 1
+    assert hash(replace(problem, phase="mixed")) != hash(problem)
+    copy = pickle.loads(pickle.dumps(problem))
+    assert copy == problem
+    assert "_hash" not in vars(copy), "another process hashes strings differently"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -38,22 +37,6 @@ class Problem:
     device_type: str = "cpu"
     arch: int = 0
     device_name: str = "cpu"
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        cls.__hash__ = Problem.__hash__  # type: ignore[method-assign]  # or the decorator writes one of its own
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    @functools.cached_property
-    def _hash(self) -> int:
-        """Of all fields, computed once: a problem that is kept is looked up at every step."""
-        return hash(tuple(getattr(self, field.name) for field in fields(self)))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The fields alone: another process hashes strings differently."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @staticmethod
     def where(at: torch.Tensor | torch.device) -> dict[str, Any]:
