@@ -17,7 +17,7 @@ from warploom.attention import (
     single_decode_with_kv_cache,
 )
 from warploom.attention.options import AttentionOptions
-from warploom.attention.table_arguments import even_offsets
+from warploom.attention.table_arguments import even_offsets, one_request
 from warploom.core.errors import ArgumentError
 from warploom.core.settings import settings
 from warploom.core.testing import assert_close
@@ -278,3 +278,10 @@ def test_problems_are_hashed_by_their_fields():
     copy = pickle.loads(pickle.dumps(problem))
     assert copy == problem
     assert "_hash" not in vars(copy), "another process hashes strings differently"
+
+
+def test_one_request_on_a_gpu_knows_its_lengths_on_the_host():
+    tables = one_request(3, 700, torch.device("meta"))
+    host = tables.on_host()
+    assert (host.qo_lens, host.kv_lens, host.kv_indptr) == ([3], [700], [0, 700])
+    assert one_request(0, 0, torch.device("cpu")).on_host().kv_lens == [0]

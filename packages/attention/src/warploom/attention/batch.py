@@ -18,6 +18,8 @@ from warploom.core.tensors import Checker, as_tensor
 
 __all__ = ["BatchAttention"]
 
+_CHOICES = frozenset(AttentionOptions.__dataclass_fields__)
+
 
 class BatchAttention(PlannedAttention):
     """Attention over a paged cache for any mix of requests: one new token, a few, or a whole prompt each.
@@ -199,8 +201,9 @@ class BatchAttention(PlannedAttention):
         variant: AttentionVariant | None = None,
         **choices: Any,
     ) -> None:
-        unknown = choices.keys() - AttentionOptions.__dataclass_fields__.keys()
-        check.require(not unknown, "plan", "called with options of `BatchAttention.plan`", ", ".join(sorted(unknown)))
+        if not _CHOICES.issuperset(choices):
+            unknown = ", ".join(sorted(choices.keys() - _CHOICES))
+            raise ArgumentError.of(check.op, "plan", "called with options of `BatchAttention.plan`", unknown)
         options = self._options(variant, **choices)
         tables = tables.with_mask(check, custom_mask, packed_custom_mask)
         if sinks is not None:

@@ -142,7 +142,7 @@ class RequestTables:
     def on_host(self) -> HostTables:
         """Starts and lengths as integers; the first call copies them from the device and synchronises."""
         if not self._host:
-            near = self.origin or self.complete()
+            near = (self.origin or self).complete()
             qo, kv_lens = near.qo_indptr.tolist(), near.kv_lens.tolist()
             qo_lens = [stop - start for start, stop in itertools.pairwise(qo)]
             self._host.append(
