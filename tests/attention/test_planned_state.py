@@ -151,6 +151,17 @@ def test_runs_of_the_plan_before_serve_a_plan_of_its_kind(gpu, monkeypatch):
     assert step(STEPS[2], 9, window_left=3) == 7
 
 
+def test_steps_of_ever_new_numbers_of_queries(gpu):
+    """Their runs do not pile up, and are repeated all the same."""
+    wrapper = cuda_wrapper(BatchPrefillWithPagedKVCacheWrapper)
+    for rows in range(1, 80):
+        b = batch(([rows], [90]))
+        plan_prefill(wrapper, b)
+        wrapper.run(b.q, b.cache)
+        assert wrapper._runs.key(b.q, b.cache, None, None, None, None, None, False, None, None) in wrapper._runs._known
+    assert len(wrapper._runs._known) < 70
+
+
 def test_tables_that_are_changed_in_place(gpu):
     """The tensors are those of the step before, with other values."""
     wrapper = cuda_wrapper(BatchDecodeWithPagedKVCacheWrapper)

@@ -74,12 +74,13 @@ class RepeatedRuns:
         if key is None or not is_plain or settings.debug_checks:
             return
         prepared = plan.server.prepare(plan, call)
-        if prepared is None or len(self._known) + len(self._adapted) >= _MOST_RUNS:
+        if prepared is None:
             return
-        if plan is self._plan:
-            self._known[key] = _RepeatedRun(None, prepared, call, kv, return_lse)
-        else:
-            self._adapted[key] = _RepeatedRun(plan, prepared, call, kv, return_lse)
+        is_own = plan is self._plan
+        runs = self._known if is_own else self._adapted
+        if len(runs) >= _MOST_RUNS:  # steps of ever new numbers of queries leave them behind
+            runs.clear()
+        runs[key] = _RepeatedRun(None if is_own else plan, prepared, call, kv, return_lse)
 
 
 class _RepeatedRun:

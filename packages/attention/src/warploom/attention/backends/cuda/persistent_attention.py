@@ -35,10 +35,10 @@ __all__ = ["PersistentAttention"]
 _DTYPES = (torch.float16, torch.bfloat16)
 _OUTPUTS = (*_DTYPES, torch.float32)
 _MOST_PLACES = 1024  # of keys and values: a cache for each layer
-# What `AttentionParams` takes from a plan, after the five tensors that each call has of its own.
-_CALL_TENSORS, _PLAN_TENSORS = 5, (
+_CALL_TENSORS = 5  # with which `AttentionParams` begins: those of `PreparedCall`
+_PLAN_TENSORS = (
     "qo_indptr", "kv_lens", "kv_starts", "pages", "starts", "partial_out", "partial_lse", "arrivals",
-)  # fmt: skip
+)  # fmt: skip  # which follow
 
 
 class PlannedLaunch(NamedTuple):
