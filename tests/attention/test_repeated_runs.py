@@ -30,7 +30,7 @@ def prepared(monkeypatch):
     def prepare(self, plan, call):
         counts["prepared"] += 1
 
-        def again(q, k, v, out, lse):
+        def again(plan, q, k, v, out, lse):
             counts["repeated"] += 1
             tensors = {name: at(a, getattr(call, name)) for name, a in zip("qkv", (q, k, v), strict=True)}
             tensors |= {"out": at(out, call.out), "lse": at(lse, call.lse) if lse else None}

@@ -116,8 +116,10 @@ def test_backends_that_do_not_divide_work_cannot_be_drawn(tmp_path):
 
 
 def test_launches_begin_with_the_tensors_that_change():
-    from warploom.attention.backends.cuda import schedule
+    from warploom.attention.backends.cuda import persistent_attention, schedule
     from warploom.attention.backends.cuda.attention_kernel import AttentionParams
 
-    assert tuple(AttentionParams._fields)[:5] == ("q", "k", "v", "out", "lse")  # the order of `PreparedCall`
-    assert tuple(schedule.ScheduleParams._fields)[:6] == schedule._TENSORS
+    # In the order of `PreparedCall`, then those of the plan.
+    tensors = ("q", "k", "v", "out", "lse", *persistent_attention._PLAN_TENSORS)
+    assert tuple(AttentionParams._fields)[: len(tensors)] == tensors
+    assert tuple(schedule.ScheduleParams._fields)[: len(schedule._TENSORS)] == schedule._TENSORS

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warploom.core.errors import ArgumentError
-from warploom.core.workspace import ALIGNMENT, WorkspaceLayout
+from warploom.core.workspace import ALIGNMENT, WorkspaceLayout, allocate
 
 DTYPES = [torch.uint8, torch.int32, torch.float32, torch.bfloat16, torch.int64]
 FIELDS = st.lists(st.tuples(st.lists(st.integers(0, 9), max_size=3), st.sampled_from(DTYPES)), max_size=8)
@@ -49,6 +49,27 @@ def test_writes_through_the_views_do_not_touch_neighbours():
     assert views["a"].tolist() == [7] * 3
     assert views["b"].tolist() == [[1.5] * 2] * 2
     assert views["c"].item() == 9
+
+
+def test_two_layouts_in_one_buffer():
+    first = WorkspaceLayout().add("a", 3, torch.int32).add("b", 5, torch.float32)
+    second = WorkspaceLayout().add("c", 7, torch.int64)
+    buffer = allocate(first.nbytes + second.nbytes, torch.device("cpu"))
+    views = {**first.bind(buffer, "cpu"), **second.bind(buffer, "cpu", offset=first.nbytes)}
+    for number, view in enumerate(views.values()):
+        view.fill_(number)
+    assert [view.tolist() for view in views.values()] == [[0] * 3, [1.0] * 5, [2] * 7]
+    with pytest.raises(ArgumentError, match="at least 768 bytes"):
+        second.bind(buffer[:-256], "cpu", offset=first.nbytes)
+
+
+def test_addresses_are_those_of_the_views():
+    layout = WorkspaceLayout().add("a", 3, torch.int32).add("b", (2, 2), torch.float32)
+    workspace = layout.at(allocate(layout.nbytes + 256, torch.device("cpu")), 256)
+    assert {name: workspace.address(name) for name in workspace} == {
+        name: view.data_ptr() for name, view in workspace.items()
+    }
+    assert len(workspace) == 2
 
 
 def test_an_empty_layout_takes_no_bytes():

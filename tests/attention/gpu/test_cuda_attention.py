@@ -30,7 +30,7 @@ def kernel(request):
 
 
 def starts_of(attention):
-    return attention.planned().workspace["starts"].cpu()
+    return attention.planned().state["starts"].cpu()
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -112,7 +112,7 @@ def test_runs_are_the_same_and_leave_nothing_behind(kernel):
         assert torch.equal(first[0], again[0])
         assert torch.equal(first[1], again[1])
     work = attention.planned().schedule.work
-    assert attention.planned().workspace["arrivals"][: work.groups * work.lanes].eq(0).all()
+    assert attention.planned().state["arrivals"][: work.groups * work.lanes].eq(0).all()
 
 
 @pytest.mark.parametrize("qo_len", [1, 4, 100])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 
@@ -22,7 +23,7 @@ from warploom.core.device import device_guard
 from warploom.core.errors import ArgumentError, PlanError
 from warploom.core.problem import Problem
 from warploom.core.settings import settings
-from warploom.core.workspace import WorkspaceLayout
+from warploom.core.workspace import WorkspaceLayout, allocate
 
 __all__ = ["ATTENTION", "adapt", "execute", "make_plan", "workspace_bytes"]
 
@@ -57,21 +58,26 @@ def make_plan(
     kv_source: str,
     backend: str = "auto",
     workspace: torch.Tensor | None = None,
+    memory: Callable[[int, torch.device], torch.Tensor] = allocate,
     alibi_slopes: torch.Tensor | None = None,
     sinks: bool = False,
     cuda_graph: bool = False,
 ) -> AttentionPlan:
     """Describe, select and schedule attention over requests whose arguments are checked.
 
-    `options` are resolved, `tables` are valid and lie on the device of the queries. Raises `UnsupportedError` with the
-    backend table, and `ArgumentError` for an unknown backend or a workspace that is too small.
+    `options` are resolved, `tables` are valid and lie on the device of the queries. `memory` gives the bytes of what the
+    plan writes: each plan its own, so that callers may share a workspace, unless a captured graph goes on using them.
+    Raises `UnsupportedError` with the backend table, and `ArgumentError` for an unknown backend or a workspace that is too
+    small.
     """
-    problem = options.problem(
-        phase, kv_source, tables.device, mask=tables.mask_kind, sinks=sinks, cuda_graph=cuda_graph
-    )
+    device = tables.device
+    problem = options.problem(phase, kv_source, device, mask=tables.mask_kind, sinks=sinks, cuda_graph=cuda_graph)
     selection = ATTENTION.select(problem, backend)
     if problem.pos_encoding == "ALIBI" and alibi_slopes is None:
-        alibi_slopes = torch.tensor(default_slopes(problem.num_qo_heads), dtype=torch.float32, device=tables.device)
+        alibi_slopes = torch.tensor(default_slopes(problem.num_qo_heads), dtype=torch.float32, device=device)
+    server = cast(AttentionBackend, selection.backend)
+    scratch, state = _layouts(server, problem, tables.batch)
+    buffer = memory(state.nbytes + (scratch.nbytes if workspace is None else 0), device)
     plan = AttentionPlan(
         op=op,
         options=options,
@@ -81,17 +87,23 @@ def make_plan(
         backend=backend,
         alibi_slopes=alibi_slopes,
         scratch=workspace,
-        workspace={},
+        memory=memory,
+        workspace=scratch.at(buffer, state.nbytes) if workspace is None else scratch.bind(workspace, device),
+        state=state.at(buffer),
     )
-    plan.workspace = _layout(plan.server, problem).bind(workspace, tables.device)
     with device_guard(tables.kv_lens):
-        plan.schedule = plan.server.schedule(plan)
+        plan.schedule = server.schedule(plan)
+        tables.complete()
+    plan.kind = server.kind(plan)
     return plan
 
 
-@functools.lru_cache(maxsize=256)
-def _layout(server: AttentionBackend, problem: AttentionProblem) -> WorkspaceLayout:
-    return server.workspace_layout(problem)
+@functools.lru_cache(maxsize=1024)
+def _layouts(
+    server: AttentionBackend, problem: AttentionProblem, batch: int
+) -> tuple[WorkspaceLayout, WorkspaceLayout]:
+    """Of what a run and of what a plan of so many requests writes."""
+    return server.workspace_layout(problem), server.state_layout(problem, batch)
 
 
 def adapt(
@@ -119,6 +131,7 @@ def adapt(
             kv_source=problem.kv_source,
             backend=plan.backend,
             workspace=plan.scratch,
+            memory=plan.memory,
             alibi_slopes=None if plan.alibi_slopes is None else plan.alibi_slopes.to(device),
             sinks=sinks,
             cuda_graph=problem.cuda_graph,
@@ -161,13 +174,12 @@ def _check_places(plan: AttentionPlan, call: AttentionCall) -> None:
             raise ArgumentError.of(plan.op, "kv_indices", f"page indices from 0 to {call.k.shape[0] - 1}", wrong)
         return
     host = tables.on_host()
-    end = max((start + length for start, length in zip(host.kv_starts, host.kv_lens, strict=True)), default=0)
+    end = max((start + length for start, length in zip(host.kv_indptr, host.kv_lens, strict=False)), default=0)
     if end > call.k.shape[0]:
         raise ArgumentError.of(plan.op, "k", f"of at least {end} rows, as planned", f"{call.k.shape[0]} rows")
 
 
 def workspace_bytes(problem: AttentionProblem, backend: str) -> int:
     """Size of the workspace for any batch and lengths of this problem."""
-    server = ATTENTION.select(problem, backend).backend
-    assert isinstance(server, AttentionBackend)
-    return _layout(server, problem).nbytes
+    server = cast(AttentionBackend, ATTENTION.select(problem, backend).backend)
+    return server.workspace_layout(problem).nbytes

@@ -9,13 +9,16 @@ import torch
 
 from warploom.attention.calls import Scale
 from warploom.attention.options import AttentionOptions
-from warploom.attention.tables import RequestTables, page_table
+from warploom.attention.table_arguments import page_table
+from warploom.attention.tables import RequestTables
 from warploom.attention.variants.base import AttentionVariant
 from warploom.attention.wrapper import PlannedAttention
 from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker, as_tensor
 
 __all__ = ["BatchAttention"]
+
+_CHOICES = frozenset(AttentionOptions.__dataclass_fields__)
 
 
 class BatchAttention(PlannedAttention):
@@ -144,7 +147,7 @@ class BatchAttention(PlannedAttention):
         page_size: int | None = None,
         **variant_kwargs: Any,
     ) -> None:
-        check = Checker(f"{self._op}.plan")
+        check = Checker(self._plan_op)
         if not isinstance(page_size, int) or page_size < 1:
             raise ArgumentError.of(check.op, "page_size", "a positive integer", page_size)
         table = as_tensor(kv_block_table, check.op, "kv_block_table")
@@ -177,7 +180,7 @@ class BatchAttention(PlannedAttention):
         kv_data_type: Any = None,
         **variant_kwargs: Any,
     ) -> None:
-        check = Checker(f"{self._op}.plan")
+        check = Checker(self._plan_op)
         check.require(isinstance(page_size, int) and page_size >= 1, "page_size", "a positive integer", page_size)
         tables = page_table(check, qo_indptr, page_size, indptr=kv_indptr, indices=kv_indices, kv_lens=kv_len_arr)
         self._plan_step(
@@ -198,13 +201,13 @@ class BatchAttention(PlannedAttention):
         variant: AttentionVariant | None = None,
         **choices: Any,
     ) -> None:
-        unknown = choices.keys() - AttentionOptions.__dataclass_fields__.keys()
-        check.require(not unknown, "plan", "called with options of `BatchAttention.plan`", ", ".join(sorted(unknown)))
-        options = self._options(check.op, variant, **choices)
+        if not _CHOICES.issuperset(choices):
+            unknown = ", ".join(sorted(choices.keys() - _CHOICES))
+            raise ArgumentError.of(check.op, "plan", "called with options of `BatchAttention.plan`", unknown)
+        options = self._options(variant, **choices)
         tables = tables.with_mask(check, custom_mask, packed_custom_mask)
-        sinks = check.tensor("sinks", sinks, "_", device="any", optional=True)
         if sinks is not None:
-            heads = options.num_qo_heads
+            sinks, heads = check.tensor("sinks", sinks, "_", device="any"), options.num_qo_heads
             check.require(sinks.shape[0] == heads, "sinks", f"of {heads} elements", sinks.shape[0])
         self._set_plan(options, tables, phase="mixed", kv_source="paged", alibi_slopes=alibi_slopes, sinks=sinks)
 
@@ -248,7 +251,7 @@ class BatchAttention(PlannedAttention):
         lse : tensor ``[qo_offsets[-1], num_qo_heads]``
             float32; a row that sees no key gives 0 and -inf.
         """
-        return self._run_paged(
+        return self._run(
             q, kv_cache, args=variant_args, q_scale=q_scale, k_scale=k_scale, v_scale=v_scale, out=out, lse=lse,
             return_lse=True, sinks=sinks, logits_soft_cap=logits_soft_cap or None,
         )  # fmt: skip

@@ -10,7 +10,7 @@ from warploom.attention.attention import adapt, execute, make_plan
 from warploom.attention.handles import HandleTable
 from warploom.attention.options import AttentionOptions
 from warploom.attention.plan import AttentionCall, AttentionPlan
-from warploom.attention.tables import one_request
+from warploom.attention.table_arguments import one_request
 from warploom.attention.variants.base import variant_of
 from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op

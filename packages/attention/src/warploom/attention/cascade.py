@@ -13,7 +13,8 @@ from warploom.attention.options import FP8_DTYPES
 from warploom.attention.plan_explanation import PlanExplanation
 from warploom.attention.prefill import BatchPrefillWithPagedKVCacheWrapper
 from warploom.attention.single import single_prefill_with_kv_cache_return_lse
-from warploom.attention.tables import RequestTables, joined_levels, page_table
+from warploom.attention.table_arguments import joined_levels, page_table
+from warploom.attention.tables import RequestTables
 from warploom.core.errors import ArgumentError, PlanError, UnsupportedError
 from warploom.core.tensors import Checker, as_dtype
 
@@ -57,7 +58,7 @@ class _JointLevels(BatchPrefillWithPagedKVCacheWrapper):
         ]
         rows = {int(level.qo_indptr[-1]) for level in levels if not level.qo_indptr.is_cuda}
         check.require(len(rows) <= 1, "qo_indptr_arr", "of as many queries in every level", sorted(rows))
-        return joined_levels(levels)
+        return joined_levels(check.op, levels)
 
 
 class MultiLevelCascadeAttentionWrapper:

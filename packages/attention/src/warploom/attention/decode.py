@@ -8,7 +8,7 @@ import torch
 
 from warploom.attention.calls import Scale
 from warploom.attention.options import AttentionOptions
-from warploom.attention.tables import page_table
+from warploom.attention.table_arguments import page_table
 from warploom.attention.variants.base import AttentionVariant
 from warploom.attention.wrapper import PlannedAttention
 from warploom.core.tensors import Checker
@@ -78,7 +78,6 @@ class BatchDecodeWithPagedKVCacheWrapper(PlannedAttention):
             device=device,
             graph_buffers=buffers if use_cuda_graph else None,
         )
-        self._offsets: tuple[Any, torch.Tensor] | None = None
 
     def workspace_size(
         self,
@@ -163,43 +162,26 @@ class BatchDecodeWithPagedKVCacheWrapper(PlannedAttention):
         PlanError
             In graph mode: more than the captured maximum.
         """
-        op = f"{self._op}.plan"
         if data_type is not None:
             q_data_type, kv_data_type = data_type, kv_data_type or data_type
         options = self._options(
-            op, variant, num_qo_heads=num_qo_heads, num_kv_heads=num_kv_heads, head_dim_qk=head_dim,
+            variant, num_qo_heads=num_qo_heads, num_kv_heads=num_kv_heads, head_dim_qk=head_dim,
             head_dim_vo=head_dim_vo, page_size=page_size, dtype_q=q_data_type or "float16", dtype_kv=kv_data_type,
             dtype_o=o_data_type, causal=causal and q_len_per_req > 1, sm_scale=sm_scale, window_left=window_left,
             logits_soft_cap=logits_soft_cap, pos_encoding_mode=pos_encoding_mode, rope_scale=rope_scale,
             rope_theta=rope_theta, lse_base=lse_base, deterministic=deterministic or fixed_split_size is not None,
         )  # fmt: skip
-        check = Checker(op)
+        check = Checker(self._plan_op)
         check.require(page_size >= 1, "page_size", "1 or more", page_size)
         check.require(q_len_per_req >= 1, "q_len_per_req", "1 or more", q_len_per_req)
-        padded = block_tables is not None and seq_lens is not None
-        batch = len(seq_lens) if padded else len(indptr) - 1
-        where = seq_lens if padded else indptr
-        device = where.device if isinstance(where, torch.Tensor) else None
-        qo_indptr = self._even_offsets(batch, q_len_per_req, device)
-        requests: dict[str, Any] = (
-            {"block_table": block_tables, "kv_lens": seq_lens}
-            if padded
-            else {"indptr": indptr, "indices": indices, "last_page_len": last_page_len}
-        )
-        table = page_table(check, qo_indptr, page_size, max_qo_len=q_len_per_req, **requests)
-        self._set_plan(options, table, phase="decode", kv_source="paged", alibi_slopes=alibi_slopes)
+        qo_len = int(q_len_per_req)
+        if block_tables is not None and seq_lens is not None:
+            tables = page_table(check, qo_len, page_size, block_table=block_tables, kv_lens=seq_lens)
+        else:
+            tables = page_table(check, qo_len, page_size, indptr=indptr, indices=indices, last_page_len=last_page_len)
+        self._set_plan(options, tables, phase="decode", kv_source="paged", alibi_slopes=alibi_slopes)
 
     begin_forward = plan
-
-    def _even_offsets(self, batch: int, step: int, device: torch.device | None) -> torch.Tensor:
-        """`[batch + 1]` int32, the same tensor as in the plan before if it fits: the number of requests seldom changes."""
-        key = batch, step, device
-        if self._offsets is None or self._offsets[0] != key:
-            made = torch.arange(0, (batch + 1) * step, step, dtype=torch.int32, device=device)
-            if made.is_cuda and torch.cuda.is_current_stream_capturing():
-                return made  # it lives in the graph's memory
-            self._offsets = key, made
-        return self._offsets[1]
 
     def run(
         self,
@@ -241,10 +223,12 @@ class BatchDecodeWithPagedKVCacheWrapper(PlannedAttention):
         -------
         tensor ``[batch * q_len_per_req, num_qo_heads, head_dim]``, or with `return_lse` also its log-sum-exp
         """
-        planned = self.planned().tables.max_qo_len
-        if q_len_per_req is not None and q_len_per_req != planned:
-            Checker(f"{self._op}.run").require(False, "q_len_per_req", f"{planned} as planned", q_len_per_req)
-        return self._run_paged(
+        if q_len_per_req is not None:
+            planned = self.planned().tables.max_qo_len
+            Checker(self._run_op).require(
+                q_len_per_req == planned, "q_len_per_req", f"{planned} as planned", q_len_per_req
+            )
+        return self._run(
             q, paged_kv_cache, args=args, q_scale=q_scale, k_scale=k_scale, v_scale=v_scale, out=out, lse=lse,
             return_lse=return_lse, sinks=sinks, window_left=window_left,
         )  # fmt: skip

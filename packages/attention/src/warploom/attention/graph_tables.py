@@ -13,6 +13,7 @@ import torch
 
 from warploom.attention.tables import RequestTables
 from warploom.core.errors import ArgumentError, PlanError
+from warploom.core.workspace import allocate
 
 __all__ = ["GraphTables"]
 
@@ -35,6 +36,7 @@ class GraphTables:
         self._buffers = {name: buffer for name, buffer in buffers.items() if buffer is not None}
         self._fixed: RequestTables | None = None
         self._rows: int | None = None
+        self._memory: dict[tuple[int, torch.device], torch.Tensor] = {}
 
     def seen_rows(self, rows: int) -> None:
         """Remember the queries of a run: a graph that was captured then reads no more of them."""
@@ -49,26 +51,30 @@ class GraphTables:
             More requests, pages, mask elements, queries, or longer ones than the captured maximum. Queries are counted
             where the offsets are known on the host.
         """
+        tables.complete()
         if self._fixed is None:
             self._fixed = self._allocate(tables)
         fixed = self._fixed
         self._check(fixed, tables)
-        batch = tables.batch
-        fixed.qo_indptr[: batch + 1].copy_(tables.qo_indptr)
-        fixed.qo_indptr[batch + 1 :].copy_(tables.qo_indptr[-1:].expand(fixed.batch - batch))
-        fixed.kv_lens[:batch].copy_(tables.kv_lens)
-        fixed.kv_lens[batch:].zero_()
-        fixed.kv_starts[:batch].copy_(tables.kv_starts)
-        fixed.kv_starts[batch:].zero_()
-        for name in ("page_indices", "mask"):
-            target, source = getattr(fixed, name), getattr(tables, name)
-            if target is not None and source is not None:
-                target[: source.shape[0]].copy_(source)
+        offsets = [(fixed.qo_indptr, tables.qo_indptr), (fixed.kv_indptr, tables.kv_indptr)]
         if fixed.mask_indptr is not None and tables.mask_indptr is not None:
-            fixed.mask_indptr[: batch + 1].copy_(tables.mask_indptr)
-            fixed.mask_indptr[batch + 1 :].copy_(tables.mask_indptr[-1:].expand(fixed.batch - batch))
+            offsets.append((fixed.mask_indptr, tables.mask_indptr))
+        lists = [(fixed.kv_lens, tables.kv_lens), (fixed.page_indices, tables.page_indices), (fixed.mask, tables.mask)]
+        _copy([*offsets, *((to, source) for to, source in lists if to is not None and source is not None)])
+        batch = tables.batch
+        if batch < fixed.batch:
+            fixed.kv_lens[batch:].zero_()
+            for to, source in offsets:
+                to[batch + 1 :].copy_(source[-1:].expand(fixed.batch - batch))
         # Lengths on the host belong to one plan, the tensors to all.
         return replace(fixed, origin=tables.origin, _host=tables._host, _page_range=[])
+
+    def memory(self, nbytes: int, device: torch.device) -> torch.Tensor:
+        """Bytes for what a plan writes, the same for all plans that need as many: captured graphs go on using them."""
+        key = nbytes, device
+        if key not in self._memory:
+            self._memory[key] = allocate(nbytes, device)
+        return self._memory[key]
 
     def _allocate(self, tables: RequestTables) -> RequestTables:
         device = tables.device
@@ -76,6 +82,8 @@ class GraphTables:
         for name, buffer in given.items():
             if buffer.device != device:
                 raise ArgumentError.of(self._op, f"{name} buffer", f"on {device}", buffer.device)
+            if name != "mask" and buffer.dtype != torch.int32:
+                raise ArgumentError.of(self._op, f"{name} buffer", "of dtype torch.int32", buffer.dtype)
         sizes = {name: given[name].shape[0] - 1 for name in ("kv_indptr", "qo_indptr") if name in given}
         if len(set(sizes.values())) > 1:
             raise ArgumentError.of(
@@ -96,12 +104,12 @@ class GraphTables:
         def per_request(extra: int, dtype: torch.dtype) -> torch.Tensor:
             return torch.zeros(batch + extra, dtype=dtype, device=device)
 
-        kv_indptr = given.get("kv_indptr")
         return replace(
             tables,
             qo_indptr=given.get("qo_indptr", per_request(1, torch.int32)),
+            kv_indptr=given.get("kv_indptr", per_request(1, torch.int32)),
             kv_lens=per_request(0, torch.int32),
-            kv_starts=per_request(0, torch.int32) if kv_indptr is None else kv_indptr[:-1],
+            last_page_len=None,
             page_indices=buffer_for("kv_indices", tables.page_indices, torch.int32),
             mask=None if tables.mask is None else buffer_for("mask", tables.mask, tables.mask.dtype),
             mask_indptr=None if tables.mask is None else per_request(1, torch.int64),
@@ -127,3 +135,9 @@ class GraphTables:
                 fit(what, source.shape[0], target.shape[0])
         if fixed.max_qo_len is not None:
             fit("queries per request", tables.max_qo_len or 0, fixed.max_qo_len)
+
+
+def _copy(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Each second tensor to the beginning of the first, in one launch."""
+    targets = [to if to.shape == source.shape else to[: source.shape[0]] for to, source in pairs]
+    torch._foreach_copy_(targets, [source for _, source in pairs])

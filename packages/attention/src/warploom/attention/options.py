@@ -56,7 +56,7 @@ class AttentionOptions:
     _problems: dict[Any, AttentionProblem] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def resolved(cls, op: str, **choices: Any) -> AttentionOptions:
+    def resolved(cls, op: str, choices: dict[str, Any]) -> AttentionOptions:
         """`cls(**choices).resolve(op)`: once for the same choices, which a wrapper is given step after step."""
         if not _ARRAYS.isdisjoint(map(type, choices.values())):
             return cls(**choices).resolve(op)  # whose numbers may change

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -15,15 +16,18 @@ from warploom.attention.schedule import WorkSchedule
 from warploom.attention.tables import RequestTables
 from warploom.core.backends import OPERATORS, Backend, Selection
 from warploom.core.errors import UnsupportedError
-from warploom.core.workspace import WorkspaceLayout
+from warploom.core.workspace import Workspace, WorkspaceLayout
 
 __all__ = ["AttentionBackend", "AttentionCall", "AttentionPlan", "PreparedCall"]
 
 
 class PreparedCall(Protocol):
-    """A call again, on other tensors of the same shapes, dtypes, strides and alignment, by their addresses."""
+    """A call again, on other tensors of the same shapes, dtypes, strides and alignment, by their addresses.
 
-    def __call__(self, q: int, k: int, v: int, out: int, lse: int) -> None: ...
+    The plan is the one that it was prepared for, or another of the same `AttentionPlan.kind`.
+    """
+
+    def __call__(self, plan: AttentionPlan, q: int, k: int, v: int, out: int, lse: int) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,7 @@ class AttentionCall:
     extra_scalars: list[float]
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class AttentionPlan:
     """Everything that is decided before queries come; serves every layer of a step.
 
@@ -80,10 +84,17 @@ class AttentionPlan:
         `[num_qo_heads]` float32.
     scratch : torch.Tensor or None
         The caller's workspace.
-    workspace : dict of str to torch.Tensor
-        The backend's tensors in it.
+    memory : callable
+        Where bytes for `state`, and without a caller's workspace for `workspace`, come from.
+    workspace : Workspace
+        What a run writes and reads. Wrappers whose runs follow one another may share it.
+    state : Workspace
+        What the plan writes and its runs read.
     schedule : object
         What the backend prepared.
+    kind : hashable or None
+        Plans of the same kind differ in nothing but their tables' values and where their tensors lie, so that calls
+        which are prepared for one serve the others; None if nothing is known of others.
     adapted : dict
         Plans derived from this one for calls that differ from it.
     """
@@ -96,8 +107,11 @@ class AttentionPlan:
     backend: str
     alibi_slopes: torch.Tensor | None
     scratch: torch.Tensor | None
-    workspace: dict[str, torch.Tensor]
+    memory: Callable[[int, torch.device], torch.Tensor]
+    workspace: Workspace
+    state: Workspace
     schedule: Any = None
+    kind: Hashable = None
     adapted: dict[Any, AttentionPlan] = field(default_factory=dict, repr=False)
 
     def explain(self) -> PlanExplanation:
@@ -135,19 +149,29 @@ class AttentionPlan:
     @property
     def server(self) -> AttentionBackend:
         """The backend that serves this plan."""
-        assert isinstance(self.selection.backend, AttentionBackend)
-        return self.selection.backend
+        return cast("AttentionBackend", self.selection.backend)
 
 
 class AttentionBackend(Backend):
     """A backend of attention: besides `supports` and `run(problem, plan, call)` it may prepare a plan."""
 
     def workspace_layout(self, problem: AttentionProblem) -> WorkspaceLayout:
-        """Scratch tensors for any batch and length of the problem; none by default."""
+        """Scratch tensors of a run, for any batch and length of the problem; none by default."""
+        return WorkspaceLayout("attention")
+
+    def state_layout(self, problem: AttentionProblem, batch: int) -> WorkspaceLayout:
+        """Tensors that a plan writes and its runs read; none by default."""
         return WorkspaceLayout("attention")
 
     def schedule(self, plan: AttentionPlan) -> Any:
-        """What `run` needs besides the plan's tensors, made once per plan."""
+        """What `run` needs besides the plan's tensors, made once per plan.
+
+        May write what the tables have `unwritten`, and then says so there; what it leaves is written afterwards.
+        """
+        return None
+
+    def kind(self, plan: AttentionPlan) -> Hashable:
+        """`AttentionPlan.kind`, given the schedule."""
         return None
 
     def prepare(self, plan: AttentionPlan, call: AttentionCall) -> PreparedCall | None:

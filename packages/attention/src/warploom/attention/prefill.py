@@ -8,7 +8,8 @@ import torch
 
 from warploom.attention.calls import Scale
 from warploom.attention.options import AttentionOptions
-from warploom.attention.tables import RequestTables, page_table, ragged_table
+from warploom.attention.table_arguments import page_table, ragged_table
+from warploom.attention.tables import RequestTables
 from warploom.attention.variants.base import AttentionVariant
 from warploom.attention.wrapper import PlannedAttention
 from warploom.core.tensors import Checker
@@ -173,15 +174,14 @@ class BatchPrefillWithPagedKVCacheWrapper(PlannedAttention):
         ArgumentError, UnsupportedError, PlanError
             What does not fit, the table of backends, or more than the captured maximum.
         """
-        op = f"{self._op}.plan"
         options = self._options(
-            op, variant, num_qo_heads=num_qo_heads, num_kv_heads=num_kv_heads, head_dim_qk=head_dim_qk,
+            variant, num_qo_heads=num_qo_heads, num_kv_heads=num_kv_heads, head_dim_qk=head_dim_qk,
             head_dim_vo=head_dim_vo, page_size=page_size, dtype_q=q_data_type, dtype_kv=kv_data_type,
             dtype_o=o_data_type, causal=causal, sm_scale=sm_scale, window_left=window_left,
             logits_soft_cap=logits_soft_cap, pos_encoding_mode=pos_encoding_mode, rope_scale=rope_scale,
             rope_theta=rope_theta, lse_base=lse_base, deterministic=deterministic or fixed_split_size is not None,
         )  # fmt: skip
-        check = Checker(op)
+        check = Checker(self._plan_op)
         check.require(page_size >= 1, "page_size", "1 or more", page_size)
         if block_tables is not None and seq_lens is not None:
             tables = page_table(check, qo_indptr, page_size, block_table=block_tables, kv_lens=seq_lens)
@@ -231,7 +231,7 @@ class BatchPrefillWithPagedKVCacheWrapper(PlannedAttention):
         -------
         tensor ``[qo_indptr[-1], num_qo_heads, head_dim_vo]``, or with `return_lse` also its log-sum-exp
         """
-        return self._run_paged(
+        return self._run(
             q, paged_kv_cache, args=args, q_scale=q_scale, k_scale=k_scale, v_scale=v_scale, out=out, lse=lse,
             return_lse=return_lse, sinks=sinks, window_left=window_left,
         )  # fmt: skip
@@ -358,15 +358,14 @@ class BatchPrefillWithRaggedKVCacheWrapper(PlannedAttention):
         ArgumentError, UnsupportedError, PlanError
             What does not fit, the table of backends, or more than the captured maximum.
         """
-        op = f"{self._op}.plan"
         options = self._options(
-            op, variant, num_qo_heads=num_qo_heads, num_kv_heads=num_kv_heads, head_dim_qk=head_dim_qk,
+            variant, num_qo_heads=num_qo_heads, num_kv_heads=num_kv_heads, head_dim_qk=head_dim_qk,
             head_dim_vo=head_dim_vo, dtype_q=q_data_type, dtype_kv=kv_data_type, dtype_o=o_data_type, causal=causal,
             sm_scale=sm_scale, window_left=window_left, logits_soft_cap=logits_soft_cap,
             pos_encoding_mode=pos_encoding_mode, rope_scale=rope_scale, rope_theta=rope_theta, lse_base=lse_base,
             deterministic=deterministic,
         )  # fmt: skip
-        check = Checker(op)
+        check = Checker(self._plan_op)
         tables = ragged_table(check, qo_indptr, kv_indptr).with_mask(check, custom_mask, packed_custom_mask)
         self._set_plan(options, tables, phase="prefill", kv_source="ragged", alibi_slopes=alibi_slopes)
 
@@ -404,19 +403,19 @@ class BatchPrefillWithRaggedKVCacheWrapper(PlannedAttention):
         tensor ``[qo_indptr[-1], num_qo_heads, head_dim_vo]``, or with `return_lse` also its log-sum-exp
         """
 
-        def check_rows(check: Checker) -> tuple[torch.Tensor, torch.Tensor]:
-            nhd = self._kv_layout == "NHD"
-            dims = "kv_rows num_kv_heads" if nhd else "num_kv_heads kv_rows"
-            keys = check.tensor("k", k, f"{dims} head_dim_qk")
-            values = check.tensor("v", v, f"{dims} head_dim_vo", dtype=keys.dtype)
-            return (keys, values) if nhd else (keys.transpose(0, 1), values.transpose(0, 1))
-
         return self._run(
-            q, (k, v), check_rows, args=args, q_scale=q_scale, k_scale=k_scale, v_scale=v_scale, out=out, lse=lse,
+            q, (k, v), args=args, q_scale=q_scale, k_scale=k_scale, v_scale=v_scale, out=out, lse=lse,
             return_lse=return_lse, sinks=sinks,
         )  # fmt: skip
 
     forward = run
+
+    def _check_kv(self, check: Checker, kv: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        nhd = self._kv_layout == "NHD"
+        dims = "kv_rows num_kv_heads" if nhd else "num_kv_heads kv_rows"
+        keys = check.tensor("k", kv[0], f"{dims} head_dim_qk")
+        values = check.tensor("v", kv[1], f"{dims} head_dim_vo", dtype=keys.dtype)
+        return (keys, values) if nhd else (keys.transpose(0, 1), values.transpose(0, 1))
 
     def run_return_lse(self, q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """`run` with ``return_lse=True``."""

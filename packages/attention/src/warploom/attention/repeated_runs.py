@@ -1,12 +1,13 @@
-"""Runs that differ from an earlier one of the same plan in nothing but where the tensors lie.
+"""Runs that differ from an earlier one in nothing but where the tensors lie.
 
-A model runs the plan of a step in every layer, with tensors of the same shapes. What was checked and prepared for the first
-layer serves the others, which take a tenth of the host time.
+A model runs the plan of a step in every layer, with tensors of the same shapes, and the plan of the next step has other lengths
+but seldom another number of requests. What was checked and prepared for the first layer of the first such step serves the
+others, which take a tenth of the host time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -18,17 +19,26 @@ __all__ = ["RepeatedRuns"]
 
 _ALIGNMENT = 16  # of addresses, as `AttentionBackend.prepare` assumes
 _MOST_RUNS = 64
+_PLAIN = frozenset({type(None), int, float, bool})
 
 
 class RepeatedRuns:
-    """The prepared runs of a wrapper's plan, by all that matters of their arguments but the addresses."""
+    """The prepared runs of a wrapper, by all that matters of their arguments but the addresses."""
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, Callable[..., Any]] = {}
+        self._plan: AttentionPlan | None = None
+        self._known: dict[Hashable, _RepeatedRun] = {}
+        self._adapted: dict[Hashable, _RepeatedRun] = {}  # of plans that were derived from the plan
 
-    def clear(self) -> None:
-        """Forget them, since the plan has changed."""
-        self._known.clear()
+    def follow(self, plan: AttentionPlan, is_checked: bool) -> None:
+        """Serve another plan from now on: the runs of the one before stay where the two are of a kind.
+
+        They do not if values are checked, as `settings.debug_checks` says.
+        """
+        before, self._plan = self._plan, plan
+        if before is None or plan.kind is None or plan.kind != before.kind or is_checked:
+            self._known.clear()
+        self._adapted.clear()
 
     def key(self, q: Any, kv: Any, out: Any, lse: Any, *numbers: Any) -> Hashable | None:
         """What a run is known by; None if it has to be looked at anew.
@@ -37,24 +47,24 @@ class RepeatedRuns:
         """
         if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
             return None
-        tensors = (q, *kv, out, lse) if isinstance(kv, (tuple, list)) else (q, kv, out, lse)
-        parts: list[Any] = [settings.version]
-        for x in tensors:
+        if not _PLAIN.issuperset(map(type, numbers)):
+            return None
+        parts: list[Any] = [settings.version, numbers]
+        for x in (q, *kv, out, lse) if isinstance(kv, (tuple, list)) else (q, kv, out, lse):
             if x is None:
                 parts.append(None)
             elif type(x) is torch.Tensor and not x.requires_grad:
                 parts += (x.shape, x.stride(), x.dtype, x.device)
             else:
                 return None
-        for number in numbers:
-            if number is not None and type(number) not in (int, float, bool):
-                return None
-        return (*parts, *numbers)
+        return tuple(parts)
 
     def repeat(self, key: Hashable | None, q: Any, kv: Any, out: Any, lse: Any) -> Any:
         """The result of a known run, which has been started; None if it is not known or does not suit these addresses."""
-        run = self._known.get(key) if key is not None else None
-        return None if run is None else run(q, kv, out, lse)
+        if key is None:
+            return None
+        run = self._known.get(key) or self._adapted.get(key)
+        return None if run is None else run(run.plan or self._plan, q, kv, out, lse)
 
     def remember(
         self, key: Hashable | None, plan: AttentionPlan, call: AttentionCall, kv: Any, return_lse: bool
@@ -64,40 +74,50 @@ class RepeatedRuns:
         if key is None or not is_plain or settings.debug_checks:
             return
         prepared = plan.server.prepare(plan, call)
-        if prepared is None or len(self._known) >= _MOST_RUNS:
+        if prepared is None:
             return
-        self._known[key] = _RepeatedRun(prepared, call, kv, return_lse)
+        is_own = plan is self._plan
+        runs = self._known if is_own else self._adapted
+        if len(runs) >= _MOST_RUNS:  # steps of ever new numbers of queries leave them behind
+            runs.clear()
+        runs[key] = _RepeatedRun(None if is_own else plan, prepared, call, kv, return_lse)
 
 
 class _RepeatedRun:
     """A prepared call, and the outputs of those who do not bring their own."""
 
-    def __init__(self, prepared: PreparedCall, call: AttentionCall, kv: Any, return_lse: bool) -> None:
+    __slots__ = ("_device", "_device_index", "_lse", "_offsets", "_out", "_prepared", "_return_lse", "plan")
+
+    def __init__(
+        self, plan: AttentionPlan | None, prepared: PreparedCall, call: AttentionCall, kv: Any, return_lse: bool
+    ) -> None:
+        self.plan = plan  # if it is not the wrapper's
         self._prepared = prepared
         self._return_lse = return_lse
         self._device = call.q.device
-        self._out = call.out.shape, call.out.dtype
-        self._has_lse, self._lse_shape = call.lse is not None, call.q.shape[:2]
+        self._device_index = call.q.device.index if call.q.is_cuda else None
+        # Sizes and strides of what callers do not bring; torch reads plain tuples in half the time.
+        self._out = tuple(call.out.shape), call.out.stride(), call.out.dtype
+        self._lse = None if call.lse is None else (tuple(call.lse.shape), call.lse.stride())
         # Keys and values in one tensor, as bytes from its start.
         start = kv.data_ptr() if isinstance(kv, torch.Tensor) else 0
         self._offsets = (call.k.data_ptr() - start, call.v.data_ptr() - start)
 
-    def __call__(self, q: torch.Tensor, kv: Any, out: torch.Tensor | None, lse: torch.Tensor | None) -> Any:
+    def __call__(self, plan: Any, q: torch.Tensor, kv: Any, out: torch.Tensor | None, lse: torch.Tensor | None) -> Any:
         if isinstance(kv, torch.Tensor):
             start = kv.data_ptr()
             k, v = start + self._offsets[0], start + self._offsets[1]
         else:
             k, v = kv[0].data_ptr(), kv[1].data_ptr()
-        device = self._device
         if out is None:
-            shape, dtype = self._out
-            out = torch.empty(shape, dtype=dtype, device=device)
+            sizes, strides, dtype = self._out
+            out = torch.empty_strided(sizes, strides, dtype=dtype, device=self._device)
         addresses = (q.data_ptr(), k, v, out.data_ptr())
         if (addresses[0] | k | v | addresses[3]) % _ALIGNMENT:
             return None
-        if device.type == "cuda" and torch._C._cuda_getDevice() != device.index:
+        if self._device_index is not None and torch._C._cuda_getDevice() != self._device_index:
             return None
-        if lse is None and self._has_lse:
-            lse = torch.empty(self._lse_shape, dtype=torch.float32, device=device)
-        self._prepared(*addresses, 0 if lse is None else lse.data_ptr())
+        if lse is None and self._lse is not None:
+            lse = torch.empty_strided(*self._lse, dtype=torch.float32, device=self._device)
+        self._prepared(plan, *addresses, 0 if lse is None else lse.data_ptr())
         return (out, lse) if self._return_lse else out

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from warploom.attention.variants.base import AttentionVariant
 from warploom.core.errors import ArgumentError, PlanError
 from warploom.core.settings import settings
 from warploom.core.tensors import Checker, as_tensor
+from warploom.core.workspace import allocate
 
 __all__ = ["PlannedAttention"]
 
@@ -56,6 +55,7 @@ class PlannedAttention:
         graph_buffers: dict[str, torch.Tensor | None] | None = None,
     ) -> None:
         self._op = type(self).__name__
+        self._plan_op, self._run_op = f"{self._op}.plan", f"{self._op}.run"
         if kv_layout not in ("NHD", "HND"):
             raise ArgumentError.of(self._op, "kv_layout", "'NHD' or 'HND'", repr(kv_layout))
         if variant is not None and not isinstance(variant, AttentionVariant):
@@ -124,64 +124,61 @@ class PlannedAttention:
         alibi_slopes: Any = None,
         sinks: torch.Tensor | None = None,
     ) -> None:
-        pages = tables.page_indices
-        check = Checker(f"{self._op}.plan")
-        slopes = check.tensor("alibi_slopes", alibi_slopes, "_", dtype=torch.float32, device="any", optional=True)
-        device = self._device or (tables.device if pages is None or tables.device.type == "cuda" else pages.device)
-        if settings.debug_checks or tables.device.type == "cpu":  # where it is free
-            tables.validate(f"{self._op}.plan")
+        pages, is_checked = tables.page_indices, settings.debug_checks
+        home = tables.device if pages is None or tables.device.type == "cuda" else pages.device
+        device = self._device or home
+        if is_checked or tables.device.type == "cpu":  # where it is free
+            tables.validate(self._plan_op)
         if tables.device != device or (pages is not None and pages.device != device):
             tables = tables.to(device)
+        if alibi_slopes is not None:
+            check = Checker(self._plan_op)
+            alibi_slopes = check.tensor("alibi_slopes", alibi_slopes, "_", dtype=torch.float32, device="any").to(device)
         if self._graph is not None:
-            tables = self._graph.load(replace(tables, kv_stops=None))
-            if self._workspace is None:  # a captured graph goes on using it after the next plan
-                size = self._workspace_bytes(options, phase, kv_source)
-                self._workspace = torch.empty(size, dtype=torch.uint8, device=device)
+            tables = self._graph.load(tables)
         self._sinks = None if sinks is None else sinks.to(device)
-        self._runs.clear()
         self._plan = make_plan(
-            f"{self._op}.plan",
+            self._plan_op,
             options,
             tables,
             phase=phase,
             kv_source=kv_source,
             backend=self._backend,
             workspace=self._workspace,
-            alibi_slopes=None if slopes is None else slopes.to(device),
+            memory=allocate if self._graph is None else self._graph.memory,
+            alibi_slopes=alibi_slopes,
             sinks=sinks is not None,
             cuda_graph=self.is_cuda_graph_enabled,
         )
+        self._runs.follow(self._plan, is_checked)
 
-    def _options(self, op: str, variant: AttentionVariant | None, **choices: Any) -> AttentionOptions:
-        return AttentionOptions.resolved(
-            op, kv_layout=self._kv_layout, variant=variant if variant is not None else self._variant, **choices
-        )
+    def _options(self, variant: AttentionVariant | None, **choices: Any) -> AttentionOptions:
+        choices["kv_layout"] = self._kv_layout
+        choices["variant"] = self._variant if variant is None else variant
+        return AttentionOptions.resolved(self._plan_op, choices)
 
     def _checker(self) -> Checker:
         """A checker of `run` that knows the sizes of the plan."""
         options = self.planned().options
-        check = Checker(f"{self._op}.run")
+        check = Checker(self._run_op)
         for name in ("num_qo_heads", "num_kv_heads", "head_dim_qk", "head_dim_vo"):
             check.bind(name, getattr(options, name), "the plan")
         return check
 
-    def _run_paged(self, q: Any, paged_kv_cache: Any, **call: Any) -> Any:
-        def check_cache(check: Checker) -> tuple[torch.Tensor, torch.Tensor]:
-            options = self.planned().options
-            planned = {
-                "page_size": options.page_size, "head_dim": options.head_dim_qk, "value_dim": options.head_dim_vo,
-            }  # fmt: skip
-            for name, size in planned.items():
-                check.bind(name, size, "the plan")
-            return unpack_paged_kv_cache(check, paged_kv_cache, self._kv_layout)
-
-        return self._run(q, paged_kv_cache, check_cache, **call)
+    def _check_kv(self, check: Checker, kv: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Check what `run` was given for keys and values; views of it with heads before the head dimension."""
+        options = self.planned().options
+        planned = {
+            "page_size": options.page_size, "head_dim": options.head_dim_qk, "value_dim": options.head_dim_vo,
+        }  # fmt: skip
+        for name, size in planned.items():
+            check.bind(name, size, "the plan")
+        return unpack_paged_kv_cache(check, kv, self._kv_layout)
 
     def _run(
         self,
         q: Any,
         kv: Any,
-        check_kv: Callable[[Checker], tuple[torch.Tensor, torch.Tensor]],
         *,
         args: tuple[Any, ...] = (),
         q_scale: Scale = None,
@@ -194,7 +191,7 @@ class PlannedAttention:
         window_left: int | None = None,
         logits_soft_cap: float | None = None,
     ) -> Any:
-        """Run one layer; `check_kv` checks `kv` and returns views of it with heads before the head dimension."""
+        """Run one layer."""
         key = None
         if sinks is None and not args:
             key = self._runs.key(q, kv, out, lse, q_scale, k_scale, v_scale, return_lse, window_left, logits_soft_cap)
@@ -204,7 +201,7 @@ class PlannedAttention:
         check = self._checker()
         options = self.planned().options
         q = check.tensor("q", q, "rows num_qo_heads head_dim_qk", dtype=options.dtype_q)
-        k, v = check_kv(check)
+        k, v = self._check_kv(check, kv)
         check.require(k.dtype == options.dtype_kv, "kv cache", f"of dtype {options.dtype_kv} as planned", k.dtype)
         out, lse = outputs(check, options, q.shape[0], out, lse, return_lse)
         sinks = self._sinks if sinks is None else check.tensor("sinks", sinks, "num_qo_heads")

@@ -7,6 +7,7 @@ block of code in this process and wins over the environment.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class Setting:
     meaning: str
     parse: Callable[[str], Any]
 
-    @property
+    @functools.cached_property
     def variable(self) -> str:
         return f"WARPLOOM_{self.name.upper()}"
 

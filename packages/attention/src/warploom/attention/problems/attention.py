@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -68,6 +70,18 @@ class AttentionProblem(Problem):
     deterministic: bool = False
     cuda_graph: bool = False
     sm_count: int = 0
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        """Of the fields, once: plans look the same problem up at every step."""
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: another process hashes strings differently."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def group_size(self) -> int:

@@ -12,7 +12,7 @@ from warploom.attention.backends.cuda.alignment import MAX_BYTES, common_alignme
 from warploom.attention.problems.page import AppendProblem, PageTableProblem
 from warploom.core.backends import Backend, Support
 from warploom.core.device import sm_count
-from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, i64, ptr, u32
+from warploom.core.jit import KernelSpec, ParamStruct, PreparedLaunch, cpp_type, i32, i64, ptr, u32
 
 _HEADER = "warploom/attention/page.cuh"
 _MAX_THREADS = 256
@@ -234,8 +234,15 @@ class CudaSeqLens(Backend):
         kv_last_page_len: torch.Tensor,
         page_size: int,
     ) -> None:
-        batch = seq_lens.shape[0]
-        params = SeqLensParams(
-            seq_lens=seq_lens, kv_indptr=kv_indptr, kv_last_page_len=kv_last_page_len, batch=batch, page_size=page_size
-        )
-        SEQ_LENS_SPEC.load(kv_indptr.device).launch(math.ceil(batch / _TABLE_THREADS), _TABLE_THREADS, params)
+        if seq_lens.shape[0] > 0:
+            launch = _seq_lens_launch(kv_indptr.device, seq_lens.shape[0], page_size)
+            launch.launch(seq_lens.data_ptr(), kv_indptr.data_ptr(), kv_last_page_len.data_ptr())
+
+
+@functools.lru_cache(256)
+def _seq_lens_launch(device: torch.device, batch: int, page_size: int) -> PreparedLaunch:
+    """The launch but for the tensors, which plans in graph mode ask for at every step."""
+    tensors = dict.fromkeys(("seq_lens", "kv_indptr", "kv_last_page_len"))
+    params = SeqLensParams(**tensors, batch=batch, page_size=page_size)
+    grid = math.ceil(batch / _TABLE_THREADS)
+    return SEQ_LENS_SPEC.load(device).prepare(grid, _TABLE_THREADS, params, pointers=len(tensors))

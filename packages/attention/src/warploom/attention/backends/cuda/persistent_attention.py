@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import abstractmethod
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 
 from warploom.attention.backends.cuda.alignment import MAX_BYTES, is_aligned
 from warploom.attention.backends.cuda.attention_kernel import AttentionParams, KernelShape
-from warploom.attention.backends.cuda.schedule import START_INTS, TileSizes, launch_schedule, work_shape
+from warploom.attention.backends.cuda.schedule import START_INTS, Planner, TileSizes, work_shape
 from warploom.attention.backends.cuda.variant_source import (
     MAX_ARGUMENTS,
     VariantArguments,
@@ -34,15 +35,32 @@ __all__ = ["PersistentAttention"]
 _DTYPES = (torch.float16, torch.bfloat16)
 _OUTPUTS = (*_DTYPES, torch.float32)
 _MOST_PLACES = 1024  # of keys and values: a cache for each layer
+_CALL_TENSORS = 5  # with which `AttentionParams` begins: those of `PreparedCall`
+_PLAN_TENSORS = (
+    "qo_indptr", "kv_lens", "kv_starts", "pages", "starts", "partial_out", "partial_lse", "arrivals",
+)  # fmt: skip  # which follow
 
 
 class PlannedLaunch(NamedTuple):
-    """What a plan prepares."""
+    """What plans of a problem have in common."""
 
     spec: KernelSpec
     shape: KernelShape
     work: WorkShape
     variants: tuple[AttentionVariant, ...]
+    planner: Planner
+
+
+class PersistentSchedule(NamedTuple):
+    """The launch of a plan's calls, and the addresses of `_PLAN_TENSORS`."""
+
+    launch: PlannedLaunch
+    addresses: tuple[int, ...]
+
+    @property
+    def work(self) -> WorkShape:
+        """How work is divided."""
+        return self.launch.work
 
 
 class PersistentAttention(AttentionBackend):
@@ -98,22 +116,52 @@ class PersistentAttention(AttentionBackend):
         return "one launch of persistent blocks, each with the same number of key tiles"
 
     def workspace_layout(self, problem: AttentionProblem) -> WorkspaceLayout:
-        blocks = problem.sm_count * max(self.kernel_shape(problem, wide).blocks_per_sm for wide in (False, True))
-        rows = self.tile_sizes(problem, True).wide_rows
+        blocks, rows = self._most_blocks(problem), self.tile_sizes(problem, True).wide_rows
         return (
             WorkspaceLayout("attention")
-            .add("starts", (blocks, START_INTS), torch.int32)
-            .add("arrivals", blocks, torch.int32)
             .add("partial_lse", (blocks, 2, rows), torch.float32)
             .add("partial_out", (blocks, 2, rows, problem.head_dim_vo), torch.float32)
         )
 
-    def schedule(self, plan: AttentionPlan) -> PlannedLaunch:
-        has_wide = self.has_wide_tiles(plan.problem, plan.tables.max_qo_len)
-        planned = _planned_launch(self, plan.problem, has_wide, plan.options.variant, plan.options.window_left)
-        if not plan.problem.cuda_graph:
-            launch_schedule(plan, planned.work)
-        return planned
+    def state_layout(self, problem: AttentionProblem, batch: int) -> WorkspaceLayout:
+        blocks = self._most_blocks(problem)
+        return (
+            WorkspaceLayout("attention")
+            .add("starts", (blocks, START_INTS), torch.int32)
+            .add("arrivals", blocks, torch.int32)
+            .add("unit_indptr", batch + 1, torch.int64)
+        )
+
+    def _most_blocks(self, problem: AttentionProblem) -> int:
+        return problem.sm_count * max(self.kernel_shape(problem, wide).blocks_per_sm for wide in (False, True))
+
+    def schedule(self, plan: AttentionPlan) -> PersistentSchedule:
+        problem, options, tables, state, workspace = plan.problem, plan.options, plan.tables, plan.state, plan.workspace
+        has_wide = self.has_wide_tiles(problem, tables.max_qo_len)
+        launch = _planned_launch(self, problem, has_wide, options.variant, options.window_left)
+        if not problem.cuda_graph:
+            launch.planner.launch(tables, state)
+        pages = tables.page_indices
+        return PersistentSchedule(
+            launch,
+            (
+                tables.qo_indptr.data_ptr(),
+                tables.kv_lens.data_ptr(),
+                tables.kv_indptr.data_ptr(),
+                0 if pages is None else pages.data_ptr(),
+                state.address("starts"),
+                workspace.address("partial_out"),
+                workspace.address("partial_lse"),
+                state.address("arrivals"),
+            ),
+        )
+
+    def kind(self, plan: AttentionPlan) -> Hashable:
+        tables = plan.tables
+        if tables.mask is not None or plan.alibi_slopes is not None:
+            return None  # whose addresses are among the parameters
+        sizes = tables.batch, tables.max_qo_len, tables.known_rows
+        return plan.schedule.launch, plan.options, plan.problem, tables.device, sizes
 
     def divided_work(self, plan: AttentionPlan) -> WorkSchedule:
         host = plan.tables.on_host()
@@ -123,15 +171,20 @@ class PersistentAttention(AttentionBackend):
         tensors = (call.q, call.k, call.v, call.out)
         if call.q.shape[0] == 0 or plan.tables.batch == 0 or not all(is_aligned(x, MAX_BYTES) for x in tensors):
             return None
-        launch: PlannedLaunch = plan.schedule
+        launch: PlannedLaunch = plan.schedule.launch
         extra = variant_arguments(launch.variants, plan, call)
-        params = _params(plan, launch, call, extra, *tensors)
+        params = _params(plan, call, extra, *tensors)
         views = tuple(TensorView.of(x) for x in tensors)
         more = self.more_arguments(plan.problem, *views)
         kernel = launch.spec.load(call.q.device).prepare(
-            launch.work.groups * launch.work.lanes, self.threads, params, *more, smem=launch.shape.smem, pointers=5
+            launch.work.groups * launch.work.lanes,
+            self.threads,
+            params,
+            *more,
+            smem=launch.shape.smem,
+            pointers=_CALL_TENSORS + len(_PLAN_TENSORS),
         )
-        return PreparedAttention(self, plan, launch, extra, kernel, views)
+        return PreparedAttention(self, extra, kernel, views if more else None)
 
     def run(self, problem: AttentionProblem, plan: AttentionPlan, call: AttentionCall) -> None:  # type: ignore[override]
         if call.q.shape[0] == 0 or plan.tables.batch == 0:
@@ -139,14 +192,14 @@ class PersistentAttention(AttentionBackend):
             if call.lse is not None:
                 call.lse.fill_(-torch.inf)
             return
-        launch: PlannedLaunch = plan.schedule
+        launch: PlannedLaunch = plan.schedule.launch
         if problem.cuda_graph:
-            launch_schedule(plan, launch.work)  # a replay plans for what the tables hold then
+            launch.planner.launch(plan.tables, plan.state)  # a replay plans for what the tables hold then
         q, k, v = (_aligned(x, n) for x, n in ((call.q, self.query_alignment), (call.k, 16), (call.v, 16)))
         width = min(self.output_columns * call.out.element_size(), MAX_BYTES)
         fits = is_aligned(call.out, width)
         out = call.out if fits else torch.empty(call.out.shape, dtype=call.out.dtype, device=call.out.device)
-        params = _params(plan, launch, call, variant_arguments(launch.variants, plan, call), q, k, v, out)
+        params = _params(plan, call, variant_arguments(launch.variants, plan, call), q, k, v, out)
         kernel = launch.spec.load(call.q.device)
         more = self.more_arguments(problem, *(TensorView.of(x) for x in (q, k, v, out)))
         kernel.launch(launch.work.groups * launch.work.lanes, self.threads, params, *more, smem=launch.shape.smem)
@@ -167,32 +220,38 @@ def _planned_launch(
     spec = backend.kernel_spec(problem, has_wide, shape, variant_source(variants))
     blocks = problem.sm_count * shape.blocks_per_sm
     work = work_shape(problem, window_left, blocks, backend.tile_sizes(problem, has_wide))
-    return PlannedLaunch(spec, shape, work, variants)
+    return PlannedLaunch(spec, shape, work, variants, Planner(work))
 
 
-@dataclass
+@dataclass(slots=True)
 class PreparedAttention:
-    """A launch of a plan whose tensors are given by their addresses, in the order in which `AttentionParams` begins."""
+    """A launch whose tensors are given by their addresses, in the order in which `AttentionParams` begins."""
 
     backend: PersistentAttention
-    plan: AttentionPlan
-    planned: PlannedLaunch
     extra: VariantArguments  # whose tensors the launch reads
     kernel: PreparedLaunch
-    views: tuple[TensorView, ...]  # of queries, keys, values and outputs, at the first call's addresses
+    views: (
+        tuple[TensorView, ...] | None
+    )  # of queries, keys, values and outputs, at the first call's addresses, if they matter
     _more: dict[tuple[int, ...], tuple[Any, ...]] = field(default_factory=dict)
 
-    def __call__(self, q: int, k: int, v: int, out: int, lse: int) -> None:
-        if self.plan.problem.cuda_graph:
-            launch_schedule(self.plan, self.planned.work)
-        places = q, k, v, out
+    def __call__(self, plan: AttentionPlan, q: int, k: int, v: int, out: int, lse: int) -> None:
+        schedule: PersistentSchedule = plan.schedule
+        if plan.problem.cuda_graph:
+            schedule.launch.planner.launch(plan.tables, plan.state)
+        more = None if self.views is None else self._more_arguments(plan.problem, (q, k, v, out), self.views)
+        self.kernel.launch(q, k, v, out, lse, *schedule.addresses, more=more)
+
+    def _more_arguments(
+        self, problem: AttentionProblem, places: tuple[int, ...], views: tuple[TensorView, ...]
+    ) -> tuple[Any, ...]:
         more = self._more.get(places)
         if more is None:
             if len(self._more) >= _MOST_PLACES:
                 self._more.clear()
-            moved = (replace(view, pointer=at) for view, at in zip(self.views, places, strict=True))
-            more = self._more[places] = self.backend.more_arguments(self.plan.problem, *moved)
-        self.kernel.launch(q, k, v, out, lse, more=more)
+            moved = (replace(view, pointer=at) for view, at in zip(views, places, strict=True))
+            more = self._more[places] = self.backend.more_arguments(problem, *moved)
+        return more
 
 
 def _aligned(tensor: torch.Tensor, nbytes: int) -> torch.Tensor:
@@ -206,7 +265,6 @@ def _padded(values: list[Any], fill: float | None) -> list[Any]:
 
 def _params(
     plan: AttentionPlan,
-    launch: PlannedLaunch,
     call: AttentionCall,
     extra: VariantArguments,
     q: torch.Tensor,
@@ -214,12 +272,11 @@ def _params(
     v: torch.Tensor,
     out: torch.Tensor,
 ) -> AttentionParams:
-    tables, problem, options = plan.tables, plan.problem, plan.options
+    tables, problem, options, work = plan.tables, plan.problem, plan.options, plan.schedule.work
     sinks = None if call.sinks is None else call.sinks.float().contiguous()
     return AttentionParams(
         q=q, k=k, v=v, out=out, lse=call.lse,
-        qo_indptr=tables.qo_indptr, kv_lens=tables.kv_lens, kv_starts=tables.kv_starts, pages=tables.page_indices,
-        **{name: plan.workspace[name] for name in ("starts", "partial_out", "partial_lse", "arrivals")},
+        **dict(zip(_PLAN_TENSORS, plan.schedule.addresses, strict=True)),
         logits_scales=call.logits_scales, value_scales=call.value_scales, sinks=sinks, mask_indptr=tables.mask_indptr,
         tensors=_padded(extra.tensors, None), integers=_padded(extra.integers, 0), numbers=_padded(extra.numbers, 0.0),
         q_stride=q.stride()[:2], out_stride=out.stride()[:2],
@@ -229,7 +286,7 @@ def _params(
         lse_unit=options.lse_unit * math.log(2.0),
         group_size=divisor_fields(problem.group_size), page_size=divisor_fields(max(tables.page_size, 1)),
         batch=tables.batch, q_rows=q.shape[0], num_kv_heads=problem.num_kv_heads,
-        lanes=launch.work.lanes, tile=launch.work.tile_sizes,
+        lanes=work.lanes, tile=work.tile_sizes,
         causal=problem.causal, window_left=options.window_left,
         logits_scales_step=_step(call.logits_scales), value_scales_step=_step(call.value_scales),
     )  # fmt: skip

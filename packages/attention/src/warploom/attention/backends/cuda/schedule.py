@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Annotated, NamedTuple
 
 import torch
 
-from warploom.attention.plan import AttentionPlan
 from warploom.attention.problems.attention import AttentionProblem
 from warploom.attention.schedule import WorkShape
+from warploom.attention.tables import RequestTables
 from warploom.core.jit import Divisor, KernelSpec, ParamStruct, PreparedLaunch, divisor_fields, i32, ptr
+from warploom.core.workspace import Workspace
 
-__all__ = ["SCHEDULE_SPEC", "START_INTS", "launch_schedule", "schedule_lanes", "work_shape"]
+__all__ = ["SCHEDULE_SPEC", "START_INTS", "Planner", "TileSizes", "schedule_lanes", "work_shape"]
 
 _THREADS = 1024
 _MOST_LANES = 8
-_TENSORS = ("qo_indptr", "kv_lens", "kv_starts", "unit_indptr", "starts", "arrivals")
 _MIN_CHUNK = 4  # units of a block: three tiles of keys are worth a merge
+_MOST_LAUNCHES = 256
+_UNWRITTEN = {"": 0, "kv_lens": 1, "kv_indptr": 2}  # `Unwritten`
+_TENSORS = ("qo_indptr", "kv_lens", "kv_starts", "last_page_len", "unit_indptr", "starts", "arrivals")
 START_INTS = 16  # of `WorkStart`
 
 
@@ -26,11 +28,14 @@ class ScheduleParams(ParamStruct):
     qo_indptr: ptr
     kv_lens: ptr
     kv_starts: ptr
+    last_page_len: ptr
     unit_indptr: ptr
     starts: ptr
     arrivals: ptr
     group_size: Divisor
     batch: i32
+    unwritten: i32
+    page_size: i32
     num_kv_heads: i32
     causal: i32
     window_left: i32
@@ -88,31 +93,53 @@ def work_shape(problem: AttentionProblem, window_left: int, blocks: int, tile: T
     )
 
 
-def launch_schedule(plan: AttentionPlan, shape: WorkShape) -> None:
-    """Write where each block's work begins to the plan's `starts` ``[blocks, 16]`` (int32), from what its tables hold now.
+class Planner:
+    """Divides work of one shape, by the kernel of `schedule.cuh`."""
 
-    Nobody has arrived at a shared item then: the plan's `arrivals` are 0.
-    """
-    tables, workspace = plan.tables, plan.workspace
-    units = torch.empty(tables.batch + 1, dtype=torch.int64, device=tables.device)
-    tensors = (tables.qo_indptr, tables.kv_lens, tables.kv_starts, units, workspace["starts"], workspace["arrivals"])
-    _prepared(shape, tables.batch, tables.device).launch(*(x.data_ptr() for x in tensors))
+    def __init__(self, shape: WorkShape) -> None:
+        self._shape = shape
+        self._launches: dict[tuple[torch.device, int, str, int], PreparedLaunch] = {}
 
+    def launch(self, tables: RequestTables, state: Workspace) -> None:
+        """Write where each block's work begins to `starts` ``[blocks, 16]`` (int32), from what the tables hold now.
 
-@functools.lru_cache(maxsize=256)
-def _prepared(shape: WorkShape, batch: int, device: torch.device) -> PreparedLaunch:
-    """The launch but for the tensors, with which `ScheduleParams` begins."""
-    params = ScheduleParams(
-        **dict.fromkeys(_TENSORS),
-        batch=batch,
-        num_kv_heads=shape.num_kv_heads,
-        group_size=divisor_fields(shape.group_size),
-        causal=shape.causal,
-        window_left=shape.window_left,
-        tile=shape.tile_sizes,
-        lanes=shape.lanes,
-        groups=shape.groups,
-        min_chunk=shape.min_chunk,
-        whole_items=shape.whole_items,
-    )
-    return SCHEDULE_SPEC.load(device).prepare(1, _THREADS, params, pointers=len(_TENSORS))
+        Nobody has arrived at a shared item then: `arrivals` are 0. What the tables have `unwritten` is written.
+        """
+        last = tables.last_page_len
+        key = tables.device, tables.batch, tables.unwritten, tables.page_size
+        prepared = self._launches.get(key)
+        if prepared is None:
+            prepared = self._prepare(*key)
+        prepared.launch(
+            tables.qo_indptr.data_ptr(),
+            tables.kv_lens.data_ptr(),
+            tables.kv_indptr.data_ptr(),
+            0 if last is None else last.data_ptr(),
+            state.address("unit_indptr"),
+            state.address("starts"),
+            state.address("arrivals"),
+        )
+        tables.unwritten = ""
+
+    def _prepare(self, device: torch.device, batch: int, unwritten: str, page_size: int) -> PreparedLaunch:
+        shape = self._shape
+        params = ScheduleParams(
+            **dict.fromkeys(_TENSORS),
+            group_size=divisor_fields(shape.group_size),
+            batch=batch,
+            unwritten=_UNWRITTEN[unwritten],
+            page_size=max(page_size, 1),  # rows that are not in pages
+            num_kv_heads=shape.num_kv_heads,
+            causal=shape.causal,
+            window_left=shape.window_left,
+            tile=shape.tile_sizes,
+            lanes=shape.lanes,
+            groups=shape.groups,
+            min_chunk=shape.min_chunk,
+            whole_items=shape.whole_items,
+        )
+        if len(self._launches) >= _MOST_LAUNCHES:
+            self._launches.clear()
+        prepared = SCHEDULE_SPEC.load(device).prepare(1, _THREADS, params, pointers=len(_TENSORS))
+        self._launches[device, batch, unwritten, page_size] = prepared
+        return prepared

@@ -19,7 +19,7 @@ def gather_pages(cache: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
 def request_keys_values(plan: AttentionPlan, call: AttentionCall, request: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of one request, `[kv_len, num_kv_heads, d]`, in their own dtype."""
     tables, host = plan.tables, plan.tables.on_host()
-    start, length = host.kv_starts[request], host.kv_lens[request]
+    start, length = host.kv_indptr[request], host.kv_lens[request]
     if tables.page_indices is None:
         return call.k[start : start + length], call.v[start : start + length]
     pages = tables.page_indices[start : start - (-length // tables.page_size)]

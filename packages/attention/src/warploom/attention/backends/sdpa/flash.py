@@ -48,11 +48,11 @@ def schedule(plan: AttentionPlan) -> FlashSchedule:
     host = tables.on_host()
     longest = max(host.qo_lens, default=0)
     if tables.page_indices is None:
-        return FlashSchedule(longest, _with_end(tables.kv_starts, sum(host.kv_lens)), None)
+        return FlashSchedule(longest, _with_end(tables.kv_indptr, sum(host.kv_lens)), None)
     # Leave out what a padded table or a longer index tensor holds besides the pages in use.
     counts = torch.tensor([-(-length // tables.page_size) for length in host.kv_lens], dtype=torch.int64)
     offsets = F.pad(counts.cumsum(0), (1, 0))
-    starts = torch.tensor(host.kv_starts, dtype=torch.int64) - offsets[:-1]
+    starts = torch.tensor(host.kv_indptr[:-1], dtype=torch.int64) - offsets[:-1]
     entries = torch.arange(int(offsets[-1])) + starts.repeat_interleave(counts)
     kv_indptr = (offsets * tables.page_size).to(torch.int32).to(tables.device, non_blocking=True)
     return FlashSchedule(longest, kv_indptr, tables.page_indices[entries.to(tables.device, non_blocking=True)])
@@ -82,13 +82,13 @@ def _rows(plan: AttentionPlan, call: AttentionCall) -> tuple[torch.Tensor, torch
     tables, prepared = plan.tables, plan.schedule
     if tables.page_indices is None:
         kv_indptr = prepared.kv_indptr
-        return call.k, call.v, _with_end(tables.kv_starts, call.k.shape[0]) if kv_indptr is None else kv_indptr
+        return call.k, call.v, _with_end(tables.kv_indptr, call.k.shape[0]) if kv_indptr is None else kv_indptr
     if prepared.pages is not None:
         return gather_pages(call.k, prepared.pages), gather_pages(call.v, prepared.pages), prepared.kv_indptr
     # Every entry of the captured table, unused ones too (they may hold anything): only lengths change between replays.
     pages = tables.page_indices.clamp(0, max(call.k.shape[0] - 1, 0))
     k, v = gather_pages(call.k, pages), gather_pages(call.v, pages)
-    return k, v, _with_end(tables.kv_starts * tables.page_size, k.shape[0])
+    return k, v, _with_end(tables.kv_indptr * tables.page_size, k.shape[0])
 
 
 def _kernel(
@@ -112,7 +112,7 @@ def _kernel(
     if tables.batch == 1 and not problem.cuda_graph:
         # The dense form splits long keys over the GPU; the ragged one does so for single queries only.
         host = tables.on_host()
-        first = 0 if tables.page_indices is not None else host.kv_starts[0]
+        first = 0 if tables.page_indices is not None else host.kv_indptr[0]
         keys = slice(first, first + host.kv_lens[0])
         dense = [x.unsqueeze(0) for x in (q, k[keys], v[keys])]
         out, lse = forward(*dense, None, None, longest, host.kv_lens[0], 0.0, causal, False, **extras)[:2]
@@ -151,9 +151,9 @@ def _rotated(
     return turned[0], turned[1]
 
 
-def _with_end(starts: torch.Tensor, end: int) -> torch.Tensor:
-    """Offsets `[batch + 1]` whose last entry is `end`."""
-    return F.pad(starts, (0, 1), value=end).to(torch.int32)
+def _with_end(offsets: torch.Tensor, end: int) -> torch.Tensor:
+    """The offsets `[batch + 1]`, with `end` for the last entry."""
+    return F.pad(offsets[:-1], (0, 1), value=end).to(torch.int32)
 
 
 def _padded(x: torch.Tensor, width: int) -> torch.Tensor:

@@ -138,15 +138,21 @@ struct WorkStart {
   int64_t chunk;  // units of every block but the last; 0 where items are never shared
 };
 
+// Which table follows from the others and is written first.
+enum class Unwritten { kNothing, kLens, kStarts };
+
 struct ScheduleParams {
-  const int* qo_indptr;  // [batch + 1]
-  const int* kv_lens;    // [batch]
-  const int* kv_starts;  // [batch]
-  int64_t* unit_indptr;  // [batch + 1], scratch: of a lane
-  WorkStart* starts;     // [groups, lanes]
-  int* arrivals;         // [groups * lanes], which become 0
+  const int* qo_indptr;      // [batch + 1]
+  int* kv_lens;              // [batch]
+  int* kv_starts;            // [batch + 1], where each request's pages or rows start and those of the one before end
+  const int* last_page_len;  // [batch], or null: last pages are full
+  int64_t* unit_indptr;      // [batch + 1], scratch: of a lane
+  WorkStart* starts;         // [groups, lanes]
+  int* arrivals;             // [groups * lanes], which become 0
   Divisor group_size;
   int batch;
+  Unwritten unwritten;
+  int page_size;  // 1 without pages
   int num_kv_heads;
   int causal;
   int window_left;  // -1: none
@@ -214,11 +220,51 @@ WL_DEVICE WorkCursor locate(const ScheduleParams& params, int64_t unit) {
   return cursor;
 }
 
+// Calls store(i, x(i), sum of the x before it) for each i below `count`, and returns the sum of all. For all threads of a block.
+template <int kThreads, class Value, class Store>
+WL_DEVICE int64_t block_prefix_sums(int count, const Value& x, const Store& store) {
+  __shared__ int64_t sums[kThreads / kWarpSize];
+  int64_t before = 0;
+  for (int start = 0; start < count; start += kThreads) {
+    const int i = start + int(threadIdx.x);
+    const int64_t mine = i < count ? x(i) : int64_t(0);
+    int64_t end = warp_prefix_sum(mine);
+    if (lane_id() == kWarpSize - 1) sums[warp_id()] = end;
+    __syncthreads();
+    end += before;
+    for (int warp = 0; warp < kThreads / kWarpSize; ++warp) {
+      if (warp < warp_id()) end += sums[warp];
+      before += sums[warp];
+    }
+    if (i < count) store(i, mine, end - mine);
+    __syncthreads();
+  }
+  return before;
+}
+
+// What the tables leave to the planner. For all threads of a block, which see it afterwards.
+template <int kThreads>
+WL_DEVICE void write_tables(const ScheduleParams& params) {
+  if (params.unwritten == Unwritten::kLens) {
+    for (int request = threadIdx.x; request < params.batch; request += kThreads) {
+      const int pages = params.kv_starts[request + 1] - params.kv_starts[request];
+      const int last = params.last_page_len ? params.last_page_len[request] : params.page_size;
+      params.kv_lens[request] = pages > 0 ? (pages - 1) * params.page_size + last : 0;
+    }
+  } else if (params.unwritten == Unwritten::kStarts) {
+    const auto pages_of = [&](int request) -> int64_t { return ceil_div(params.kv_lens[request], params.page_size); };
+    const auto store = [&](int request, int64_t, int64_t before) { params.kv_starts[request] = int(before); };
+    const int64_t pages = block_prefix_sums<kThreads>(params.batch, pages_of, store);
+    if (threadIdx.x == 0) params.kv_starts[params.batch] = int(pages);
+  }
+  __syncthreads();
+}
+
 // One block of Config::kThreads threads.
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads) schedule_kernel(const __grid_constant__ ScheduleParams params) {
   constexpr int kWarps = Config::kThreads / kWarpSize;
-  __shared__ int64_t sums[kWarps];
+  write_tables<Config::kThreads>(params);
   for (int request = warp_id(); request < params.batch; request += kWarps) {
     const int64_t units = units_of_request(params, RequestWork::of(params, request));
     if (lane_id() == 0) params.unit_indptr[request + 1] = units * (params.num_kv_heads / params.lanes);
@@ -227,21 +273,9 @@ __global__ void __launch_bounds__(Config::kThreads) schedule_kernel(const __grid
   for (int block = threadIdx.x; block < params.groups * params.lanes; block += Config::kThreads) params.arrivals[block] = 0;
   __syncthreads();
   // Units before each request.
-  int64_t before = 0;
-  for (int start = 0; start < params.batch; start += Config::kThreads) {
-    const int request = start + int(threadIdx.x);
-    int64_t end = warp_prefix_sum(request < params.batch ? params.unit_indptr[request + 1] : int64_t(0));
-    if (lane_id() == kWarpSize - 1) sums[warp_id()] = end;
-    __syncthreads();
-    end += before;
-    for (int warp = 0; warp < kWarps; ++warp) {
-      if (warp < warp_id()) end += sums[warp];
-      before += sums[warp];
-    }
-    if (request < params.batch) params.unit_indptr[request + 1] = end;
-    __syncthreads();
-  }
-  const int64_t total = before;
+  const auto units_of = [&](int request) { return params.unit_indptr[request + 1]; };
+  const auto store = [&](int request, int64_t units, int64_t before) { params.unit_indptr[request + 1] = before + units; };
+  const int64_t total = block_prefix_sums<Config::kThreads>(params.batch, units_of, store);
   const int64_t chunk = max(ceil_div(total, int64_t(params.groups)), int64_t(params.min_chunk));
   // The item at the group's first unit, or where items are whole the one that begins there or next; and its first unit.
   const auto first_of = [&](int group, WorkCursor& cursor) {
