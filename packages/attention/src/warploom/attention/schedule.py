@@ -1,7 +1,8 @@
 """How the work of a batch is divided among persistent blocks: `schedule.cuh` in numpy, for tests and to be looked at.
 
-An item is a tile of one request's query rows with one key-value head. It counts one unit, and one for each tile of keys that
-it sees. Items lie end to end, and blocks have equal shares of that line, so a share may begin and end within an item.
+An item is a tile of one request's query rows with one key-value head. It counts one unit for each tile of keys that it
+sees, and some for what it takes beside them. Items lie end to end, and blocks have equal shares of that line, so a share
+may begin and end within an item.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class WorkShape:
         a group.
     tile_keys : int
         Keys of a tile, a power of two.
+    item_units : int
+        What an item takes beside its tiles of keys, in such tiles.
     whole_items : bool
         Items are not divided.
     min_chunk : int
@@ -54,13 +57,14 @@ class WorkShape:
     narrow_rows: int = 16
     wide_rows: int = 16
     tile_keys: int = 64
+    item_units: int = 1
     whole_items: bool = False
     min_chunk: int = 4
 
     @property
-    def tile_sizes(self) -> tuple[int, int, int]:
+    def tile_sizes(self) -> tuple[int, int, int, int]:
         """`TileSizes` of the kernels."""
-        return self.narrow_rows, self.wide_rows, self.tile_keys.bit_length() - 1
+        return self.narrow_rows, self.wide_rows, self.tile_keys.bit_length() - 1, self.item_units
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ class WorkSchedule:
         starts = np.cumsum(self.units) - self.units
         inner = self.begins[(self.begins > 0) & (self.begins < self.total)]
         cut = np.searchsorted(starts, inner, side="right") - 1
-        return len(np.unique(cut[inner > starts[cut] + 1]))  # the first unit is no tile of keys
+        return len(np.unique(cut[inner > starts[cut] + self.shape.item_units]))
 
     def shares(self, group: int) -> Iterator[tuple[int, int, int]]:
         """Item and units `[begin, end)` within it, of a group's blocks."""
@@ -152,4 +156,4 @@ def _items(request: int, qo_len: int, kv_len: int, shape: WorkShape) -> Iterator
             last = min(((tile + 1) * tile_rows - 1) // shape.group_size, qo_len - 1)
             keys = min(kv_len, last + before + 1) if shape.causal else kv_len
             begin = max(first + before - shape.window_left, 0) // shape.tile_keys if shape.window_left >= 0 else 0
-            yield request, head, tile, 1 + max(math.ceil(max(keys, 0) / shape.tile_keys) - begin, 0)
+            yield request, head, tile, shape.item_units + max(math.ceil(max(keys, 0) / shape.tile_keys) - begin, 0)

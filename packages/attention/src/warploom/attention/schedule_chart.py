@@ -42,7 +42,7 @@ def draw_schedule(schedule: WorkSchedule, title: str, path: str | Path) -> None:
         axes.barh(lines, widths, left=begins, height=0.9, color=colours, edgecolor="white", linewidth=0.3)
         axes.axvline(schedule.total / groups, color="black", linewidth=0.8, linestyle=":")
         axes.invert_yaxis()
-        axes.set_xlabel("units: tiles of keys, and one for each item; the dotted line is the mean")
+        axes.set_xlabel("units: tiles of keys, and what each item takes beside them; the dotted line is the mean")
         axes.set_ylabel(f"block of each of {schedule.shape.lanes} heads")
         axes.set_title(
             f"{title}: longest block {schedule.balance:.2f} times the mean\na colour for each request", fontsize=10

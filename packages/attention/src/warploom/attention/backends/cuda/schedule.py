@@ -16,7 +16,7 @@ __all__ = ["SCHEDULE_SPEC", "START_INTS", "Planner", "TileSizes", "schedule_lane
 
 _THREADS = 1024
 _MOST_LANES = 8
-_MIN_CHUNK = 4  # units of a block: three tiles of keys are worth a merge
+_MIN_TILES = 3  # of keys, that are worth a merge
 _MOST_LAUNCHES = 256
 _UNWRITTEN = {"": 0, "kv_lens": 1, "kv_indptr": 2}  # `Unwritten`
 _TENSORS = ("qo_indptr", "kv_lens", "kv_starts", "last_page_len", "unit_indptr", "starts", "arrivals")
@@ -39,7 +39,7 @@ class ScheduleParams(ParamStruct):
     num_kv_heads: i32
     causal: i32
     window_left: i32
-    tile: Annotated[i32, 3]
+    tile: Annotated[i32, 4]
     lanes: i32
     groups: i32
     min_chunk: i32
@@ -56,11 +56,12 @@ SCHEDULE_SPEC = KernelSpec(
 
 
 class TileSizes(NamedTuple):
-    """Rows of query tiles, of requests with few rows and of others, and keys of a tile."""
+    """Rows of query tiles, of requests with few rows and of others, keys of a tile; the rest of an item, in such tiles."""
 
     narrow_rows: int
     wide_rows: int
     tile_keys: int
+    item_units: int = 1
 
 
 def schedule_lanes(num_kv_heads: int, blocks: int) -> int:
@@ -89,7 +90,7 @@ def work_shape(problem: AttentionProblem, window_left: int, blocks: int, tile: T
         window_left=window_left,
         **tile._asdict(),
         whole_items=problem.deterministic,
-        min_chunk=_MIN_CHUNK,
+        min_chunk=_MIN_TILES + tile.item_units,
     )
 
 

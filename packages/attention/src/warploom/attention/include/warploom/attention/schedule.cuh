@@ -1,8 +1,8 @@
 // The work of a batch, divided evenly among persistent blocks, by a kernel: nothing of it is known on the host.
 //
-// An item is a tile of one request's query rows with one key-value head. It counts one unit, and one for each tile of keys that
-// it sees. Items lie end to end, by request, head and tile, and every block takes as many units of that line as the others: an
-// item may be shared by several blocks, whose results are merged.
+// An item is a tile of one request's query rows with one key-value head. It counts one unit for each tile of keys that it sees, and
+// some for what it takes beside them. Items lie end to end, by request, head and tile, and every block takes as many units of that
+// line as the others: an item may be shared by several blocks, whose results are merged.
 //
 // Heads are dealt to `lanes`, each of which has a line and blocks of its own. The lines are alike, so that the blocks of one group
 // (one of each lane) read the keys of neighbouring heads at the same time: these are neighbours in memory.
@@ -18,6 +18,7 @@ struct TileSizes {
   int narrow_rows;  // of requests that have no more rows
   int wide_rows;
   int log2_keys;
+  int item_units;  // what an item takes beside its tiles of keys, in such tiles
 
   WL_DEVICE int key_tiles(int keys) const { return (keys + (1 << log2_keys) - 1) >> log2_keys; }
 };
@@ -76,14 +77,15 @@ struct WorkCursor {
   int tile;
   int at;     // where the item begins, in units from the block's first; the first item may begin before
   int units;  // of the block
+  int item_units;
   KeyTiles keys;
   RequestWork work;
 
   WL_DEVICE bool done() const { return at >= units; }
 
   // Tiles of the item's keys that are the block's: [begin(), end()).
-  WL_DEVICE int begin() const { return keys.first + max(-at - 1, 0); }
-  WL_DEVICE int end() const { return keys.first + min(units - at - 1, keys.count); }
+  WL_DEVICE int begin() const { return keys.first + max(-at - item_units, 0); }
+  WL_DEVICE int end() const { return keys.first + min(units - at - item_units, keys.count); }
   // Some, or the item has none and is the block's.
   WL_DEVICE bool takes_part() const { return keys.count == 0 ? at >= 0 : begin() < end(); }
 };
@@ -91,7 +93,7 @@ struct WorkCursor {
 // To the next item.
 template <class Params>
 WL_DEVICE void step(WorkCursor& cursor, const Params& params) {
-  cursor.at += 1 + cursor.keys.count;
+  cursor.at += cursor.item_units + cursor.keys.count;
   if (cursor.done()) return;
   if (++cursor.tile == cursor.work.tiles) {
     cursor.tile = 0;
@@ -134,7 +136,6 @@ WL_DEVICE void advance(WorkCursor& cursor, const Params& params) {
 // What the planner writes for each block.
 struct WorkStart {
   WorkCursor cursor;
-  int unused;
   int64_t chunk;  // units of every block but the last; 0 where items are never shared
 };
 
@@ -170,10 +171,11 @@ struct ItemShares {
 
   // Of the item that the block of `group` is at.
   WL_DEVICE static ItemShares of(int group, int64_t chunk, const WorkCursor& cursor) {
-    const bool is_whole = cursor.at >= -1 && cursor.at + 1 + cursor.keys.count <= cursor.units;
+    const int before_keys = cursor.at + cursor.item_units;
+    const bool is_whole = before_keys >= 0 && before_keys + cursor.keys.count <= cursor.units;
     if (is_whole || chunk == 0 || cursor.keys.count == 0) return {group, group};
-    const int64_t item = group * chunk + cursor.at;
-    return {int((item + 1) / chunk), int((item + cursor.keys.count) / chunk)};
+    const int64_t keys = group * chunk + before_keys;
+    return {int(keys / chunk), int((keys + cursor.keys.count - 1) / chunk)};
   }
 };
 
@@ -181,7 +183,7 @@ struct ItemShares {
 WL_DEVICE int64_t units_of_request(const ScheduleParams& params, const RequestWork& work) {
   int64_t units = 0;
   for (int tile = lane_id(); tile < work.tiles; tile += kWarpSize) {
-    units += 1 + KeyTiles::of(params, work, tile).count;
+    units += params.tile.item_units + KeyTiles::of(params, work, tile).count;
   }
   return warp_reduce(units, Sum());
 }
@@ -199,13 +201,14 @@ WL_DEVICE WorkCursor locate(const ScheduleParams& params, int64_t unit) {
   }
   WorkCursor cursor{};
   cursor.request = low;
+  cursor.item_units = params.tile.item_units;
   cursor.work = RequestWork::of(params, low);
   const int64_t begin = params.unit_indptr[low], of_head = (params.unit_indptr[low + 1] - begin) / (params.num_kv_heads / params.lanes);
   cursor.head = int((unit - begin) / of_head) * params.lanes;
   int64_t left = (unit - begin) % of_head;
   for (int tile = 0; tile < cursor.work.tiles; tile += kWarpSize) {
     const int mine = tile + lane_id();
-    const int units = mine < cursor.work.tiles ? 1 + KeyTiles::of(params, cursor.work, mine).count : 0;
+    const int units = mine < cursor.work.tiles ? params.tile.item_units + KeyTiles::of(params, cursor.work, mine).count : 0;
     const int end = warp_prefix_sum(units);
     const uint32_t beyond = __ballot_sync(kFullMask, end > left);
     if (beyond) {
@@ -283,7 +286,7 @@ __global__ void __launch_bounds__(Config::kThreads) schedule_kernel(const __grid
     if (unit >= total) return total;
     cursor = locate(params, unit);
     if (!params.whole_items || cursor.at == 0) return unit;
-    unit += 1 + cursor.keys.count + cursor.at;
+    unit += cursor.at + cursor.item_units + cursor.keys.count;
     if (unit < total) cursor = locate(params, unit);
     return unit;
   };
