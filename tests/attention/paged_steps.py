@@ -6,11 +6,24 @@ import torch
 from hypothesis import strategies as st
 
 from warploom.attention import BatchAttention
+from warploom.attention.backends.cutlass.attention import LIBRARIES
 from warploom.core.errors import UnsupportedError
-from warploom.core.testing import assert_close
+from warploom.core.testing import assert_close, why_no_gpu
 
 # Softmax weights are rounded to 16 bits before the second product, and the output once more.
 TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+def why_no_cutlass_headers():
+    """What to install before the kernel of `backend="cutlass"` compiles; "" when it does."""
+    return "; ".join(why for library in LIBRARIES if (why := library.why_missing()))
+
+
+def why_no_kernel(backend):
+    """Why this machine cannot run the kernel of a backend; "" when it can."""
+    if backend == "cuda":
+        return why_no_gpu(min_arch=80)
+    return why_no_gpu(arch=90) or (why_no_cutlass_headers() if backend == "cutlass" else "")
 
 
 def random(*shape, dtype=torch.float16, seed=0):

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import toy_kernels as toy
 
 from warploom.core.errors import ArgumentError, CompileError
-from warploom.core.jit import KernelSpec, ParamStruct, compile_spec, cpp_type, f32, i32, ptr
-from warploom.core.jit.build import key_of
+from warploom.core.jit import HeaderLibrary, KernelSpec, ParamStruct, compile_spec, cpp_type, f32, i32, ptr
+from warploom.core.jit.build import _options, key_of
 from warploom.core.jit.compilers import get_compiler
 from warploom.core.jit.headers import hash_includes, include_folders
 
@@ -108,6 +108,56 @@ def test_key_depends_on_everything_that_makes_the_code(tmp_path):
     assert key != key_of(spec, "sm_90a", nvrtc)
 
 
+def library_kernel(tmp_path):
+    """A kernel on a library that has functions for no side in particular, which NVRTC refuses without an option."""
+    release = tmp_path / "site" / "some" / "include" / "some" / "release.h"
+    release.parent.mkdir(parents=True)
+    release.write_text("#define SOME_RELEASE 1\n")
+    (release.parent / "some.hpp").write_text('#include "release.h"\nint one() { return SOME_RELEASE; }\n')
+    (tmp_path / "own.cuh").write_text(
+        "#pragma once\n#include <some/some.hpp>\n"
+        "namespace test { template <class C> __global__ void k() { if (one() == 0) __trap(); } }\n"
+    )
+    library = HeaderLibrary(
+        name="Some",
+        folders=("some/include",),
+        version_header="some/release.h",
+        releases="SOME_RELEASE [12]",
+        install="pip install some",
+        nvrtc_options=("-default-device",),
+    )
+    spec = KernelSpec(
+        family="test",
+        header="own.cuh",
+        kernel="test::k",
+        config={},
+        include_dirs=(str(tmp_path),),
+        libraries=(library,),
+    )
+    return spec, release
+
+
+def test_library_is_included_and_in_the_key(tmp_path, monkeypatch):
+    spec, release = library_kernel(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    nvrtc, nvcc = get_compiler("nvrtc"), get_compiler("nvcc")
+    assert compile_spec(spec, "sm_90a").entry.cubin.startswith(b"\x7fELF")
+    assert (_options(spec, nvrtc), _options(spec, nvcc)) == (["-default-device"], [])
+    key = key_of(spec, "sm_90a", nvrtc)
+    release.write_text("#define SOME_RELEASE 2\n")
+    assert key != key_of(spec, "sm_90a", nvrtc)
+    release.write_text("#define SOME_RELEASE 3\n")
+    with pytest.raises(CompileError, match="headers of Some"):
+        key_of(spec, "sm_90a", nvrtc)
+
+
+def test_library_that_is_missing_says_what_to_install(tmp_path):
+    spec, _ = library_kernel(tmp_path)
+    assert spec.libraries[0].why_missing() == "needs the headers of Some: pip install some"
+    with pytest.raises(CompileError, match="pip install some"):
+        compile_spec(spec, "sm_90a")
+
+
 def vars_of(spec):
     names = ("family", "header", "kernel", "config", "params", "options", "include_dirs")
     return {name: getattr(spec, name) for name in names}
@@ -136,12 +186,25 @@ def test_device_headers_compile_for_every_architecture(spec, arch):
     assert compile_spec(spec, arch).entry.cubin.startswith(b"\x7fELF")
 
 
+# Of an extra. Their users stand alone, with it, in tests/kernels: the source of a kernel begins with its header.
+EXTRA_HEADERS = {"cute/tensor.hpp"}
+
+
+def included_names(path):
+    return set(re.findall(r'#\s*include\s*[<"]([^>"]+)[>"]', path.read_text()))
+
+
 def test_every_device_header_stands_alone():
     """Each header compiles by itself: users include them from their own C++."""
     from cuda.bindings import nvrtc
 
     root = include_folders()
-    headers = sorted(path.relative_to(folder) for folder in root[:-1] for path in folder.rglob("*.cuh"))
+    headers = sorted(
+        path.relative_to(folder)
+        for folder in root[:-1]
+        for path in folder.rglob("*.cuh")
+        if not included_names(path) & EXTRA_HEADERS
+    )
     assert headers
     for header in headers:
         _, program = nvrtc.nvrtcCreateProgram(f'#include "{header}"\n'.encode(), b"alone.cu", 0, [], [])
@@ -151,10 +214,10 @@ def test_every_device_header_stands_alone():
 
 
 def test_headers_include_only_their_own_and_cudas_number_types():
-    allowed = {"cuda_bf16.h", "cuda_fp16.h", "cuda_fp8.h"}
+    allowed = {"cuda_bf16.h", "cuda_fp16.h", "cuda_fp8.h", *EXTRA_HEADERS}
     for folder in include_folders()[:-1]:
         for path in folder.rglob("*.cuh"):
-            for name in re.findall(r'#\s*include\s*[<"]([^>"]+)[>"]', path.read_text()):
+            for name in included_names(path):
                 assert name.startswith("warploom/") or name in allowed, f"{path} includes {name}"
 
 

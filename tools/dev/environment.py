@@ -103,7 +103,8 @@ def _install(environment: Environment, any_torch: bool) -> None:
         steps.run(choice.what, [*pip, "uv"], [*uv, choice.requirement], env=env, hint=hint)
     groups = ["--group", "dev"] if _torch_has_cuda(environment) else ["--group", "dev", "--group", "compiler"]
     everything = [*pip, "--no-build-isolation", *_editable(), *groups]
-    steps.run("Warploom, its dependencies and tools", everything, env=env)
+    headers = [*pip, "--no-deps", "--group", "headers"]
+    steps.run("Warploom, its dependencies and tools", everything, headers, env=env)
     steps.run("check", [python, "-c", "import torch, warploom.core.backends"], env=env)
 
 

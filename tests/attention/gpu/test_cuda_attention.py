@@ -5,7 +5,7 @@ import torch
 from attention_oracle import paged_batch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from paged_steps import Step, close, options_of_plans, random
+from paged_steps import Step, close, options_of_plans, random, why_no_kernel
 
 from warploom.attention import (
     AttentionVariant,
@@ -16,15 +16,15 @@ from warploom.attention import (
     single_prefill_with_kv_cache_return_lse,
 )
 from warploom.attention.schedule import WorkSchedule
-from warploom.core.testing import cases, why_no_gpu
+from warploom.core.testing import cases
 
 pytestmark = pytest.mark.gpu(min_arch=80)
 
 
-@pytest.fixture(params=["cuda", "hopper"])
+@pytest.fixture(params=["cuda", "hopper", "cutlass"])
 def kernel(request):
     """A backend with kernels of its own."""
-    if request.param == "hopper" and (why := why_no_gpu(arch=90)):
+    if why := why_no_kernel(request.param):
         pytest.skip(why)
     return request.param
 
@@ -154,7 +154,7 @@ def test_one_tensor_for_keys_and_values(layout, kernel):
         prefill.plan(torch.arange(4).int().cuda(), *tables, 8, 2, 128, 16, q_data_type="bfloat16")
         got.append(prefill.run_return_lse(b.q.cuda(), both))
     close(got[0], got[1], torch.bfloat16)
-    if kernel == "cuda":
+    if kernel != "hopper":
         decode = BatchDecodeWithPagedKVCacheWrapper(kv_layout=layout, backend=kernel)
         decode.plan(*tables, 8, 2, 128, 16, data_type="bfloat16")
         close(decode.run_return_lse(b.q.cuda(), both), got[1], torch.bfloat16)

@@ -11,6 +11,7 @@ from warploom.attention.backends.cuda.page import BATCH_INDICES_POSITIONS_SPEC, 
 from warploom.attention.backends.cuda.rope import rope_spec
 from warploom.attention.backends.cuda.schedule import SCHEDULE_SPEC
 from warploom.attention.backends.cuda.variant_source import variant_source
+from warploom.attention.backends.cutlass.attention import LIBRARIES, cutlass_spec
 from warploom.attention.backends.hopper.attention import hopper_spec
 from warploom.attention.variants import AttentionVariant
 from warploom.attention.variants.alibi import ALIBI
@@ -43,14 +44,20 @@ def _attention(
     return attention_spec(dtype, dtype_kv, dtype, head_dim, value_dim, has_wide, shape, variant_source(variants))
 
 
+_HOPPER = (
+    hopper_spec(_BF16, _BF16, 128, 2, 16, variant_source(())),
+    hopper_spec(_FP16, _FP16, 64, 3, 0, variant_source((SOFT_CAP,))),
+)
+_HAS_CUTLASS = not any(library.why_missing() for library in LIBRARIES)
+
 SHIPPED = [
     SCHEDULE_SPEC,
     *(_attention(_BF16, *heads) for heads in _HEADS),
     *(_attention(_FP16, 128, 128, has_wide) for has_wide in (False, True)),
     _attention(_BF16, 128, 128, False, dtype_kv=_E4M3),
     _attention(_FP16, 64, 64, True, dtype_kv=_E5M2),
-    hopper_spec(_BF16, _BF16, 128, 2, 16, variant_source(())),
-    hopper_spec(_FP16, _FP16, 64, 3, 0, variant_source((SOFT_CAP,))),
+    *_HOPPER,
+    *(cutlass_spec(spec) for spec in _HOPPER if _HAS_CUTLASS),
     *(_attention(_BF16, 128, 128, True, variant) for variant in (SOFT_CAP, ALIBI, PACKED_MASK)),
     *(copy_spec(nbytes) for nbytes in (16, 8, 4, 2, 1)),
     *(convert_spec(dtype, cache, 8) for dtype in (_BF16, _FP16) for cache in (_E4M3, _E5M2)),

@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["register"]
 
-_PACKAGES = ("cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12", "triton", "mpi4py")
+_PACKAGES = ("cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12", "nvidia-cutlass", "triton", "mpi4py")
 
 
 def register(subparsers: Any) -> None:

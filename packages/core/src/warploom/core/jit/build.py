@@ -26,17 +26,26 @@ __all__ = ["BuildResult", "Progress", "build", "compile_spec", "key_of"]
 _FORMAT = 1  # raise when the meaning of a cache entry changes
 
 
-def _includes(spec: KernelSpec) -> tuple[Path, ...]:
+def _own_includes(spec: KernelSpec) -> tuple[Path, ...]:
     return (*map(Path, spec.include_dirs), *include_folders())
 
 
+def _options(spec: KernelSpec, compiler: Compiler) -> list[str]:
+    needed = [option for library in spec.libraries for option in library.nvrtc_options if compiler.name == "nvrtc"]
+    return [*spec.options, *dict.fromkeys(needed)]
+
+
 def key_of(spec: KernelSpec, arch: str, compiler: Compiler) -> str:
-    """Hash of everything that determines the machine code: nothing in it is listed by hand."""
+    """Hash of everything that determines the machine code: nothing in it is listed by hand.
+
+    Raises `CompileError` where a library of the spec is not installed.
+    """
     parts = {
         "format": _FORMAT,
         "source": spec.source,
-        "includes": hash_includes(spec.source, _includes(spec)),
-        "options": [*COMMON_OPTIONS, *spec.options],
+        "includes": hash_includes(spec.source, _own_includes(spec)),
+        "libraries": [library.release() for library in spec.libraries],
+        "options": [*COMMON_OPTIONS, *_options(spec, compiler)],
         "compiler": compiler.version(),
         "arch": arch,
     }
@@ -86,7 +95,8 @@ def compile_spec(
 
 def _compile(spec: KernelSpec, arch: str, compiler: Compiler) -> CacheEntry:
     started = time.perf_counter()
-    done = compiler.compile(spec.source, spec.stem, arch, spec.options, _includes(spec))
+    foreign = [folder for library in spec.libraries for folder in library.include_folders()]
+    done = compiler.compile(spec.source, spec.stem, arch, _options(spec, compiler), [*foreign, *_own_includes(spec)])
     record = {
         "name": spec.name,
         "kernel": spec.kernel,

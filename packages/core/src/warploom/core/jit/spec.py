@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from warploom.core.errors import ArgumentError
+from warploom.core.jit.libraries import HeaderLibrary
 from warploom.core.jit.params import ParamStruct
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class KernelSpec:
         More compiler options, such as ``--use_fast_math``.
     include_dirs : tuple of str
         Folders to search before those of the families, for headers outside the packages.
+    libraries : tuple of HeaderLibrary
+        Header libraries of other projects that the header includes.
     archs : tuple of str
         Architectures that the instance is built and tested for.
     expect_sass : tuple of str
@@ -95,6 +98,7 @@ class KernelSpec:
     params: tuple[type[ParamStruct] | str, ...] = ()
     options: tuple[str, ...] = ()
     include_dirs: tuple[str, ...] = ()
+    libraries: tuple[HeaderLibrary, ...] = ()
     archs: tuple[str, ...] = ("sm_80", "sm_90a")
     expect_sass: tuple[str, ...] = ()
     _loaded: dict[int, Kernel] = field(default_factory=dict, init=False, repr=False, compare=False)

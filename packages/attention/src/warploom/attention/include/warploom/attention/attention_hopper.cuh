@@ -6,144 +6,30 @@
 // turns, so that one makes weights while the other has the tensor cores (Shah et al., FlashAttention-3, 2024).
 #pragma once
 
-#include "warploom/attention/hopper_copies.cuh"
-#include "warploom/attention/hopper_result.cuh"
-#include "warploom/attention/softmax_rows.cuh"
+#include "warploom/attention/hopper_group.cuh"
 #include "warploom/wgmma.cuh"
 
 namespace warploom::attention {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-template <class Base>
-struct HopperConfig : Base {
-  static constexpr bool kCalls = false;
-  static constexpr bool kHasWide = true;
-  static constexpr int kTileKeys = 128;
-  static constexpr int kMostRows = kComputingGroups * kGroupRows;
-};
-
-// 64 rows of queries, of which each of a warpgroup's warps has 16.
-template <class Config>
-struct GroupTile : SoftmaxRows<Config> {
-  static constexpr bool kInterleaved = false;
-  static constexpr int kColumns = Config::kValueDim / 16;
-
-  float out[2 * kColumns][4];
-
-  WL_DEVICE explicit GroupTile(const AttentionParams& params) : SoftmaxRows<Config>(params) {}
-
-  WL_DEVICE void start(const WorkCursor& item) {
-    SoftmaxRows<Config>::start(item);
-#pragma unroll
-    for (auto& block : out) {
-#pragma unroll
-      for (float& each : block) each = 0.0f;
-    }
-  }
-};
-
 // What a lane's weights of a row may add up to in a tile whose largest was not searched for: they are no problem for float16.
 constexpr float kMostAdded = 4096.0f;
 
-// Where a warpgroup is in an item.
-struct ItemTiles {
-  SeenKeys seen;
-  int at;
-  int end;
-  bool is_shared;  // both warpgroups have rows of it
-
-  template <class Config>
-  WL_DEVICE static ItemTiles of(const AttentionParams& params, const WorkCursor& item) {
-    SeenKeys seen = SeenKeys::of<Config>(params, item);
-    seen.first = max(seen.first, item.begin());
-    return {seen, item.begin(), item.end(), rows_of(params, item) > kGroupRows};
-  }
-
-  WL_DEVICE bool hides_some() const { return seen.hides_some(at); }
-  // Not every row has a largest yet, as it has after the first tile that all of them see.
-  WL_DEVICE bool is_early() const { return at <= seen.first; }
-};
-
-// A warpgroup that computes.
+// A warpgroup that computes. Values are one tile behind keys.
 template <class Config>
-struct ComputingGroup {
+struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
+  using Base = HopperGroup<Config, ComputingGroup<Config>>;
+  using typename Base::Logits, typename Base::Storage, typename Base::Tile, typename Base::Weights;
+  using Base::item_place, Base::kByThreads, Base::keys, Base::kKeyBlocks, Base::memory, Base::storage;
   using T = typename Config::Query;
-  using Storage = HopperStorage<Config>;
-  using Writer = ResultWriter<Config>;
-  using Tile = GroupTile<Config>;
-  static constexpr bool kByThreads = !Storage::kHasBoxes;
-  static constexpr int kKeyBlocks = Config::kTileKeys / 8;
-  using Logits = float[kKeyBlocks][4];
-  using Weights = uint32_t[kKeyBlocks / 2][4];
-
-  const AttentionParams& params;
-  Storage& storage;
-  uint8_t* memory;
-  bool is_leaving;  // of the item before, outputs from where queries were, by this warp's TMA
-  RingPlace<Storage::kItems> item_place;  // that come next
-  RingPlace<Storage::kStages> keys;  // that come next; values are there, or one place before
 
   WL_DEVICE void work() {
     if (Warpgroup::number() == 1) give_turn();
-#pragma unroll 1
-    while (true) {
-      storage.of_items.wait_full(item_place, false);
-      const WorkCursor& item = storage.items[item_place.stage()];
-      if (item.done()) return settle();
-      if (item.keys.count == 0) {
-        settle();
-        Writer{params, item}.write_nothing(threadIdx.x, kComputingGroups * kGroupThreads);
-      } else if (rows_of(params, item) > Warpgroup::number() * kGroupRows) {
-        work_on_item(item);
-      } else {
-        settle();
-        pass_by(item);
-      }
-      if (!is_leaving) storage.of_items.release(item_place);
-      if constexpr (Storage::kItems == 1) settle();
-      item_place.next();
-    }
+    Base::work();
   }
 
- private:
-  // Releases the item before, if its outputs were leaving.
-  WL_DEVICE void settle() {
-    if (!is_leaving) return;
-    tma_store_wait_read<0>();
-    storage.of_items.release(item_place.before());
-    is_leaving = false;
-  }
-
-  // Tiles of an item of which the other warpgroup has all rows.
-  WL_DEVICE void pass_by(const WorkCursor& item) {
-#pragma unroll 1
-    for (int tile = item.begin(), end = item.end(); tile < end; ++tile) {
-      storage.of_keys.wait_full(keys, false);
-      storage.of_keys.release(keys);
-      storage.of_values.wait_full(keys, false);
-      storage.of_values.release(keys);
-      keys.next();
-    }
-  }
-
-  // Operands of the next products.
-  WL_DEVICE uint32_t next_queries() const {
-    return wgmma_uniform(wgmma_rows(Storage::queries(memory, item_place.stage(), Warpgroup::number())));
-  }
-  WL_DEVICE uint32_t next_keys() const { return wgmma_uniform(wgmma_rows(Storage::keys(memory, keys.stage()))); }
-  WL_DEVICE uint32_t next_values() const {
-    return wgmma_uniform(wgmma_columns(Storage::values(memory, keys.before().stage()), Storage::Values::kColumnBytes));
-  }
-
-  // Warpgroups begin their products in turns.
-  WL_DEVICE void take_turn() { sync_threads_of(kTurnBarrier + Warpgroup::number(), kComputingGroups * kGroupThreads); }
-  WL_DEVICE void give_turn() { arrive_for_threads_of(kTurnBarrier + 1 - Warpgroup::number(), kComputingGroups * kGroupThreads); }
-
-  WL_DEVICE void work_on_item(const WorkCursor& item) {
-    Tile tile(params);
-    tile.start(item);
-    ItemTiles tiles = ItemTiles::template of<Config>(params, item);
+  WL_DEVICE void compute(Tile& tile, ItemTiles& tiles) {
     Weights weights;
     {
       Logits logits;
@@ -157,7 +43,7 @@ struct ComputingGroup {
       storage.of_keys.release(keys);
       keys.next();
       tile.pack(logits, weights);
-      settle();
+      Base::settle();
     }
 #pragma unroll 1
     for (++tiles.at; tiles.at < tiles.end; ++tiles.at) work_on_tile(tile, tiles, weights);
@@ -167,8 +53,21 @@ struct ComputingGroup {
     wgmma_wait<0>();
     wgmma_done(tile.out), wgmma_done(weights);
     storage.of_values.release(keys.before());
-    finish(tile, tiles);
   }
+
+ private:
+  // Operands of the next products.
+  WL_DEVICE uint32_t next_queries() const {
+    return wgmma_uniform(wgmma_rows(Storage::queries(memory, item_place.stage(), Warpgroup::number())));
+  }
+  WL_DEVICE uint32_t next_keys() const { return wgmma_uniform(wgmma_rows(Storage::keys(memory, keys.stage()))); }
+  WL_DEVICE uint32_t next_values() const {
+    return wgmma_uniform(wgmma_columns(Storage::values(memory, keys.before().stage()), Storage::Values::kColumnBytes));
+  }
+
+  // Warpgroups begin their products in turns.
+  WL_DEVICE void take_turn() { sync_threads_of(kTurnBarrier + Warpgroup::number(), kComputingGroups * kGroupThreads); }
+  WL_DEVICE void give_turn() { arrive_for_threads_of(kTurnBarrier + 1 - Warpgroup::number(), kComputingGroups * kGroupThreads); }
 
   // The values of the tile before, the keys of this one.
   WL_DEVICE void work_on_tile(Tile& tile, const ItemTiles& tiles, Weights& weights) {
@@ -219,10 +118,11 @@ struct ComputingGroup {
   }
 
   // What is largest in a row seldom is much more than in the tiles before, so weights are made relative to that: only if they are
-  // too large, logits are computed anew and searched. The keys are still there.
+  // too large, logits are computed anew and searched. The keys are still there. (With variants that would take more registers than
+  // there are.)
   WL_DEVICE void make_weights(Tile& tile, const ItemTiles& tiles, Logits& logits, float (&factor)[2]) const {
     const bool hides_some = tiles.hides_some();
-    bool searches = Config::Variant::kHasMask || hides_some || tiles.is_early();
+    bool searches = Config::Variant::kHasLogits || Config::Variant::kHasMask || hides_some || tiles.is_early();
     factor[0] = factor[1] = 1.0f;
     float added[2];
     while (true) {
@@ -262,22 +162,6 @@ struct ComputingGroup {
       }
     }
   }
-
-  WL_DEVICE void finish(Tile& tile, const ItemTiles& tiles) {
-    const Writer writer{params, *tile.item};
-    const ItemShares shares = ItemShares::of(storage.group, storage.chunk, *tile.item);
-    const int slot = writer.slot_of(storage.group, shares);
-    uint8_t* queries = Storage::queries(memory, item_place.stage(), Warpgroup::number());
-    const bool has_boxes = storage.has_row_boxes && rows_of(params, *tile.item) >= (Warpgroup::number() + 1) * kGroupRows;
-    is_leaving = HopperResult<Config, Tile>{writer, slot, queries, has_boxes ? storage.output_map : nullptr}.write(tile);
-    if (slot < 0) return;
-    // A barrier for each number of threads: the other warpgroup may be at the end of the next item already.
-    const int threads = (tiles.is_shared ? kComputingGroups : 1) * kGroupThreads;
-    const int barrier = tiles.is_shared ? kItemBarrier : kGroupBarrier + Warpgroup::number();
-    sync_threads_of(barrier, threads);
-    const bool is_last = any_of_threads(barrier, threads, threadIdx.x == 0 && arrive_at_item(params, shares));
-    if (is_last) writer.merge(shares, threadIdx.x, threads);
-  }
 };
 
 #endif
@@ -289,22 +173,7 @@ __global__ void __launch_bounds__(384, 1) attention_hopper_kernel(
     const __grid_constant__ TensorMap output_map) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using Config = HopperConfig<Base>;
-  extern __shared__ __align__(128) uint8_t shared[];
-  uint8_t* memory = shared + (-shared_address(shared) & 1023);  // where the exchange of pieces begins anew
-  __shared__ HopperStorage<Config> storage;
-  const WorkStart& start = params.starts[blockIdx.x];
-  storage.open(params, start, &output_map);
-  WorkCursor& next = storage.copies[Warpgroup::warp()].cursor;  // of each warp that copies
-  if (Warpgroup::number() == kComputingGroups) copy_cursor(next, start.cursor);
-  clear_padding_rows<Config>(params);
-  __syncthreads();
-  if (Warpgroup::number() == kComputingGroups) {
-    give_registers<56>();
-    CopyingGroup<Config>{params, {&query_map, &key_map, &value_map}, storage, memory, next, {}, {}}.work();
-  } else {
-    take_registers<224>();
-    ComputingGroup<Config>{params, storage, memory, false, {}, {}}.work();
-  }
+  work_as_hopper_block<Config, ComputingGroup<Config>>(params, {&query_map, &key_map, &value_map, &output_map});
 #endif
 }
 

@@ -20,12 +20,13 @@ constexpr int kTurnBarrier = 1;                                 // of each compu
 constexpr int kItemBarrier = kTurnBarrier + kComputingGroups;   // of both, who have rows of an item
 constexpr int kGroupBarrier = kItemBarrier + 1;                 // of each computing warpgroup
 
-// As TMA sees them: queries are [tokens, kv_heads, group_size, dim], keys and values [pages, kv_heads, page_size, dim],
+// As TMA sees them: queries and outputs are [tokens, kv_heads, group_size, dim], keys and values [pages, kv_heads, page_size, dim],
 // or [1, kv_heads, rows, dim].
 struct HopperMaps {
   const TensorMap* queries;
   const TensorMap* keys;
   const TensorMap* values;
+  const TensorMap* outputs;
 };
 
 // Rows of the item's tile.

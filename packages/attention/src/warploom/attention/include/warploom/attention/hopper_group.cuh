@@ -1,0 +1,163 @@
+// What the kernels for Hopper have in common: blocks of three warpgroups, two of which compute, 64 rows each.
+#pragma once
+
+#include "warploom/attention/hopper_copies.cuh"
+#include "warploom/attention/hopper_result.cuh"
+#include "warploom/attention/softmax_rows.cuh"
+
+namespace warploom::attention {
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+template <class Base>
+struct HopperConfig : Base {
+  static constexpr bool kCalls = false;
+  static constexpr bool kHasWide = true;
+  static constexpr int kTileKeys = 128;
+  static constexpr int kMostRows = kComputingGroups * kGroupRows;
+};
+
+// 64 rows of queries, of which each of a warpgroup's warps has 16.
+template <class Config>
+struct GroupTile : SoftmaxRows<Config> {
+  static constexpr bool kInterleaved = false;
+  static constexpr int kColumns = Config::kValueDim / 16;
+
+  float out[2 * kColumns][4];
+
+  WL_DEVICE explicit GroupTile(const AttentionParams& params) : SoftmaxRows<Config>(params) {}
+
+  WL_DEVICE void start(const WorkCursor& item) {
+    SoftmaxRows<Config>::start(item);
+#pragma unroll
+    for (auto& block : out) {
+#pragma unroll
+      for (float& each : block) each = 0.0f;
+    }
+  }
+};
+
+// Where a warpgroup is in an item.
+struct ItemTiles {
+  SeenKeys seen;
+  int at;
+  int end;
+  bool is_shared;  // both warpgroups have rows of it
+
+  template <class Config>
+  WL_DEVICE static ItemTiles of(const AttentionParams& params, const WorkCursor& item) {
+    SeenKeys seen = SeenKeys::of<Config>(params, item);
+    seen.first = max(seen.first, item.begin());
+    return {seen, item.begin(), item.end(), rows_of(params, item) > kGroupRows};
+  }
+
+  WL_DEVICE bool hides_some() const { return seen.hides_some(at); }
+  // Not every row has a largest yet, as it has after the first tile that all of them see.
+  WL_DEVICE bool is_early() const { return at <= seen.first; }
+};
+
+// A warpgroup that computes, but for the products: `Group`, which is made from it, has compute(tile, tiles).
+template <class Config, class Group>
+struct HopperGroup {
+  using Storage = HopperStorage<Config>;
+  using Writer = ResultWriter<Config>;
+  using Tile = GroupTile<Config>;
+  static constexpr bool kByThreads = !Storage::kHasBoxes;
+  static constexpr int kKeyBlocks = Config::kTileKeys / 8;
+  using Logits = float[kKeyBlocks][4];
+  using Weights = uint32_t[kKeyBlocks / 2][4];
+
+  const AttentionParams& params;
+  Storage& storage;
+  uint8_t* memory;
+  bool is_leaving;  // of the item before, outputs from where queries were, by this warp's TMA
+  RingPlace<Storage::kItems> item_place;  // that comes next
+  RingPlace<Storage::kStages> keys;       // that come next; their values have the same place
+
+  WL_DEVICE void work() {
+#pragma unroll 1
+    while (true) {
+      storage.of_items.wait_full(item_place, false);
+      const WorkCursor& item = storage.items[item_place.stage()];
+      if (item.done()) return settle();
+      if (item.keys.count == 0) {
+        settle();
+        Writer{params, item}.write_nothing(threadIdx.x, kComputingGroups * kGroupThreads);
+      } else if (rows_of(params, item) > Warpgroup::number() * kGroupRows) {
+        Tile tile(params);
+        tile.start(item);
+        ItemTiles tiles = ItemTiles::template of<Config>(params, item);
+        static_cast<Group&>(*this).compute(tile, tiles);
+        finish(tile, tiles);
+      } else {
+        settle();
+        pass_by(item);
+      }
+      if (!is_leaving) storage.of_items.release(item_place);
+      if constexpr (Storage::kItems == 1) settle();
+      item_place.next();
+    }
+  }
+
+  // Releases the item before, if its outputs were leaving.
+  WL_DEVICE void settle() {
+    if (!is_leaving) return;
+    tma_store_wait_read<0>();
+    storage.of_items.release(item_place.before());
+    is_leaving = false;
+  }
+
+  // Tiles of an item of which the other warpgroup has all rows.
+  WL_DEVICE void pass_by(const WorkCursor& item) {
+#pragma unroll 1
+    for (int tile = item.begin(), end = item.end(); tile < end; ++tile) {
+      storage.of_keys.wait_full(keys, false);
+      storage.of_keys.release(keys);
+      storage.of_values.wait_full(keys, false);
+      storage.of_values.release(keys);
+      keys.next();
+    }
+  }
+
+ private:
+  WL_DEVICE void finish(Tile& tile, const ItemTiles& tiles) {
+    const Writer writer{params, *tile.item};
+    const ItemShares shares = ItemShares::of(storage.group, storage.chunk, *tile.item);
+    const int slot = writer.slot_of(storage.group, shares);
+    uint8_t* queries = Storage::queries(memory, item_place.stage(), Warpgroup::number());
+    const bool has_boxes = storage.has_row_boxes && rows_of(params, *tile.item) >= (Warpgroup::number() + 1) * kGroupRows;
+    is_leaving = HopperResult<Config, Tile>{writer, slot, queries, has_boxes ? storage.output_map : nullptr}.write(tile);
+    if (slot < 0) return;
+    // A barrier for each number of threads: the other warpgroup may be at the end of the next item already.
+    const int threads = (tiles.is_shared ? kComputingGroups : 1) * kGroupThreads;
+    const int barrier = tiles.is_shared ? kItemBarrier : kGroupBarrier + Warpgroup::number();
+    sync_threads_of(barrier, threads);
+    const bool is_last = any_of_threads(barrier, threads, threadIdx.x == 0 && arrive_at_item(params, shares));
+    if (is_last) writer.merge(shares, threadIdx.x, threads);
+  }
+};
+
+// A block: what it has to do, and who does it.
+template <class Config, class Group>
+WL_DEVICE void work_as_hopper_block(const AttentionParams& params, const HopperMaps& maps) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  uint8_t* memory = shared + (-shared_address(shared) & 1023);  // where the exchange of pieces begins anew
+  __shared__ HopperStorage<Config> storage;
+  const WorkStart& start = params.starts[blockIdx.x];
+  storage.open(params, start, maps.outputs);
+  WorkCursor& next = storage.copies[Warpgroup::warp()].cursor;  // of each warp that copies
+  if (Warpgroup::number() == kComputingGroups) copy_cursor(next, start.cursor);
+  clear_padding_rows<Config>(params);
+  __syncthreads();
+  if (Warpgroup::number() == kComputingGroups) {
+    give_registers<56>();
+    CopyingGroup<Config>{params, maps, storage, memory, next, {}, {}, {}}.work();
+  } else {
+    take_registers<224>();
+    Group{{params, storage, memory, false, {}, {}}}.work();
+  }
+}
+
+#endif
+
+}  // namespace warploom::attention
