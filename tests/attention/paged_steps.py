@@ -52,15 +52,26 @@ class Step:
     """Requests over a paged cache on the GPU, with every page somewhere else."""
 
     def __init__(
-        self, qo_lens, kv_lens, *, heads=(8, 2), dim=64, page_size=16, dtype=torch.float16, dtype_kv=None, seed=0
+        self,
+        qo_lens,
+        kv_lens,
+        *,
+        heads=(8, 2),
+        dim=64,
+        dim_v=None,
+        page_size=16,
+        dtype=torch.float16,
+        dtype_kv=None,
+        seed=0,
     ):
-        self.qo_lens, self.kv_lens, self.heads, self.dim, self.page_size = qo_lens, kv_lens, heads, dim, page_size
+        self.qo_lens, self.kv_lens, self.heads, self.page_size = qo_lens, kv_lens, heads, page_size
+        self.dims = dim, dim_v or dim
         self.dtype = dtype
         pages = [-(-n // page_size) for n in kv_lens]
         total = max(sum(pages), 1)
         self.dtype_kv = dtype_kv or dtype
-        shape = total, page_size, heads[1], dim
-        self.cache = tuple(random(*shape, dtype=self.dtype_kv, seed=seed + i) for i in (1, 2))
+        shape = total, page_size, heads[1]
+        self.cache = tuple(random(*shape, d, dtype=self.dtype_kv, seed=seed + i) for i, d in enumerate(self.dims, 1))
         self.q = random(sum(qo_lens), heads[0], dim, dtype=dtype, seed=seed)
         order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
         table = torch.zeros(len(kv_lens), max(pages, default=1) or 1, dtype=torch.int32)
@@ -85,7 +96,7 @@ class Step:
         indptr = torch.tensor([0, *self.qo_lens]).cumsum(0).int().cuda()
         lens = torch.tensor(self.kv_lens, dtype=torch.int32, device="cuda")
         attention.plan(
-            indptr, lens, self.table, *self.heads, self.dim, self.dim, dtype_q=dtype or self.dtype,
+            indptr, lens, self.table, *self.heads, *self.dims, dtype_q=dtype or self.dtype,
             dtype_kv=dtype or self.dtype_kv, page_size=self.page_size, **options,
         )  # fmt: skip
         return attention

@@ -30,6 +30,28 @@ def test_pages_of_any_size(case):
     Step([5, 70, 300], case.kv_lens, dim=case.dim, page_size=case.page_size).check(causal=True)
 
 
+@pytest.mark.parametrize("dims", [(96, 96), (192, 128), (256, 256)])
+@pytest.mark.parametrize("page_size", [1, 8, 16, 64, 128])
+@pytest.mark.parametrize("group", [3, 4])
+def test_heads_of_other_sizes(dims, page_size, group):
+    heads = dict(heads=(2 * group, 2), dim=dims[0], dim_v=dims[1], page_size=page_size)
+    step = Step([5, 70, 300, 128, 1], [128, 1000, 300, 129, 4097], dtype=torch.bfloat16, **heads)
+    for options in ({"causal": True}, {}, {"window_left": 100, "logits_soft_cap": 20.0}):
+        close(step.run("hopper", **options), step.reference(**options), step.dtype)
+
+
+@pytest.mark.parametrize("dims", [(96, 96), (192, 128), (256, 256)])
+def test_rows_without_pages_of_other_heads(dims):
+    indptr = torch.tensor([0, 90, 180, 600], dtype=torch.int32, device="cuda")
+    q, k, v = random(600, 8, dims[0]), random(600, 4, dims[0], seed=1), random(600, 4, dims[1], seed=2)
+    out = []
+    for backend in ("hopper", "reference"):
+        ragged = BatchPrefillWithRaggedKVCacheWrapper(backend=backend)
+        ragged.plan(indptr, indptr, 8, 4, *dims, causal=True)
+        out.append(ragged.run_return_lse(q, k, v))
+    close(*out, torch.float16)
+
+
 @pytest.mark.parametrize("group", [1, 2, 3, 5, 7, 8, 16, 64, 71])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_groups_of_any_size(group, dtype):

@@ -45,9 +45,10 @@ def _attention(
 
 
 _HOPPER = (
-    hopper_spec(_BF16, _BF16, 128, 2, 16, variant_source(())),
-    hopper_spec(_FP16, _FP16, 64, 3, 0, variant_source((SOFT_CAP,))),
+    hopper_spec(_BF16, _BF16, 128, 128, 16, variant_source(())),
+    hopper_spec(_FP16, _FP16, 64, 64, 0, variant_source((SOFT_CAP,))),
 )
+_HOPPER_HEADS = ((96, 96), (192, 128))
 _HAS_CUTLASS = not any(library.why_missing() for library in LIBRARIES)
 
 SHIPPED = [
@@ -57,6 +58,7 @@ SHIPPED = [
     _attention(_BF16, 128, 128, False, dtype_kv=_E4M3),
     _attention(_FP16, 64, 64, True, dtype_kv=_E5M2),
     *_HOPPER,
+    *(hopper_spec(_BF16, _BF16, *heads, 16, variant_source(())) for heads in _HOPPER_HEADS),
     *(cutlass_spec(spec) for spec in _HOPPER if _HAS_CUTLASS),
     *(_attention(_BF16, 128, 128, True, variant) for variant in (SOFT_CAP, ALIBI, PACKED_MASK)),
     *(copy_spec(nbytes) for nbytes in (16, 8, 4, 2, 1)),

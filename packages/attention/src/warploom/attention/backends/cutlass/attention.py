@@ -55,6 +55,7 @@ class CuteAttention(HopperAttention):
     """What serves tensors on a GPU."""
 
     name = "cutlass"
+    head_dims = ((64, 64), (128, 128))
 
     def supports(self, problem: AttentionProblem) -> Support:
         missing = [library.why_missing() for library in LIBRARIES]

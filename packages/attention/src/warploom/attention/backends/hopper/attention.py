@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import ClassVar, NamedTuple
 
 import torch
 
@@ -21,29 +23,59 @@ __all__ = ["HopperAttention", "hopper_spec"]
 
 _ROWS = 128  # of a query tile
 _GROUP_ROWS = 64  # of a warpgroup
-_TILE_KEYS = 128
 _ITEM_UNITS = 3  # measured: 8400 cycles, of 2600 for a tile of keys
-_SHARED_BYTES = 200 * 1024  # of a block, beside its static part
+_SHARED_BYTES = 220 * 1024  # of a block, beside its static part
 _MOST_STAGES = 3
 _BOX_COLUMNS = 64  # the span of TMA's exchange of pieces, which repeats after so many rows:
 _SWIZZLED_ROWS = 8
 _NO_MAP = TensorMap(bytes(128))
-_HEAD_DIMS = (64, 128)
+
+
+class HopperTiles(NamedTuple):
+    """What of shared memory a block has: items whose queries have room, stages of so many keys and values; and its bytes."""
+
+    keys: int
+    items: int
+    stages: int
+    smem: int
+
+
+# Of heads of keys and values: keys of a tile, as many as have registers beside the outputs, and items.
+_TILES = {(64, 64): (128, 2), (96, 96): (128, 2), (128, 128): (128, 2), (192, 128): (128, 1), (256, 256): (64, 1)}
+
+
+@functools.cache
+def hopper_tiles(head_dim: int, value_dim: int) -> HopperTiles:
+    """Of the kernel for these heads.
+
+    Examples
+    --------
+    >>> hopper_tiles(128, 128)
+    HopperTiles(keys=128, items=2, stages=2, smem=197632)
+    """
+    keys, items = _TILES[head_dim, value_dim]
+    of_row, of_values = (-(-dim // _BOX_COLUMNS) * _BOX_COLUMNS * 2 for dim in (head_dim, value_dim))
+    queries, stage = items * _ROWS * of_row, keys * (of_row + of_values)
+    stages = min((_SHARED_BYTES - queries) // stage, _MOST_STAGES)
+    return HopperTiles(keys, items, stages, queries + stages * stage + 1024)
 
 
 @functools.lru_cache(256)
 def hopper_spec(
-    dtype: torch.dtype, dtype_o: torch.dtype, head_dim: int, stages: int, box_rows: int, variant: VariantSource
+    dtype: torch.dtype, dtype_o: torch.dtype, head_dim: int, value_dim: int, box_rows: int, variant: VariantSource
 ) -> KernelSpec:
     """The kernel for these types, with the variants compiled in; TMA copies so many rows at once, or none."""
+    tiles = hopper_tiles(head_dim, value_dim)
     return KernelSpec(
         family="attention",
         header="warploom/attention/attention_hopper.cuh",
         kernel="warploom::attention::attention_hopper_kernel",
         prelude=variant.prelude,
         config={
-            **common_config((dtype, dtype, dtype_o), (head_dim, head_dim), variant),
-            "kStages": stages,
+            **common_config((dtype, dtype, dtype_o), (head_dim, value_dim), variant),
+            "kTileKeys": tiles.keys,
+            "kItems": tiles.items,
+            "kStages": tiles.stages,
             "kBoxRows": box_rows,
         },
         params=(AttentionParams, *["warploom::TensorMap"] * 4),
@@ -61,13 +93,14 @@ class HopperAttention(PersistentAttention):
     threads = 384
     query_alignment = 16
     output_columns = 8
+    head_dims: ClassVar[Iterable[tuple[int, int]]] = _TILES.keys()
 
     def supports(self, problem: AttentionProblem) -> Support:
-        dims = problem.head_dim_qk, problem.head_dim_vo
+        dims, heads = (problem.head_dim_qk, problem.head_dim_vo), list(self.head_dims)
         return Support.of(
             (problem.arch == 90, f"wgmma is an instruction of sm_90a, not of sm_{problem.arch}"),
             (problem.dtype_kv == problem.dtype_q, f"keys and values must be {problem.dtype_q}, not {problem.dtype_kv}"),
-            (dims in [(dim, dim) for dim in _HEAD_DIMS], f"takes heads of {_HEAD_DIMS}, not {dims}"),
+            (dims in heads, f"takes heads of keys and values of {heads}, not {dims}"),
             *self.common_conditions(problem),
             (problem.phase != "decode", "its tiles of 128 query rows would be empty"),
         )
@@ -76,36 +109,38 @@ class HopperAttention(PersistentAttention):
         return True
 
     def kernel_shape(self, problem: AttentionProblem, has_wide: bool) -> KernelShape:
-        queries = 2 * _ROWS * problem.head_dim_qk * 2  # of the item that is worked on, and the next
-        stage = _TILE_KEYS * (problem.head_dim_qk + problem.head_dim_vo) * 2
-        stages = min((_SHARED_BYTES - queries) // stage, _MOST_STAGES)
-        return KernelShape(1, stages, queries + stages * stage + 1024)
+        tiles = hopper_tiles(problem.head_dim_qk, problem.head_dim_vo)
+        return KernelShape(1, tiles.stages, tiles.smem)
 
     def tile_sizes(self, problem: AttentionProblem, has_wide: bool) -> TileSizes:
-        return TileSizes(_ROWS, _ROWS, _TILE_KEYS, _ITEM_UNITS)
+        return TileSizes(_ROWS, _ROWS, hopper_tiles(problem.head_dim_qk, problem.head_dim_vo).keys, _ITEM_UNITS)
 
     def kernel_spec(
         self, problem: AttentionProblem, has_wide: bool, shape: KernelShape, source: VariantSource
     ) -> KernelSpec:
-        dtypes, rows = (problem.dtype_q, problem.dtype_o), box_rows(problem.page_size)
-        return hopper_spec(*dtypes, problem.head_dim_qk, shape.stages, rows, source)
+        dims = problem.head_dim_qk, problem.head_dim_vo
+        return hopper_spec(problem.dtype_q, problem.dtype_o, *dims, _rows_at_once(problem), source)
 
     def more_arguments(
         self, problem: AttentionProblem, q: TensorView, k: TensorView, v: TensorView, out: TensorView
     ) -> tuple[TensorMap, ...]:
-        rows, group_size = box_rows(problem.page_size), problem.group_size
+        rows, group_size = _rows_at_once(problem), problem.group_size
         return _row_map(q, group_size), _map(k, rows), _map(v, rows), _row_map(out, group_size)
 
 
-def box_rows(page_size: int) -> int:
+def _rows_at_once(problem: AttentionProblem) -> int:
+    return box_rows(problem.page_size, hopper_tiles(problem.head_dim_qk, problem.head_dim_vo).keys)
+
+
+def box_rows(page_size: int, tile_keys: int) -> int:
     """Rows of keys that TMA copies at once, all of one page; 0 where pages are too small. Without pages: a tile of keys.
 
     Examples
     --------
-    >>> [box_rows(page_size) for page_size in (0, 1, 16, 24, 256)]
+    >>> [box_rows(page_size, 128) for page_size in (0, 1, 16, 24, 256)]
     [128, 0, 16, 8, 128]
     """
-    rows = math.gcd(page_size, _TILE_KEYS)
+    rows = math.gcd(page_size, tile_keys)
     return rows if rows >= _SWIZZLED_ROWS else 0
 
 

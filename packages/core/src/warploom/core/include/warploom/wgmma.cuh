@@ -65,19 +65,35 @@ constexpr uint32_t kWgmmaLayout = (1024 >> 4) | 1u << 30;
 #define WL_WGMMA_NAMES_8 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define WL_WGMMA_NAMES_16 \
+#define WL_WGMMA_NAMES_12 \
   WL_WGMMA_NAMES_8 ", " \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define WL_WGMMA_NAMES_16 \
+  WL_WGMMA_NAMES_12 ", " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define WL_WGMMA_NAMES_32 \
+  WL_WGMMA_NAMES_16 ", " \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
+  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define WL_WGMMA_BLOCK(j) \
   "+f"(sums[j][0]), "+f"(sums[j][1]), "+f"(sums[j][2]), "+f"(sums[j][3])
 #define WL_WGMMA_SUMS_8 \
   WL_WGMMA_BLOCK(0), WL_WGMMA_BLOCK(1), WL_WGMMA_BLOCK(2), WL_WGMMA_BLOCK(3), \
   WL_WGMMA_BLOCK(4), WL_WGMMA_BLOCK(5), WL_WGMMA_BLOCK(6), WL_WGMMA_BLOCK(7)
-#define WL_WGMMA_SUMS_16 \
+#define WL_WGMMA_SUMS_12 \
   WL_WGMMA_SUMS_8, \
-  WL_WGMMA_BLOCK(8), WL_WGMMA_BLOCK(9), WL_WGMMA_BLOCK(10), WL_WGMMA_BLOCK(11), \
+  WL_WGMMA_BLOCK(8), WL_WGMMA_BLOCK(9), WL_WGMMA_BLOCK(10), WL_WGMMA_BLOCK(11)
+#define WL_WGMMA_SUMS_16 \
+  WL_WGMMA_SUMS_12, \
   WL_WGMMA_BLOCK(12), WL_WGMMA_BLOCK(13), WL_WGMMA_BLOCK(14), WL_WGMMA_BLOCK(15)
+#define WL_WGMMA_SUMS_32 \
+  WL_WGMMA_SUMS_16, \
+  WL_WGMMA_BLOCK(16), WL_WGMMA_BLOCK(17), WL_WGMMA_BLOCK(18), WL_WGMMA_BLOCK(19), \
+  WL_WGMMA_BLOCK(20), WL_WGMMA_BLOCK(21), WL_WGMMA_BLOCK(22), WL_WGMMA_BLOCK(23), \
+  WL_WGMMA_BLOCK(24), WL_WGMMA_BLOCK(25), WL_WGMMA_BLOCK(26), WL_WGMMA_BLOCK(27), \
+  WL_WGMMA_BLOCK(28), WL_WGMMA_BLOCK(29), WL_WGMMA_BLOCK(30), WL_WGMMA_BLOCK(31)
 
 // Both operands in shared memory; `a` to `layout` are the names of what follows the sums.
 #define WL_WGMMA_OF_ROWS(columns, type, blocks, a, b, adds_up, layout) \
@@ -98,15 +114,22 @@ constexpr uint32_t kWgmmaLayout = (1024 >> 4) | 1u << 30;
       : "r"(registers_of_a[0]), "r"(registers_of_a[1]), "r"(registers_of_a[2]), "r"(registers_of_a[3]), "r"(columns_of_b), \
         "r"(kWgmmaLayout))
 
+#define WL_WGMMA_OF_REGISTERS_AND_TYPE(columns, blocks, a, b, layout) \
+  if constexpr (kIsHalf) { \
+    WL_WGMMA_OF_REGISTERS(columns, "f16", blocks, a, b, layout); \
+  } else { \
+    WL_WGMMA_OF_REGISTERS(columns, "bf16", blocks, a, b, layout); \
+  }
+
 // Products with sums of 8 * kBlocks columns.
 template <class T, int kBlocks>
 struct Wgmma {
   static constexpr bool kIsHalf = is_same_v<T, __half>;
   static_assert(kIsHalf || is_same_v<T, __nv_bfloat16>, "operands are float16 or bfloat16");
-  static_assert(kBlocks == 8 || kBlocks == 16, "sums have 64 or 128 columns");
 
   // sums = A B, or sums += A B, of operands by wgmma_rows().
   WL_DEVICE static void run(float (&sums)[kBlocks][4], uint32_t rows_of_a, uint32_t rows_of_b, bool adds) {
+    static_assert(kBlocks == 8 || kBlocks == 16, "sums have 64 or 128 columns");
     if constexpr (kBlocks == 8 && kIsHalf) {
       WL_WGMMA_OF_ROWS("64", "f16", 8, "%32", "%33", "%34", "%35");
     } else if constexpr (kBlocks == 8) {
@@ -120,25 +143,31 @@ struct Wgmma {
 
   // sums += A B, with A in registers and B by wgmma_columns().
   WL_DEVICE static void add(float (&sums)[kBlocks][4], const uint32_t (&registers_of_a)[4], uint32_t columns_of_b) {
-    if constexpr (kBlocks == 8 && kIsHalf) {
-      WL_WGMMA_OF_REGISTERS("64", "f16", 8, "%32, %33, %34, %35", "%36", "%37");
-    } else if constexpr (kBlocks == 8) {
-      WL_WGMMA_OF_REGISTERS("64", "bf16", 8, "%32, %33, %34, %35", "%36", "%37");
-    } else if constexpr (kIsHalf) {
-      WL_WGMMA_OF_REGISTERS("128", "f16", 16, "%64, %65, %66, %67", "%68", "%69");
+    static_assert(kBlocks == 8 || kBlocks == 12 || kBlocks == 16 || kBlocks == 32, "sums have 64, 96, 128 or 256 columns");
+    if constexpr (kBlocks == 8) {
+      WL_WGMMA_OF_REGISTERS_AND_TYPE("64", 8, "%32, %33, %34, %35", "%36", "%37");
+    } else if constexpr (kBlocks == 12) {
+      WL_WGMMA_OF_REGISTERS_AND_TYPE("96", 12, "%48, %49, %50, %51", "%52", "%53");
+    } else if constexpr (kBlocks == 16) {
+      WL_WGMMA_OF_REGISTERS_AND_TYPE("128", 16, "%64, %65, %66, %67", "%68", "%69");
     } else {
-      WL_WGMMA_OF_REGISTERS("128", "bf16", 16, "%64, %65, %66, %67", "%68", "%69");
+      WL_WGMMA_OF_REGISTERS_AND_TYPE("256", 32, "%128, %129, %130, %131", "%132", "%133");
     }
   }
 };
 
 #undef WL_WGMMA_NAMES_8
+#undef WL_WGMMA_NAMES_12
 #undef WL_WGMMA_NAMES_16
+#undef WL_WGMMA_NAMES_32
 #undef WL_WGMMA_BLOCK
 #undef WL_WGMMA_SUMS_8
+#undef WL_WGMMA_SUMS_12
 #undef WL_WGMMA_SUMS_16
+#undef WL_WGMMA_SUMS_32
 #undef WL_WGMMA_OF_ROWS
 #undef WL_WGMMA_OF_REGISTERS
+#undef WL_WGMMA_OF_REGISTERS_AND_TYPE
 
 #endif
 

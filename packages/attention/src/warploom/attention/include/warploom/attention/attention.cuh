@@ -16,6 +16,7 @@ namespace warploom::attention {
 template <class Base>
 struct PortableConfig : Base {
   static constexpr bool kCalls = true;
+  static constexpr int kMostAddresses = 1 << 10;
   static constexpr int kMostRows = Base::kHasWide ? 64 : kWarpRows;
 };
 

@@ -23,6 +23,9 @@ struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
   using typename Base::Logits, typename Base::Storage, typename Base::Tile, typename Base::Weights;
   using Base::item_place, Base::kByThreads, Base::keys, Base::kKeyBlocks, Base::memory, Base::storage;
   using T = typename Config::Query;
+  using Variant = typename Config::Variant;
+  // Rows for what is largest in every tile: where variants or large heads leave no registers for make_weights() to look twice.
+  static constexpr bool kSearches = Config::kHeadDim > 128 || Variant::kHasLogits || Variant::kHasMask;
 
   WL_DEVICE void work() {
     if (Warpgroup::number() == 1) give_turn();
@@ -43,7 +46,7 @@ struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
       storage.of_keys.release(keys);
       keys.next();
       tile.pack(logits, weights);
-      Base::settle();
+      if constexpr (Storage::kItems > 1) Base::settle();
     }
 #pragma unroll 1
     for (++tiles.at; tiles.at < tiles.end; ++tiles.at) work_on_tile(tile, tiles, weights);
@@ -118,11 +121,10 @@ struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
   }
 
   // What is largest in a row seldom is much more than in the tiles before, so weights are made relative to that: only if they are
-  // too large, logits are computed anew and searched. The keys are still there. (With variants that would take more registers than
-  // there are.)
+  // too large, logits are computed anew and searched. The keys are still there.
   WL_DEVICE void make_weights(Tile& tile, const ItemTiles& tiles, Logits& logits, float (&factor)[2]) const {
     const bool hides_some = tiles.hides_some();
-    bool searches = Config::Variant::kHasLogits || Config::Variant::kHasMask || hides_some || tiles.is_early();
+    bool searches = kSearches || hides_some || tiles.is_early();
     factor[0] = factor[1] = 1.0f;
     float added[2];
     while (true) {

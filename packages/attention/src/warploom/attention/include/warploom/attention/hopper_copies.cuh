@@ -32,12 +32,12 @@ struct KeyValueBoxes {
 
   template <class Rows>
   WL_DEVICE void copy(uint8_t* to, const TensorMap* map, int head, uint64_t* full) const {
-    constexpr int kColumns = Rows::kBytes / Rows::kColumnBytes, kBytes = kRows * Rows::kPitch;
-    if (lane_id() == 0) mbarrier_expect_bytes(full, boxes_of_warp() * kColumns * kBytes);
+    constexpr int kBytes = kRows * Rows::kPitch;
+    if (lane_id() == 0) mbarrier_expect_bytes(full, boxes_of_warp() * Rows::kColumns * kBytes);
     __syncwarp();
     if (has_box()) {
 #pragma unroll
-      for (int column = 0; column < kColumns; ++column) {
+      for (int column = 0; column < Rows::kColumns; ++column) {
         tma_load_4d(to + column * Rows::kColumnBytes + box() * kBytes, map, full, column * 64, in_page, head, page);
       }
     }
@@ -98,28 +98,29 @@ struct CopyingGroup {
     item_place.next();
   }
 
-  // By TMA, a column of a warpgroup's rows by each warp.
+  // By TMA, columns of a computing warpgroup's rows by each warp.
   WL_DEVICE void copy_query_box(uint64_t* full) const {
     using Queries = typename Storage::Queries;
-    constexpr int kColumns = Queries::kBytes / Queries::kColumnBytes;
-    static_assert(kComputingGroups * kColumns <= kGroupWarps, "a warp for each");
-    const int group = Warpgroup::warp() / kColumns, column = Warpgroup::warp() % kColumns;
+    constexpr int kWarps = kGroupWarps / kComputingGroups;
+    const int group = Warpgroup::warp() / kWarps, first = Warpgroup::warp() % kWarps;
     if (lane_id() != 0) return;
-    if (group >= kComputingGroups) return mbarrier_arrive(full);
-    mbarrier_expect_bytes(full, Queries::kColumnBytes);
+    mbarrier_expect_bytes(full, (Queries::kColumns - first + kWarps - 1) / kWarps * Queries::kColumnBytes);
     const int query = params.group_size.divide(item.tile * item.work.tile_rows + group * kGroupRows);
-    uint8_t* to = Storage::queries(memory, item_place.stage(), group) + column * Queries::kColumnBytes;
-    tma_load_4d(to, maps.queries, full, column * 64, 0, item.head, item.work.qo_start + query);
+    uint8_t* to = Storage::queries(memory, item_place.stage(), group);
+#pragma unroll 1
+    for (int column = first; column < Queries::kColumns; column += kWarps) {
+      tma_load_4d(to + column * Queries::kColumnBytes, maps.queries, full, column * 64, 0, item.head, item.work.qo_start + query);
+    }
   }
 
   // By cp.async: groups may have any size.
   WL_DEVICE void copy_queries() const {
     using Queries = typename Storage::Queries;
     uint8_t* to = Storage::queries(memory, item_place.stage(), 0);
-    const int existing = rows_of(params, item), piece = Warpgroup::thread() % Queries::kPieces;
-    int row = Warpgroup::thread() / Queries::kPieces;
+    const int existing = rows_of(params, item);
 #pragma unroll 1
-    for (; row < kComputingGroups * kGroupRows; row += kGroupThreads / Queries::kPieces) {
+    for (int i = Warpgroup::thread(); i < kComputingGroups * kGroupRows * Queries::kPieces; i += kGroupThreads) {
+      const int row = i / Queries::kPieces, piece = i % Queries::kPieces;
       const int packed = item.tile * item.work.tile_rows + row, query = params.group_size.divide(packed);
       const int head = item.head * int(params.group_size.divisor) + params.group_size.remainder(packed, query);
       const int64_t at = item.work.qo_start + query;

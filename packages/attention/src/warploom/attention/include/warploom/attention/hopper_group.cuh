@@ -12,8 +12,8 @@ namespace warploom::attention {
 template <class Base>
 struct HopperConfig : Base {
   static constexpr bool kCalls = false;
+  static constexpr int kMostAddresses = 4;  // of a copy, for which the warps that copy have registers
   static constexpr bool kHasWide = true;
-  static constexpr int kTileKeys = 128;
   static constexpr int kMostRows = kComputingGroups * kGroupRows;
 };
 

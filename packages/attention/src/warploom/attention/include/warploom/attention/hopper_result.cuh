@@ -92,7 +92,7 @@ struct HopperResult {
       const WorkCursor& item = writer.item;
       const int query = writer.params.group_size.divide(item.tile * item.work.tile_rows + Warpgroup::number() * kGroupRows);
 #pragma unroll
-      for (int column = 0; column < Rows::kBytes / Rows::kColumnBytes; ++column) {
+      for (int column = 0; column < Rows::kColumns; ++column) {
         tma_store_4d(map, memory + column * Rows::kColumnBytes, column * 64, 0, item.head, item.work.qo_start + query);
       }
       tma_store_commit();
@@ -105,18 +105,18 @@ struct HopperResult {
     __syncwarp();
     const int first_row = Warpgroup::warp() * kWarpRows;
     constexpr int kSteps = kWarpRows * Rows::kPieces / kWarpSize;
-    const int piece = lane_id() % Rows::kPieces;
     uint4 pieces[kSteps];
     T* to[kSteps];
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      const int row = (step * kWarpSize + lane_id()) / Rows::kPieces;
-      to[step] = start_of(mine, row);
+      const int row = (step * kWarpSize + lane_id()) / Rows::kPieces, piece = (step * kWarpSize + lane_id()) % Rows::kPieces;
+      T* start = start_of(mine, row);
+      to[step] = start ? start + piece * 8 : nullptr;
       pieces[step] = *reinterpret_cast<const uint4*>(memory + Rows::offset(first_row + row, piece));
     }
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      if (to[step]) store_global_bits(reinterpret_cast<uint4*>(to[step] + piece * 8), pieces[step]);
+      if (to[step]) store_global_bits(reinterpret_cast<uint4*>(to[step]), pieces[step]);
     }
     __syncwarp();
   }

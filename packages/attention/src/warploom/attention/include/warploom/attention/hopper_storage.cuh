@@ -40,13 +40,15 @@ struct Warpgroup {
   WL_DEVICE static int warp() { return int(threadIdx.x / kWarpSize % kGroupWarps); }
 };
 
-// Rows of kDim 16-bit elements as wgmma wants them: columns of 128 bytes, of all rows, their pieces of 16 bytes exchanged.
+// Rows of kDim 16-bit elements as wgmma wants them: columns of 128 bytes, of all rows, their pieces of 16 bytes exchanged. The last
+// column may have more than there are elements.
 template <int kRowsOfTile, int kDim>
 struct HopperRows {
   static constexpr int kPieces = kDim / 8;
   static constexpr int kPitch = 128;
   static constexpr int kColumnBytes = kRowsOfTile * kPitch;
-  static constexpr int kBytes = kColumnBytes * (kDim / 64);
+  static constexpr int kColumns = ceil_div(kDim, 64);
+  static constexpr int kBytes = kColumns * kColumnBytes;
 
   WL_DEVICE static int offset(int row, int piece) {
     return piece / 8 * kColumnBytes + row * kPitch + ((piece % 8 ^ (row & 7)) << 4);
@@ -95,7 +97,7 @@ template <class Config>
 struct HopperStorage {
   static constexpr int kStages = Config::kStages;
   static constexpr bool kHasBoxes = Config::kBoxRows > 0;
-  static constexpr int kItems = 2;  // that is worked on, and the next
+  static constexpr int kItems = Config::kItems;  // whose queries have room: that is worked on, and the next
   using Queries = HopperRows<kGroupRows, Config::kHeadDim>;
   using Keys = HopperRows<Config::kTileKeys, Config::kHeadDim>;
   using Values = HopperRows<Config::kTileKeys, Config::kValueDim>;

@@ -77,7 +77,7 @@ struct KeyValueRows {
     constexpr int kPieces = Rows::kPieces, kSteps = ceil_div(kRows * kPieces, kWarpSize);
     constexpr bool kRepeats = kWarpSize % kPieces == 0 && 8 * kPieces % kWarpSize == 0;
     constexpr int kPeriod = kRepeats ? 8 * kPieces / kWarpSize : kSteps;
-#pragma unroll
+#pragma unroll(kPeriod <= Config::kMostAddresses ? kPeriod : 1)
     for (int first = 0; first < kPeriod; ++first) {
       const int i = first * kWarpSize + lane_id(), row = i / kPieces, piece = i % kPieces;
       if (kRows * kPieces % kWarpSize != 0 && i >= kRows * kPieces) continue;
