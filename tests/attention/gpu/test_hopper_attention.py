@@ -34,7 +34,7 @@ def test_pages_of_any_size(case):
 @pytest.mark.parametrize("page_size", [1, 8, 16, 64, 128])
 @pytest.mark.parametrize("group", [3, 4])
 def test_heads_of_other_sizes(dims, page_size, group):
-    heads = dict(heads=(2 * group, 2), dim=dims[0], dim_v=dims[1], page_size=page_size)
+    heads = {"heads": (2 * group, 2), "dim": dims[0], "dim_v": dims[1], "page_size": page_size}
     step = Step([5, 70, 300, 128, 1], [128, 1000, 300, 129, 4097], dtype=torch.bfloat16, **heads)
     for options in ({"causal": True}, {}, {"window_left": 100, "logits_soft_cap": 20.0}):
         close(step.run("hopper", **options), step.reference(**options), step.dtype)
