@@ -28,6 +28,7 @@ _UNALIGNED_MERGES = ((_FP16, _FP16, 1), (_BF16, _BF16, 1), (_FP32, _FP32, 1))
 
 # Head dims of keys and values, and whether there are tiles of 64 query rows.
 _HEADS = ((64, 64, False), (64, 64, True), (128, 128, False), (128, 128, True), (192, 128, True), (256, 256, False))
+_HEADS_WITH_ROPE = ((64, 64, False), (80, 80, True), (128, 128, False), (128, 128, True), (256, 256, False))
 
 
 def _attention(
@@ -37,10 +38,12 @@ def _attention(
     has_wide: bool,
     *variants: AttentionVariant,
     dtype_kv: torch.dtype | None = None,
+    has_rope: bool = False,
 ) -> KernelSpec:
     dtype_kv = dtype_kv or dtype
-    shape = kernel_shape(head_dim, value_dim, dtype_kv.itemsize, has_wide, 90)
-    return attention_spec(dtype, dtype_kv, dtype, head_dim, value_dim, has_wide, shape, variant_source(variants))
+    shape = kernel_shape(head_dim, value_dim, dtype_kv.itemsize, has_wide, 90, has_rope)
+    source = variant_source(variants)
+    return attention_spec(dtype, dtype_kv, dtype, head_dim, value_dim, has_wide, shape, source, has_rope)
 
 
 SHIPPED = [
@@ -52,6 +55,10 @@ SHIPPED = [
     hopper_spec(_BF16, _BF16, 128, 2, 16, variant_source(())),
     hopper_spec(_FP16, _FP16, 64, 3, 0, variant_source((SOFT_CAP,))),
     *(_attention(_BF16, 128, 128, True, variant) for variant in (SOFT_CAP, ALIBI, PACKED_MASK)),
+    *(_attention(_BF16, *heads, has_rope=True) for heads in _HEADS_WITH_ROPE),
+    _attention(_FP16, 128, 128, True, SOFT_CAP, has_rope=True),
+    _attention(_BF16, 128, 128, False, dtype_kv=_E4M3, has_rope=True),
+    _attention(_FP16, 256, 256, False, PACKED_MASK, dtype_kv=_E5M2, has_rope=True),
     *(copy_spec(nbytes) for nbytes in (16, 8, 4, 2, 1)),
     *(convert_spec(dtype, cache, 8) for dtype in (_BF16, _FP16) for cache in (_E4M3, _E5M2)),
     *(convert_spec(_FP32, cache, 4) for cache in (_BF16, _FP16, _E4M3, _E5M2)),

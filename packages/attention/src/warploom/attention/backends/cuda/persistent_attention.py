@@ -80,7 +80,7 @@ class PersistentAttention(AttentionBackend):
     ) -> KernelSpec:
         """The instance of the kernel."""
 
-    def more_arguments(self, problem: AttentionProblem, q: TensorView, k: TensorView, v: TensorView) -> tuple[Any, ...]:
+    def more_arguments(self, plan: AttentionPlan, q: TensorView, k: TensorView, v: TensorView) -> tuple[Any, ...]:
         """What the kernel takes after `AttentionParams`."""
         return ()
 
@@ -89,7 +89,6 @@ class PersistentAttention(AttentionBackend):
         return (
             (problem.dtype_q in _DTYPES, f"takes float16 and bfloat16 queries, not {problem.dtype_q}"),
             (problem.dtype_o in _OUTPUTS, f"writes float16, bfloat16 and float32, not {problem.dtype_o}"),
-            (problem.pos_encoding != "ROPE_LLAMA", "does not rotate queries and keys on the fly"),
         )
 
     def note(self, problem: AttentionProblem) -> str:
@@ -125,7 +124,7 @@ class PersistentAttention(AttentionBackend):
         extra = variant_arguments(launch.variants, plan, call)
         params = _params(plan, launch, call, extra, *tensors)
         views = TensorView.of(call.q), TensorView.of(call.k), TensorView.of(call.v)
-        more = self.more_arguments(plan.problem, *views)
+        more = self.more_arguments(plan, *views)
         kernel = launch.spec.load(call.q.device).prepare(
             launch.work.groups * launch.work.lanes, self.threads, params, *more, smem=launch.shape.smem, pointers=5
         )
@@ -146,7 +145,7 @@ class PersistentAttention(AttentionBackend):
         out = call.out if fits else torch.empty(call.out.shape, dtype=call.out.dtype, device=call.out.device)
         params = _params(plan, launch, call, variant_arguments(launch.variants, plan, call), q, k, v, out)
         kernel = launch.spec.load(call.q.device)
-        more = self.more_arguments(problem, TensorView.of(q), TensorView.of(k), TensorView.of(v))
+        more = self.more_arguments(plan, TensorView.of(q), TensorView.of(k), TensorView.of(v))
         kernel.launch(launch.work.groups * launch.work.lanes, self.threads, params, *more, smem=launch.shape.smem)
         if out is not call.out:
             call.out.copy_(out)
@@ -189,7 +188,7 @@ class PreparedAttention:
             if len(self._more) >= _MOST_PLACES:
                 self._more.clear()
             moved = (replace(view, pointer=at) for view, at in zip(self.views, places, strict=True))
-            more = self._more[places] = self.backend.more_arguments(self.plan.problem, *moved)
+            more = self._more[places] = self.backend.more_arguments(self.plan, *moved)
         self.kernel.launch(q, k, v, out, lse, more=more)
 
 

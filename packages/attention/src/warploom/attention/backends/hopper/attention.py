@@ -12,6 +12,7 @@ from warploom.attention.backends.cuda.attention_kernel import AttentionParams, K
 from warploom.attention.backends.cuda.persistent_attention import PersistentAttention
 from warploom.attention.backends.cuda.schedule import TileSizes
 from warploom.attention.backends.cuda.variant_source import VariantSource
+from warploom.attention.plan import AttentionPlan
 from warploom.attention.problems.attention import AttentionProblem
 from warploom.core.backends import Support
 from warploom.core.descriptors import TensorMap, TensorView, tensor_map
@@ -68,6 +69,7 @@ class HopperAttention(PersistentAttention):
             (problem.dtype_kv == problem.dtype_q, f"keys and values must be {problem.dtype_q}, not {problem.dtype_kv}"),
             (dims in [(dim, dim) for dim in _HEAD_DIMS], f"takes heads of {_HEAD_DIMS}, not {dims}"),
             *self.common_conditions(problem),
+            (problem.pos_encoding != "ROPE_LLAMA", "does not rotate queries and keys on the fly"),
             (problem.phase != "decode", "its tiles of 128 query rows would be empty"),
         )
 
@@ -90,10 +92,10 @@ class HopperAttention(PersistentAttention):
         return hopper_spec(*dtypes, problem.head_dim_qk, shape.stages, rows, source)
 
     def more_arguments(
-        self, problem: AttentionProblem, q: TensorView, k: TensorView, v: TensorView
+        self, plan: AttentionPlan, q: TensorView, k: TensorView, v: TensorView
     ) -> tuple[TensorMap, ...]:
-        rows = box_rows(problem.page_size)
-        return _query_map(q, problem.group_size), _map(k, rows), _map(v, rows)
+        rows = box_rows(plan.problem.page_size)
+        return _query_map(q, plan.problem.group_size), _map(k, rows), _map(v, rows)
 
 
 def box_rows(page_size: int) -> int:

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "warploom/attention/ragged.cuh"
+#include "warploom/attention/rope_pair.cuh"
 #include "warploom/convert.cuh"
 #include "warploom/divisor.cuh"
 #include "warploom/vec.cuh"
@@ -62,16 +63,6 @@ WL_DEVICE int64_t position_of(const RopeParams& params, int64_t token) {
   if (request < 0) return -1;
   return static_cast<const Index*>(params.offsets)[request] + token - indptr[request];
 }
-
-// Two components that turn together.
-struct RopePair {
-  float first;
-  float second;
-
-  WL_DEVICE RopePair turned(float2 turn) const {
-    return {first * turn.x - second * turn.y, second * turn.x + first * turn.y};
-  }
-};
 
 // One access of kWidth components, or two of components that turn with each other. `turns` null: they stay.
 template <class Config>
