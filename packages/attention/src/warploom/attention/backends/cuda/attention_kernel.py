@@ -100,7 +100,9 @@ def kernel_shape(
     """
     keys = tile_keys(head_dim, value_dim, itemsize, has_rope)
     stage = keys * (_row_bytes(head_dim * itemsize) + _row_bytes(value_dim * itemsize))
-    rotated = keys * _row_bytes(head_dim * 2) if has_rope and itemsize == 1 else 0  # 16 bits have no room in their stage
+    rotated = (
+        keys * _row_bytes(head_dim * 2) if has_rope and itemsize == 1 else 0
+    )  # 16 bits have no room in their stage
     kilobytes = _SHARED_KILOBYTES.get(arch, 100)
     most = 3 if max(head_dim, value_dim) <= 64 and not has_wide else 2
     for blocks in (most, 2, 1):

@@ -91,9 +91,7 @@ class HopperAttention(PersistentAttention):
         dtypes, rows = (problem.dtype_q, problem.dtype_o), box_rows(problem.page_size)
         return hopper_spec(*dtypes, problem.head_dim_qk, shape.stages, rows, source)
 
-    def more_arguments(
-        self, plan: AttentionPlan, q: TensorView, k: TensorView, v: TensorView
-    ) -> tuple[TensorMap, ...]:
+    def more_arguments(self, plan: AttentionPlan, q: TensorView, k: TensorView, v: TensorView) -> tuple[TensorMap, ...]:
         rows = box_rows(plan.problem.page_size)
         return _query_map(q, plan.problem.group_size), _map(k, rows), _map(v, rows)
 

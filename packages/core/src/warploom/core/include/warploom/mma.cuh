@@ -75,7 +75,7 @@ WL_DEVICE float2 unpack_operand(uint32_t pair) {
   if constexpr (is_same_v<T, __half>) {
     return __half22float2(reinterpret_cast<const __half2&>(pair));
   } else {
-    return __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(pair));
+    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000)};
   }
 }
 

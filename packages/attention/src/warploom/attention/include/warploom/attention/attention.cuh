@@ -15,7 +15,7 @@ namespace warploom::attention {
 template <class Base, bool kHasRopeTurns>
 struct PortableConfig : Base {
   static constexpr bool kHasRope = kHasRopeTurns;
-  using Rotation = conditional_t<kHasRope, Rotation<typename Base::Query, Base::kHeadDim>, NoRotation>;
+  using Rotation = conditional_t<kHasRope, RowRotation<typename Base::Query, Base::kHeadDim>, NoRotation>;
   static constexpr bool kCalls = true;
   static constexpr int kMostRows = Base::kHasWide ? 64 : kWarpRows;
 };

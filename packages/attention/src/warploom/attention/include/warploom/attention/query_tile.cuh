@@ -8,7 +8,7 @@
 
 namespace warploom::attention {
 
-// Of an item, the rows from `first` on, for a `Rotation`.
+// Of an item, the rows from `first` on, for a `RowRotation`.
 template <class Config>
 struct QueriesToTurn {
   using T = typename Config::Query;

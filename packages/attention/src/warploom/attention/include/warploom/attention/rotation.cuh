@@ -34,10 +34,11 @@ struct NoRotation {
 
 // For rows of kDim components of type T.
 template <class T, int kDim>
-struct Rotation {
+struct RowRotation {
   using Rows = TileRows<T, kDim>;
   static constexpr int kPairs = kDim / 2;
-  static constexpr int kWidth = kPairs % 8 == 0 ? 8 : 4;  // components that are moved at once
+  // Components that are moved at once: few where there is little else, and more blocks share the registers of an SM.
+  static constexpr int kWidth = kPairs % 8 == 0 && kPairs > 32 ? 8 : 4;
   static constexpr int kPieces = kPairs / kWidth;         // of half a row
   static constexpr int kLanes = kPieces > 4 ? 8 : kPieces > 2 ? 4 : kPieces;  // of a row
   // Of what has turned: float16 has no room for sqrt(2) times its largest number.
@@ -52,7 +53,7 @@ struct Rotation {
   const uint64_t* turns;  // `RopeTurns` in shared memory
 
   // For all threads of a block.
-  WL_DEVICE static Rotation start(const RopeTurns& rope) {
+  WL_DEVICE static RowRotation start(const RopeTurns& rope) {
     __shared__ uint64_t turns[kPairs];
     for (int pair = threadIdx.x; pair < kPairs; pair += int(blockDim.x)) turns[pair] = rope.of_pair[pair];
     __syncthreads();
@@ -71,14 +72,19 @@ struct Rotation {
 #pragma unroll 1
     for (int piece = lane_id() % kLanes; piece < kPieces; piece += kLanes) {
       const int column = piece * kWidth;
-      uint64_t turn[kWidth];
+      const int first_position = source.position(lane_id() / kLanes);
+      uint32_t angle[kWidth], turn[kWidth];
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) turn[i] = turns[column + i];
+      for (int i = 0; i < kWidth; ++i) {
+        const uint64_t exact = turns[column + i];
+        angle[i] = uint32_t(uint64_t(int64_t(first_position)) * exact >> 32), turn[i] = uint32_t(exact >> 32);
+      }
 #pragma unroll 1
       for (int row = lane_id() / kLanes; row < kRows; row += kWarpSize / kLanes) {
         Components first = source.template load<kWidth / 2>(row, column);
         Components second = source.template load<kWidth / 2>(row, column + kPairs);
-        turn_pairs(first, second, source.position(row), turn);
+        const uint32_t onwards = source.position(row) - first_position;  // so few that the upper half of a turn is enough
+        turn_pairs(first, second, angle, turn, onwards);
         store(first, tile + Rows::at(first_row + row, column));
         store(second, tile + Rows::at(first_row + row, column + kPairs));
       }
@@ -86,19 +92,22 @@ struct Rotation {
   }
 
  private:
-  WL_DEVICE static void turn_pairs(Components& first, Components& second, int position, const uint64_t (&turn)[kWidth]) {
+  // By angles that are so many turns on.
+  WL_DEVICE static void turn_pairs(Components& first, Components& second, const uint32_t (&angle)[kWidth],
+                                   const uint32_t (&turn)[kWidth], uint32_t onwards) {
 #pragma unroll
-    for (int i = 0; i < kWidth / 2; ++i) {
-      const float2 a = unpack_operand<T>(first[i]), b = unpack_operand<T>(second[i]);
-      const RopePair low = RopePair{a.x, b.x}.turned(turn_of(position, turn[2 * i]));
-      const RopePair high = RopePair{a.y, b.y}.turned(turn_of(position, turn[2 * i + 1]));
-      first[i] = pack_operand<T>(low.first, high.first), second[i] = pack_operand<T>(low.second, high.second);
+    for (int i = 0; i < kWidth; i += 2) {
+      uint32_t &a = first[i / 2], &b = second[i / 2];
+      const float2 of_a = unpack_operand<T>(a), of_b = unpack_operand<T>(b);
+      const RopePair low = RopePair{of_a.x, of_b.x}.turned(scaled_turn(angle[i] + onwards * turn[i]));
+      const RopePair high = RopePair{of_a.y, of_b.y}.turned(scaled_turn(angle[i + 1] + onwards * turn[i + 1]));
+      a = pack_operand<T>(low.first, high.first), b = pack_operand<T>(low.second, high.second);
     }
   }
 
-  WL_DEVICE static float2 turn_of(int position, uint64_t turn) {
-    const float2 exact = cosine_and_sine(uint32_t(uint64_t(int64_t(position)) * turn >> 32));
-    return {exact.x * kScale, exact.y * kScale};
+  WL_DEVICE static float2 scaled_turn(uint32_t angle) {
+    const float2 turn = cosine_and_sine(angle);
+    return {turn.x * kScale, turn.y * kScale};
   }
 
   WL_DEVICE static void store(const Components& from, uint8_t* to) { from.store(reinterpret_cast<uint32_t*>(to)); }
