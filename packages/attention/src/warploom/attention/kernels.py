@@ -9,6 +9,7 @@ from warploom.attention.backends.cuda.mask import packbits_spec
 from warploom.attention.backends.cuda.merge import merge_state_spec, merge_states_spec
 from warploom.attention.backends.cuda.page import BATCH_INDICES_POSITIONS_SPEC, SEQ_LENS_SPEC, convert_spec, copy_spec
 from warploom.attention.backends.cuda.rope import rope_spec
+from warploom.attention.backends.cuda.rope_append import rope_append_spec
 from warploom.attention.backends.cuda.schedule import SCHEDULE_SPEC
 from warploom.attention.backends.cuda.variant_source import variant_source
 from warploom.attention.backends.hopper.attention import hopper_spec
@@ -69,6 +70,9 @@ SHIPPED = [
     *(packbits_spec(dtype) for dtype in (torch.int32, torch.int64)),
     rope_spec(_FP32, torch.int64, _FP32, False, 4),
     *(rope_spec(_BF16, torch.int64, _BF16, interleave, 1) for interleave in (False, True)),
+    *(rope_append_spec(_BF16, cache, False, 8, 8) for cache in (_BF16, _E4M3)),
+    rope_append_spec(_FP16, _E5M2, True, 8, 8),
+    rope_append_spec(_FP32, _BF16, False, 4, 1),
     *(merge_state_spec(*merge) for merge in (*_MERGES, *_UNALIGNED_MERGES)),
     *(merge_states_spec(*merge) for merge in (*_MERGES, *_UNALIGNED_MERGES)),
 ]
