@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -50,5 +51,5 @@ class RopeAppendProblem(Problem):
         )
 
     @property
-    def _device(self) -> dict[str, object]:
+    def _device(self) -> dict[str, Any]:
         return {"device_type": self.device_type, "arch": self.arch, "device_name": self.device_name}
