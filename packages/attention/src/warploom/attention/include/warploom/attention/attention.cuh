@@ -91,8 +91,12 @@ struct AttentionBlock {
     } else {
       static_assert(!Config::kHasWide && kWarpRows * Rows::kPitch <= sizeof(storage.columns), "one tile of all warps");
       constexpr int kOwn = kWarpRows / kWarps;
+      const int first_own = warp_id() * kOwn;
       auto* rows = reinterpret_cast<uint8_t*>(storage.columns);
-      rotation.template turn_rows<kOwn>(rows, warp_id() * kOwn, QueriesToTurn<Config>{params, item, warp_id() * kOwn});
+      rotation.template turn_rows<kOwn>(rows, first_own, QueriesToTurn<Config>{params, item, first_own});
+      if (Config::kHeadDim % 16 != 0 && lane_id() < kOwn) {  // what a step of the product has beyond them
+        *reinterpret_cast<uint4*>(rows + Rows::at(first_own + lane_id(), Config::kHeadDim)) = uint4{0, 0, 0, 0};
+      }
       __syncthreads();
       tile.take_turned_queries(rows);
     }
