@@ -53,7 +53,7 @@ class CudaAttention(PersistentAttention):
         )
 
     def has_wide_tiles(self, problem: AttentionProblem, longest: int | None) -> bool:
-        # For 16 rows of each warp; rotated queries stay in registers.
+        # For 16 rows of each warp; rotated queries that registers can't hold have room for one tile of 16.
         has_registers = max(problem.head_dim_vo, problem.head_dim_qk if has_rope(problem) else 0) <= 128
         return has_registers and (longest is None or longest * problem.group_size > NARROW_ROWS)
 

@@ -51,7 +51,9 @@ struct KeyValueRing {
   WL_DEVICE uint8_t* keys(int stage) const { return memory + stage * kStageBytes; }
   WL_DEVICE uint8_t* values(int stage) const { return memory + stage * kStageBytes + kKeyBytes; }
   // Where keys are when they are multiplied; those that become wider on their way have one place for all stages.
-  WL_DEVICE uint8_t* key_operands(int stage) const { return is_same_v<KeyOperand, T> ? keys(stage) : memory + kStages * kStageBytes; }
+  WL_DEVICE uint8_t* key_operands(int stage) const {
+    return is_same_v<KeyOperand, T> ? keys(stage) : memory + kStages * kStageBytes;
+  }
 
   // Copies tiles into all slots that are free. The one place for that: code is slow where it runs for the first time.
   WL_DEVICE void fill() {

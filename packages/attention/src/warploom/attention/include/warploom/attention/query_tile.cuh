@@ -24,7 +24,8 @@ struct QueriesToTurn {
   template <int kCount>
   WL_DEVICE Vec<uint32_t, kCount> load(int row, int column) const {
     const auto at = place(row);
-    const T* from = static_cast<const T*>(params.q) + min(at.row, int64_t(params.q_rows - 1)) * params.q_stride[0] + at.head * params.q_stride[1];
+    const int64_t offset = min(at.row, int64_t(params.q_rows - 1)) * params.q_stride[0] + at.head * params.q_stride[1];
+    const T* from = static_cast<const T*>(params.q) + offset;
     Vec<uint32_t, kCount> pairs;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) pairs[i] = *reinterpret_cast<const uint32_t*>(from + column + 2 * i);

@@ -6,7 +6,7 @@
 
 namespace warploom::attention {
 
-// Of a query, or else of a key, which is rounded to its own type before it becomes the cache's, as if it had been written between.
+// Of a query, or else of a key, which is rounded to its own type before it becomes the cache's.
 template <class T, class Cache>
 struct HeadInCache {
   T* query;

@@ -1,8 +1,8 @@
 // Rotary positions on the fly (Su et al., 2021): queries and keys turn on their way into the product. Components j and
 // j + kDim / 2 of a row are a pair, which turns by position * frequency, as in rope.cuh.
 //
-// Angles are fractions of a revolution in fixed point: products of positions and frequencies wrap where angles do, and nothing is
-// lost at positions of millions. Sines and cosines are those of the special-function unit, within 2**-21.
+// Angles are fractions of a revolution in fixed point: products of positions and frequencies wrap where angles do, and nothing
+// is lost at positions of millions. Sines and cosines are those of the special-function unit, within 2**-21.
 #pragma once
 
 #include "warploom/attention/key_value_ring.cuh"
