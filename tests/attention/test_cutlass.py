@@ -29,7 +29,7 @@ def test_refuses_on_a_gpu_without_headers_and_says_what_to_install(monkeypatch):
     monkeypatch.setattr(HeaderLibrary, "find", lambda library: None)
     install = r"needs the headers of CUTLASS 4: pip install 'warploom-attention\[cutlass\]'"
     assert re.search(rf"cutlass +no: {install}", str(ATTENTION.explain(request(), "cutlass")))
-    spec = cutlass_spec(hopper_spec(torch.bfloat16, torch.bfloat16, 128, 2, 16, variant_source(())))
+    spec = cutlass_spec(hopper_spec(torch.bfloat16, torch.bfloat16, 128, 128, 16, variant_source(())))
     with pytest.raises(CompileError, match=install):
         compile_spec(spec, "sm_90a")
 

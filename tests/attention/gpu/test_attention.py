@@ -99,7 +99,7 @@ def test_every_variant(variant, backend):
     try:
         plan(attention, b, torch.float16, "cuda", **on_gpu)
     except UnsupportedError:
-        assert backend == "sdpa" or variant.name == "rope"
+        assert backend == "sdpa" or (backend, variant.name) == ("hopper", "rope")
         return
     close(attention.run(b.q.cuda(), (b.k_cache.cuda(), b.v_cache.cuda())), expected_of(b, **options), torch.float16)
 
@@ -267,7 +267,7 @@ def test_reference_taken_by_auto_says_so():
     ATTENTION._selections.clear()
     b = paged_batch([1], [9], dim=64, dtype=torch.float16)
     with pytest.warns(PerformanceWarning, match="soft cap"):
-        plan(BatchAttention(), b, torch.float16, "cuda", logits_soft_cap=2.0, pos_encoding_mode="ROPE_LLAMA")
+        plan(BatchAttention(), b, torch.float32, "cuda", logits_soft_cap=2.0)
 
 
 def test_ragged_and_decode_wrappers():

@@ -32,6 +32,7 @@ from warploom.attention.rope import (
     apply_rope_with_cos_sin_cache,
     apply_rope_with_cos_sin_cache_inplace,
 )
+from warploom.attention.rope_append import apply_rope_append_paged_kv_cache
 from warploom.attention.single import (
     single_decode_with_kv_cache,
     single_prefill_with_kv_cache,
@@ -56,6 +57,7 @@ __all__ = [
     "apply_llama31_rope_pos_ids",
     "apply_llama31_rope_pos_ids_inplace",
     "apply_rope",
+    "apply_rope_append_paged_kv_cache",
     "apply_rope_inplace",
     "apply_rope_pos_ids",
     "apply_rope_pos_ids_inplace",

@@ -9,6 +9,7 @@ from warploom.attention.backends.cuda.mask import packbits_spec
 from warploom.attention.backends.cuda.merge import merge_state_spec, merge_states_spec
 from warploom.attention.backends.cuda.page import BATCH_INDICES_POSITIONS_SPEC, SEQ_LENS_SPEC, convert_spec, copy_spec
 from warploom.attention.backends.cuda.rope import rope_spec
+from warploom.attention.backends.cuda.rope_append import rope_append_spec
 from warploom.attention.backends.cuda.schedule import SCHEDULE_SPEC
 from warploom.attention.backends.cuda.variant_source import variant_source
 from warploom.attention.backends.cutlass.attention import LIBRARIES, cutlass_spec
@@ -29,6 +30,7 @@ _UNALIGNED_MERGES = ((_FP16, _FP16, 1), (_BF16, _BF16, 1), (_FP32, _FP32, 1))
 
 # Head dims of keys and values, and whether there are tiles of 64 query rows.
 _HEADS = ((64, 64, False), (64, 64, True), (128, 128, False), (128, 128, True), (192, 128, True), (256, 256, False))
+_HEADS_WITH_ROPE = ((64, 64, False), (80, 80, True), (128, 128, False), (128, 128, True), (256, 256, False))
 
 
 def _attention(
@@ -38,10 +40,12 @@ def _attention(
     has_wide: bool,
     *variants: AttentionVariant,
     dtype_kv: torch.dtype | None = None,
+    has_rope: bool = False,
 ) -> KernelSpec:
     dtype_kv = dtype_kv or dtype
-    shape = kernel_shape(head_dim, value_dim, dtype_kv.itemsize, has_wide, 90)
-    return attention_spec(dtype, dtype_kv, dtype, head_dim, value_dim, has_wide, shape, variant_source(variants))
+    shape = kernel_shape(head_dim, value_dim, dtype_kv.itemsize, has_wide, 90, has_rope)
+    source = variant_source(variants)
+    return attention_spec(dtype, dtype_kv, dtype, head_dim, value_dim, has_wide, shape, source, has_rope)
 
 
 _HOPPER = (
@@ -61,6 +65,10 @@ SHIPPED = [
     *(hopper_spec(_BF16, _BF16, *heads, 16, variant_source(())) for heads in _HOPPER_HEADS),
     *(cutlass_spec(spec) for spec in _HOPPER if _HAS_CUTLASS),
     *(_attention(_BF16, 128, 128, True, variant) for variant in (SOFT_CAP, ALIBI, PACKED_MASK)),
+    *(_attention(_BF16, *heads, has_rope=True) for heads in _HEADS_WITH_ROPE),
+    _attention(_FP16, 128, 128, True, SOFT_CAP, has_rope=True),
+    _attention(_BF16, 128, 128, False, dtype_kv=_E4M3, has_rope=True),
+    _attention(_FP16, 256, 256, False, PACKED_MASK, dtype_kv=_E5M2, has_rope=True),
     *(copy_spec(nbytes) for nbytes in (16, 8, 4, 2, 1)),
     *(convert_spec(dtype, cache, 8) for dtype in (_BF16, _FP16) for cache in (_E4M3, _E5M2)),
     *(convert_spec(_FP32, cache, 4) for cache in (_BF16, _FP16, _E4M3, _E5M2)),
@@ -71,6 +79,9 @@ SHIPPED = [
     *(packbits_spec(dtype) for dtype in (torch.int32, torch.int64)),
     rope_spec(_FP32, torch.int64, _FP32, False, 4),
     *(rope_spec(_BF16, torch.int64, _BF16, interleave, 1) for interleave in (False, True)),
+    *(rope_append_spec(_BF16, cache, False, 8, 8) for cache in (_BF16, _E4M3)),
+    rope_append_spec(_FP16, _E5M2, True, 8, 8),
+    rope_append_spec(_FP32, _BF16, False, 4, 1),
     *(merge_state_spec(*merge) for merge in (*_MERGES, *_UNALIGNED_MERGES)),
     *(merge_states_spec(*merge) for merge in (*_MERGES, *_UNALIGNED_MERGES)),
 ]

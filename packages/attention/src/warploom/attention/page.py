@@ -8,7 +8,13 @@ import torch
 
 from warploom.attention.backends.cuda.page import CudaAppend, CudaBatchIndicesPositions, CudaSeqLens
 from warploom.attention.backends.reference.page import ReferenceAppend, ReferenceBatchIndicesPositions, ReferenceSeqLens
-from warploom.attention.paged_cache import check_places, unpack_paged_kv_cache
+from warploom.attention.paged_cache import (
+    check_conversion,
+    check_page_table,
+    check_places,
+    index_vector,
+    unpack_paged_kv_cache,
+)
 from warploom.attention.problems.page import AppendProblem, PageTableProblem
 from warploom.core.backends import Operator
 from warploom.core.device import device_guard
@@ -31,9 +37,6 @@ BATCH_INDICES_POSITIONS = Operator(
     backends=(CudaBatchIndicesPositions(), ReferenceBatchIndicesPositions()),
 )
 SEQ_LENS = Operator("get_seq_lens", family="attention", backends=(CudaSeqLens(), ReferenceSeqLens()))
-
-_INDEX_DTYPES = (torch.int32, torch.int64)
-_CONVERTIBLE = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def append_paged_kv_cache(
@@ -101,8 +104,8 @@ def append_paged_kv_cache(
     k_cache, v_cache = unpack_paged_kv_cache(check, paged_kv_cache, kv_layout)
     key = check.tensor("append_key", append_key, "nnz num_kv_heads head_dim")
     value = check.tensor("append_value", append_value, "nnz num_kv_heads value_dim", dtype=key.dtype)
-    _check_conversion(check, "append_key", key, k_cache)
-    table = _page_table(check, batch_indices, positions, kv_indices, kv_indptr, kv_last_page_len)
+    check_conversion(check, "append_key", key, k_cache)
+    table = check_page_table(check, batch_indices, positions, kv_indices, kv_indptr, kv_last_page_len)
     _append(k_cache, v_cache, key, value, *table, backend)
 
 
@@ -156,8 +159,8 @@ def append_paged_mla_kv_cache(
     check.require(check["page_size"] > 0, "ckv_cache", "of page_size 1 or more", "page_size 0")
     new_ckv = check.tensor("append_ckv", append_ckv, "nnz head_dim_ckv")
     new_kpe = check.tensor("append_kpe", append_kpe, "nnz head_dim_kpe", dtype=new_ckv.dtype)
-    _check_conversion(check, "append_ckv", new_ckv, ckv)
-    table = _page_table(check, batch_indices, positions, kv_indices, kv_indptr, kv_last_page_len)
+    check_conversion(check, "append_ckv", new_ckv, ckv)
+    table = check_page_table(check, batch_indices, positions, kv_indices, kv_indptr, kv_last_page_len)
     # A latent is one head that all query heads share.
     _append(ckv.unsqueeze(2), kpe.unsqueeze(2), new_ckv.unsqueeze(1), new_kpe.unsqueeze(1), *table, backend)
 
@@ -205,10 +208,10 @@ def get_batch_indices_positions(
     ([0, 1, 1, -1], [4, 2, 3, 0])
     """
     check = Checker("get_batch_indices_positions")
-    indptr = _index(check, "append_indptr", append_indptr, "offsets")
+    indptr = index_vector(check, "append_indptr", append_indptr, "offsets")
     check.require(indptr.shape[0] > 0, "append_indptr", "of batch + 1 elements", "none")
     check.bind("batch", indptr.shape[0] - 1, "append_indptr")
-    lengths = _index(check, "seq_lens", seq_lens, "batch")
+    lengths = index_vector(check, "seq_lens", seq_lens, "batch")
     check.require(nnz >= 0, "nnz", "0 or more", nnz)
     requests = check.output("batch_indices", batch_indices, (nnz,), torch.int32)
     where = check.output("positions", positions, (nnz,), torch.int32)
@@ -252,37 +255,14 @@ def get_seq_lens(
     [5, 0, 4]
     """
     check = Checker("get_seq_lens")
-    indptr = _index(check, "kv_indptr", kv_indptr, "offsets")
+    indptr = index_vector(check, "kv_indptr", kv_indptr, "offsets")
     check.require(indptr.shape[0] > 0, "kv_indptr", "of batch + 1 elements", "none")
     check.bind("batch", indptr.shape[0] - 1, "kv_indptr")
-    last_page_len = _index(check, "kv_last_page_len", kv_last_page_len, "batch")
+    last_page_len = index_vector(check, "kv_last_page_len", kv_last_page_len, "batch")
     check.require(page_size > 0, "page_size", "1 or more", page_size)
     lengths = check.output("out", out, (check["batch"],), torch.int32)
     write_seq_lens(lengths, indptr, last_page_len, page_size, backend)
     return lengths
-
-
-def _index(check: Checker, name: str, value: Any, dims: str) -> torch.Tensor:
-    return check.tensor(name, value, dims, dtype=_INDEX_DTYPES).to(torch.int32).contiguous()
-
-
-def _page_table(
-    check: Checker, batch_indices: Any, positions: Any, kv_indices: Any, kv_indptr: Any, kv_last_page_len: Any
-) -> tuple[torch.Tensor, ...]:
-    """Check the index tensors of an append; the last one has no part in placing rows and is not returned."""
-    requests = _index(check, "batch_indices", batch_indices, "nnz")
-    where = _index(check, "positions", positions, "nnz")
-    indices = _index(check, "kv_indices", kv_indices, "num_indices")
-    indptr = _index(check, "kv_indptr", kv_indptr, "offsets")
-    check.require(indptr.shape[0] > 0, "kv_indptr", "of batch + 1 elements", "none")
-    check.bind("batch", indptr.shape[0] - 1, "kv_indptr")
-    check.tensor("kv_last_page_len", kv_last_page_len, "batch", dtype=_INDEX_DTYPES)
-    return requests, where, indices, indptr
-
-
-def _check_conversion(check: Checker, name: str, rows: torch.Tensor, cache: torch.Tensor) -> None:
-    fits = rows.dtype == cache.dtype or (rows.dtype in _CONVERTIBLE and cache.dtype in _CONVERTIBLE)
-    check.require(fits, name, f"of the cache's dtype {cache.dtype} or of one that converts to it", rows.dtype)
 
 
 @register_op(
@@ -311,7 +291,7 @@ def _append(
     )
     chosen = APPEND.select(problem, backend).backend
     if settings.debug_checks or not k_cache.is_cuda:
-        check_places(k_cache, batch_indices, positions, kv_indices, kv_indptr)
+        check_places(APPEND.name, k_cache, batch_indices, positions, kv_indices, kv_indptr)
     with device_guard(k_cache):
         chosen.run(problem, k_cache, v_cache, key, value, batch_indices, positions, kv_indices, kv_indptr)
 

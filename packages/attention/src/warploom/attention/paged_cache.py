@@ -10,6 +10,8 @@ from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker
 
 _PLANE_DIMS = {"NHD": "pages page_size num_kv_heads", "HND": "pages num_kv_heads page_size"}
+_INDEX_DTYPES = (torch.int32, torch.int64)
+_CONVERTIBLE = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def unpack_paged_kv_cache(
@@ -49,7 +51,33 @@ def unpack_paged_kv_cache(
     return (k, v) if kv_layout == "NHD" else (k.transpose(1, 2), v.transpose(1, 2))
 
 
+def index_vector(check: Checker, name: str, value: Any, dims: str) -> torch.Tensor:
+    """Check a vector of indices; int32 without gaps."""
+    return check.tensor(name, value, dims, dtype=_INDEX_DTYPES).to(torch.int32).contiguous()
+
+
+def check_page_table(
+    check: Checker, batch_indices: Any, positions: Any, kv_indices: Any, kv_indptr: Any, kv_last_page_len: Any
+) -> tuple[torch.Tensor, ...]:
+    """Check the index tensors of an append; the last one has no part in placing rows and is not returned."""
+    requests = index_vector(check, "batch_indices", batch_indices, "nnz")
+    where = index_vector(check, "positions", positions, "nnz")
+    indices = index_vector(check, "kv_indices", kv_indices, "num_indices")
+    indptr = index_vector(check, "kv_indptr", kv_indptr, "offsets")
+    check.require(indptr.shape[0] > 0, "kv_indptr", "of batch + 1 elements", "none")
+    check.bind("batch", indptr.shape[0] - 1, "kv_indptr")
+    check.tensor("kv_last_page_len", kv_last_page_len, "batch", dtype=_INDEX_DTYPES)
+    return requests, where, indices, indptr
+
+
+def check_conversion(check: Checker, name: str, rows: torch.Tensor, cache: torch.Tensor) -> None:
+    """Raise `ArgumentError` unless rows have the cache's dtype or one that converts to it."""
+    fits = rows.dtype == cache.dtype or (rows.dtype in _CONVERTIBLE and cache.dtype in _CONVERTIBLE)
+    check.require(fits, name, f"of the cache's dtype {cache.dtype} or of one that converts to it", rows.dtype)
+
+
 def check_places(
+    op: str,
     k_cache: torch.Tensor,
     batch_indices: torch.Tensor,
     positions: torch.Tensor,
@@ -59,7 +87,7 @@ def check_places(
     """Raise `ArgumentError` unless every new row has a page of its request and that page exists. Synchronises."""
 
     def refuse(name: str, expected: str, got: object, hint: str = "") -> ArgumentError:
-        return ArgumentError.of("append_paged_kv_cache", name, expected, got, hint)
+        return ArgumentError.of(op, name, expected, got, hint)
 
     num_pages, page_size = k_cache.shape[:2]
     owned = (batch_indices >= 0) & (positions >= 0)

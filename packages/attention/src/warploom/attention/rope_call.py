@@ -23,7 +23,7 @@ COS_SIN_CACHE = Operator(
 
 IN_PLACE: Final = "in place"  # as `out`: results overwrite the inputs
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+ROPE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _INDEX_DTYPES = (torch.int32, torch.int64)
 
 
@@ -41,7 +41,7 @@ def rotate_by_position(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Turn by angles that follow from positions; returns the rotated queries and keys."""
     check = Checker(op)
-    query = check.tensor("q", q, "nnz num_q_heads head_dim", dtype=_DTYPES)
+    query = check.tensor("q", q, "nnz num_q_heads head_dim", dtype=ROPE_DTYPES)
     key = check.tensor("k", k, "nnz num_k_heads head_dim", dtype=query.dtype)
     indptr = offsets = None
     if ragged is None:
@@ -52,8 +52,8 @@ def rotate_by_position(
         check.bind("batch", indptr.shape[0] - 1, "indptr")
         offsets = check.tensor("offsets", ragged[1], "batch", dtype=_INDEX_DTYPES)
     rotated = check["head_dim"] if rotary_dim is None else rotary_dim
-    _check_rotary_dim(check, "rotary_dim", rotated, check["head_dim"])
-    _check_scaling(check, scaling)
+    check_rotary_dim(check, "rotary_dim", rotated, check["head_dim"])
+    check_scaling(check, scaling)
     targets, sources = _outputs(check, query, key, out)
     _rope(*targets, *sources, pos_ids, indptr, offsets, rotated, interleave, scaling.rope_scale, scaling.rope_theta,
           scaling.low_freq_factor, scaling.high_freq_factor, scaling.old_context_len, backend)  # fmt: skip
@@ -73,25 +73,25 @@ def rotate_by_cache(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Turn by cosines and sines of a table; returns the rotated queries and keys."""
     check = Checker(op)
-    q = check.tensor("query", query, "nnz q_size", dtype=_DTYPES)
+    q = check.tensor("query", query, "nnz q_size", dtype=ROPE_DTYPES)
     k = check.tensor("key", key, "nnz k_size", dtype=q.dtype)
     rows = check.tensor("positions", positions, "nnz", dtype=_INDEX_DTYPES)
-    table = check.tensor("cos_sin_cache", cos_sin_cache, "max_position rotary_dim", dtype=_DTYPES)
+    table = check.tensor("cos_sin_cache", cos_sin_cache, "max_position rotary_dim", dtype=ROPE_DTYPES)
     check.require(head_size > 0, "head_size", "1 or more", head_size)
     for name, size in (("query", check["q_size"]), ("key", check["k_size"])):
         check.require(size % head_size == 0, name, f"whole heads of head_size {head_size}", f"{size} columns")
-    _check_rotary_dim(check, "cos_sin_cache", check["rotary_dim"], head_size)
+    check_rotary_dim(check, "cos_sin_cache", check["rotary_dim"], head_size)
     targets, sources = _outputs(check, q, k, out)
     _rope_with_cos_sin_cache(*targets, *sources, rows, table, head_size, not is_neox, backend)
     return targets
 
 
-def _check_rotary_dim(check: Checker, name: str, rotary_dim: int, head_dim: int) -> None:
+def check_rotary_dim(check: Checker, name: str, rotary_dim: int, head_dim: int) -> None:
     fits = rotary_dim % 2 == 0 and 0 < rotary_dim <= head_dim
     check.require(fits, name, f"of an even rotary_dim up to the head's {head_dim} components", rotary_dim)
 
 
-def _check_scaling(check: Checker, scaling: RopeScaling) -> None:
+def check_scaling(check: Checker, scaling: RopeScaling) -> None:
     check.require(scaling.rope_scale > 0, "rope_scale", "positive", scaling.rope_scale)
     check.require(scaling.rope_theta > 0, "rope_theta", "positive", scaling.rope_theta)
     check.require(scaling.old_context_len >= 0, "old_context_len", "0 or more", scaling.old_context_len)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from warploom.attention.backends.cuda.attention_kernel import (
     NARROW_ROWS,
     THREADS,
@@ -12,11 +14,14 @@ from warploom.attention.backends.cuda.attention_kernel import (
     tile_keys,
 )
 from warploom.attention.backends.cuda.persistent_attention import PersistentAttention
+from warploom.attention.backends.cuda.rope_turns import rope_turns
 from warploom.attention.backends.cuda.schedule import TileSizes
 from warploom.attention.backends.cuda.variant_source import VariantSource
 from warploom.attention.options import FP8_DTYPES
+from warploom.attention.plan import AttentionPlan
 from warploom.attention.problems.attention import AttentionProblem
 from warploom.core.backends import Support
+from warploom.core.descriptors import TensorView
 from warploom.core.jit import KernelSpec
 
 __all__ = ["CudaAttention"]
@@ -48,19 +53,33 @@ class CudaAttention(PersistentAttention):
         )
 
     def has_wide_tiles(self, problem: AttentionProblem, longest: int | None) -> bool:
-        has_registers = problem.head_dim_vo <= 128  # for 16 rows of each warp
+        # For 16 rows of each warp; rotated queries that registers can't hold have room for one tile of 16.
+        has_registers = max(problem.head_dim_vo, problem.head_dim_qk if has_rope(problem) else 0) <= 128
         return has_registers and (longest is None or longest * problem.group_size > NARROW_ROWS)
 
     def kernel_shape(self, problem: AttentionProblem, has_wide: bool) -> KernelShape:
         dims = problem.head_dim_qk, problem.head_dim_vo
-        return kernel_shape(*dims, problem.dtype_kv.itemsize, has_wide, problem.arch)
+        return kernel_shape(*dims, problem.dtype_kv.itemsize, has_wide, problem.arch, has_rope(problem))
 
     def tile_sizes(self, problem: AttentionProblem, has_wide: bool) -> TileSizes:
-        keys = tile_keys(problem.head_dim_qk, problem.head_dim_vo, problem.dtype_kv.itemsize)
+        keys = tile_keys(problem.head_dim_qk, problem.head_dim_vo, problem.dtype_kv.itemsize, has_rope(problem))
         return TileSizes(NARROW_ROWS, WIDE_ROWS if has_wide else NARROW_ROWS, keys)
 
     def kernel_spec(
         self, problem: AttentionProblem, has_wide: bool, shape: KernelShape, source: VariantSource
     ) -> KernelSpec:
         dtypes = problem.dtype_q, problem.dtype_kv, problem.dtype_o
-        return attention_spec(*dtypes, problem.head_dim_qk, problem.head_dim_vo, has_wide, shape, source)
+        dims = problem.head_dim_qk, problem.head_dim_vo
+        return attention_spec(*dtypes, *dims, has_wide, shape, source, has_rope(problem))
+
+    def more_arguments(
+        self, plan: AttentionPlan, q: TensorView, k: TensorView, v: TensorView, out: TensorView
+    ) -> tuple[Any, ...]:
+        if not has_rope(plan.problem):
+            return ()
+        return (rope_turns(plan.problem.head_dim_qk, plan.options.rope_scale, plan.options.rope_theta),)
+
+
+def has_rope(problem: AttentionProblem) -> bool:
+    """Whether queries and keys are rotated on the fly."""
+    return problem.pos_encoding == "ROPE_LLAMA"

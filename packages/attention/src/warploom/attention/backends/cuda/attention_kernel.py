@@ -7,6 +7,7 @@ from typing import Annotated, NamedTuple
 
 import torch
 
+from warploom.attention.backends.cuda.rope_turns import RopeTurns
 from warploom.attention.backends.cuda.variant_source import MAX_ARGUMENTS, VariantSource
 from warploom.core.jit import Divisor, KernelSpec, ParamStruct, cpp_type, f32, i32, i64, ptr
 
@@ -71,19 +72,23 @@ class KernelShape(NamedTuple):
     smem: int
 
 
-def tile_keys(head_dim: int, value_dim: int, itemsize: int) -> int:
+def tile_keys(head_dim: int, value_dim: int, itemsize: int, has_rope: bool = False) -> int:
     """Keys of a tile: twice as many of 8 bits, so that what a tile takes beside its bytes counts for as much.
+
+    Those that are rotated have 16 bits then, for which there would be no room.
 
     Examples
     --------
-    >>> tile_keys(128, 128, 2), tile_keys(128, 128, 1), tile_keys(256, 256, 1)
-    (64, 128, 64)
+    >>> tile_keys(128, 128, 2), tile_keys(128, 128, 1), tile_keys(256, 256, 1), tile_keys(128, 128, 1, has_rope=True)
+    (64, 128, 64, 64)
     """
-    return 128 if itemsize == 1 and max(head_dim, value_dim) <= 128 else 64
+    return 128 if itemsize == 1 and max(head_dim, value_dim) <= 128 and not has_rope else 64
 
 
 @functools.cache
-def kernel_shape(head_dim: int, value_dim: int, itemsize: int, has_wide: bool, arch: int) -> KernelShape:
+def kernel_shape(
+    head_dim: int, value_dim: int, itemsize: int, has_wide: bool, arch: int, has_rope: bool = False
+) -> KernelShape:
     """As many blocks an SM as have registers, if three stages fit into the shared memory of each.
 
     Examples
@@ -93,15 +98,23 @@ def kernel_shape(head_dim: int, value_dim: int, itemsize: int, has_wide: bool, a
     >>> kernel_shape(256, 256, 2, has_wide=False, arch=86)
     KernelShape(blocks_per_sm=1, stages=1, smem=65536)
     """
-    row_bytes = sum(-(-dim * itemsize // 128) * 128 for dim in (head_dim, value_dim))
-    stage = tile_keys(head_dim, value_dim, itemsize) * row_bytes
+    keys = tile_keys(head_dim, value_dim, itemsize, has_rope)
+    stage = keys * (_row_bytes(head_dim * itemsize) + _row_bytes(value_dim * itemsize))
+    rotated = (
+        keys * _row_bytes(head_dim * 2) if has_rope and itemsize == 1 else 0
+    )  # 16 bits have no room in their stage
     kilobytes = _SHARED_KILOBYTES.get(arch, 100)
     most = 3 if max(head_dim, value_dim) <= 64 and not has_wide else 2
     for blocks in (most, 2, 1):
-        stages = min((kilobytes * 1024 // blocks - _STATIC_BYTES) // stage, _MOST_STAGES)
+        stages = min((kilobytes * 1024 // blocks - _STATIC_BYTES - rotated) // stage, _MOST_STAGES)
         if stages >= 3 or blocks == 1:
-            return KernelShape(blocks, stages, stages * stage)
+            return KernelShape(blocks, stages, stages * stage + rotated)
     raise AssertionError
+
+
+def _row_bytes(nbytes: int) -> int:
+    """Of a row in shared memory."""
+    return -(-nbytes // 128) * 128
 
 
 def common_config(
@@ -129,8 +142,12 @@ def attention_spec(
     has_wide: bool,
     shape: KernelShape,
     variant: VariantSource,
+    has_rope: bool = False,
 ) -> KernelSpec:
-    """The kernel for these types, with tiles of 64 query rows or without, and with the variants compiled in."""
+    """The kernel for these types, with tiles of 64 query rows or without, and with the variants compiled in.
+
+    `has_rope`: it takes `RopeTurns` too, by which it rotates queries and keys.
+    """
     return KernelSpec(
         family="attention",
         header=f"warploom/attention/attention{'_fp8' if dtype_kv.itemsize == 1 else ''}.cuh",
@@ -139,10 +156,11 @@ def attention_spec(
         config={
             **common_config((dtype_q, dtype_kv, dtype_o), (head_dim, value_dim), variant),
             "kHasWide": has_wide,
-            "kTileKeys": tile_keys(head_dim, value_dim, dtype_kv.itemsize),
+            "kTileKeys": tile_keys(head_dim, value_dim, dtype_kv.itemsize, has_rope),
             "kStages": shape.stages,
             "kBlocksPerSm": shape.blocks_per_sm,
+            **({"kHasRope": True} if has_rope else {}),
         },
-        params=(AttentionParams,),
-        expect_sass=("HMMA.16816", "LDSM", "LDGSTS"),
+        params=(AttentionParams, RopeTurns) if has_rope else (AttentionParams,),
+        expect_sass=("HMMA.16816", "LDSM", "LDGSTS", *(("MUFU.SIN", "MUFU.COS") if has_rope else ())),
     )

@@ -116,18 +116,58 @@ def head_magic(num_heads: int, head_vectors: int, dense: bool) -> int:
     return 0 if dense or num_heads == 1 else -(-(2**31) // head_vectors)
 
 
+def append_support(problem: AppendProblem) -> Support:
+    """What the kernels of `page.cuh` that write to the cache refuse."""
+    # In bytes, so that it holds for accesses of any width.
+    head_bytes = max(problem.key_dim, problem.value_dim) * problem.input_dtype.itemsize
+    return Support.of(
+        (problem.unit_strides, "needs the last dimension of rows and caches to be contiguous"),
+        (problem.num_kv_heads * head_bytes**2 < 2**31, f"heads of {head_bytes} bytes are too large"),
+    )
+
+
+def append_params(
+    rows: tuple[torch.Tensor, torch.Tensor],
+    caches: tuple[torch.Tensor, torch.Tensor],
+    table: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    vector: int,
+    element: int = 1,
+) -> AppendParams:
+    """Rows ``[nnz, num_kv_heads, dim]``, caches ``[pages, page_size, num_kv_heads, dim]`` and the page table.
+
+    An access has `vector` elements of the tensors, and what the kernel takes for an element is `element` of them.
+    """
+    row_strides = [[stride // element for stride in r.stride()] for r in rows]
+    cache_strides = [[stride // element for stride in c.stride()] for c in caches]
+    head_vectors = [r.shape[2] // vector for r in rows]
+    batch_indices, positions, kv_indices, kv_indptr = table
+    return AppendParams(
+        rows=rows,
+        cache=caches,
+        batch_indices=batch_indices,
+        positions=positions,
+        kv_indices=kv_indices,
+        kv_indptr=kv_indptr,
+        row_stride=[strides[0] for strides in row_strides],
+        row_head_stride=[strides[1] for strides in row_strides],
+        page_stride=[strides[0] for strides in cache_strides],
+        entry_stride=[strides[1] for strides in cache_strides],
+        cache_head_stride=[strides[2] for strides in cache_strides],
+        row_vectors=[r.shape[1] * count for r, count in zip(rows, head_vectors, strict=True)],
+        head_vectors=head_vectors,
+        head_magic=list(map(_magic, rows, caches, head_vectors)),
+        nnz=rows[0].shape[0],
+        page_size=caches[0].shape[1],
+    )
+
+
 class CudaAppend(Backend):
     name = "cuda"
     needs_gpu = True
     min_arch = 80
 
     def supports(self, problem: AppendProblem) -> Support:
-        # In bytes, so that it holds for accesses of any width.
-        head_bytes = max(problem.key_dim, problem.value_dim) * problem.input_dtype.itemsize
-        return Support.of(
-            (problem.unit_strides, "needs the last dimension of rows and caches to be contiguous"),
-            (problem.num_kv_heads * head_bytes**2 < 2**31, f"heads of {head_bytes} bytes are too large"),
-        )
+        return append_support(problem)
 
     def run(
         self,
@@ -145,29 +185,9 @@ class CudaAppend(Backend):
             return
         rows, caches = (key, value), (k_cache, v_cache)
         spec, vector, element = _access(problem, rows, caches)
-        row_strides = [[stride // element for stride in r.stride()] for r in rows]
-        cache_strides = [[stride // element for stride in c.stride()] for c in caches]
-        head_vectors = [r.shape[2] // vector for r in rows]
-        row_vectors = [r.shape[1] * count for r, count in zip(rows, head_vectors, strict=True)]
-        params = AppendParams(
-            rows=rows,
-            cache=caches,
-            batch_indices=batch_indices,
-            positions=positions,
-            kv_indices=kv_indices,
-            kv_indptr=kv_indptr,
-            row_stride=[strides[0] for strides in row_strides],
-            row_head_stride=[strides[1] for strides in row_strides],
-            page_stride=[strides[0] for strides in cache_strides],
-            entry_stride=[strides[1] for strides in cache_strides],
-            cache_head_stride=[strides[2] for strides in cache_strides],
-            row_vectors=row_vectors,
-            head_vectors=head_vectors,
-            head_magic=list(map(_magic, rows, caches, head_vectors)),
-            nnz=key.shape[0],
-            page_size=k_cache.shape[1],
-        )
-        grid, block = append_shape(key.shape[0], max(row_vectors), sm_count(key.device))
+        params = append_params(rows, caches, (batch_indices, positions, kv_indices, kv_indptr), vector, element)
+        row_vectors = max(r.shape[1] * (r.shape[2] // vector) for r in rows)
+        grid, block = append_shape(key.shape[0], row_vectors, sm_count(key.device))
         spec.load(key.device).launch(grid, block, params)
 
 

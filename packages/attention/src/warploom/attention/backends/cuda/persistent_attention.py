@@ -99,7 +99,7 @@ class PersistentAttention(AttentionBackend):
         """The instance of the kernel."""
 
     def more_arguments(
-        self, problem: AttentionProblem, q: TensorView, k: TensorView, v: TensorView, out: TensorView
+        self, plan: AttentionPlan, q: TensorView, k: TensorView, v: TensorView, out: TensorView
     ) -> tuple[Any, ...]:
         """What the kernel takes after `AttentionParams`."""
         return ()
@@ -109,7 +109,6 @@ class PersistentAttention(AttentionBackend):
         return (
             (problem.dtype_q in _DTYPES, f"takes float16 and bfloat16 queries, not {problem.dtype_q}"),
             (problem.dtype_o in _OUTPUTS, f"writes float16, bfloat16 and float32, not {problem.dtype_o}"),
-            (problem.pos_encoding != "ROPE_LLAMA", "does not rotate queries and keys on the fly"),
         )
 
     def note(self, problem: AttentionProblem) -> str:
@@ -175,7 +174,7 @@ class PersistentAttention(AttentionBackend):
         extra = variant_arguments(launch.variants, plan, call)
         params = _params(plan, call, extra, *tensors)
         views = tuple(TensorView.of(x) for x in tensors)
-        more = self.more_arguments(plan.problem, *views)
+        more = self.more_arguments(plan, *views)
         kernel = launch.spec.load(call.q.device).prepare(
             launch.work.groups * launch.work.lanes,
             self.threads,
@@ -201,7 +200,7 @@ class PersistentAttention(AttentionBackend):
         out = call.out if fits else torch.empty(call.out.shape, dtype=call.out.dtype, device=call.out.device)
         params = _params(plan, call, variant_arguments(launch.variants, plan, call), q, k, v, out)
         kernel = launch.spec.load(call.q.device)
-        more = self.more_arguments(problem, *(TensorView.of(x) for x in (q, k, v, out)))
+        more = self.more_arguments(plan, *(TensorView.of(x) for x in (q, k, v, out)))
         kernel.launch(launch.work.groups * launch.work.lanes, self.threads, params, *more, smem=launch.shape.smem)
         if out is not call.out:
             call.out.copy_(out)
@@ -239,18 +238,18 @@ class PreparedAttention:
         schedule: PersistentSchedule = plan.schedule
         if plan.problem.cuda_graph:
             schedule.launch.planner.launch(plan.tables, plan.state)
-        more = None if self.views is None else self._more_arguments(plan.problem, (q, k, v, out), self.views)
+        more = None if self.views is None else self._more_arguments(plan, (q, k, v, out), self.views)
         self.kernel.launch(q, k, v, out, lse, *schedule.addresses, more=more)
 
     def _more_arguments(
-        self, problem: AttentionProblem, places: tuple[int, ...], views: tuple[TensorView, ...]
+        self, plan: AttentionPlan, places: tuple[int, ...], views: tuple[TensorView, ...]
     ) -> tuple[Any, ...]:
         more = self._more.get(places)
         if more is None:
             if len(self._more) >= _MOST_PLACES:
                 self._more.clear()
             moved = (replace(view, pointer=at) for view, at in zip(views, places, strict=True))
-            more = self._more[places] = self.backend.more_arguments(problem, *moved)
+            more = self._more[places] = self.backend.more_arguments(plan, *moved)
         return more
 
 

@@ -13,10 +13,20 @@ from warploom.attention.problems.rope import RopeProblem, RopeScaling
 from warploom.core.backends import Backend, Support
 from warploom.core.jit import Divisor, KernelSpec, ParamStruct, cpp_type, divisor_fields, f64, i32, i64, ptr
 
-__all__ = ["CudaCosSinCache", "CudaRope", "rope_spec"]
+__all__ = [
+    "MAX_PAIRS",
+    "ROPE_THREADS",
+    "CudaCosSinCache",
+    "CudaRope",
+    "RopeParams",
+    "rope_params",
+    "rope_spec",
+    "rope_support",
+    "rope_width",
+]
 
-_THREADS = 128
-_MAX_PAIRS = 512
+ROPE_THREADS = 128
+MAX_PAIRS = 512
 
 
 class RopeParams(ParamStruct):
@@ -56,8 +66,8 @@ def rope_spec(
             "Table": cpp_type(table_dtype),
             "kInterleave": interleave,
             "kWidth": width,
-            "kThreads": _THREADS,
-            "kMaxPairs": _MAX_PAIRS,
+            "kThreads": ROPE_THREADS,
+            "kMaxPairs": MAX_PAIRS,
         },
         params=(RopeParams,),
     )
@@ -73,11 +83,43 @@ def rope_width(problem: RopeProblem, *tensors: torch.Tensor) -> int:
     return width if all(part % width == 0 for part in parts) else 1
 
 
-def _supports(problem: RopeProblem) -> Support:
+def rope_support(problem: RopeProblem) -> Support:
+    """What the kernels of `rope.cuh` refuse."""
     return Support.of(
         (problem.unit_strides, "needs the last dimension of inputs and outputs to be contiguous"),
-        (problem.rotary_dim <= 2 * _MAX_PAIRS, f"rotary_dim {problem.rotary_dim} is over {2 * _MAX_PAIRS}"),
+        (problem.rotary_dim <= 2 * MAX_PAIRS, f"rotary_dim {problem.rotary_dim} is over {2 * MAX_PAIRS}"),
     )
+
+
+def rope_params(
+    problem: RopeProblem,
+    out: tuple[torch.Tensor | None, torch.Tensor | None],
+    x: tuple[torch.Tensor, torch.Tensor],
+    scaling: RopeScaling,
+    width: int,
+    *,
+    in_place: bool = False,
+    positions: torch.Tensor | None = None,
+    indptr: torch.Tensor | None = None,
+    offsets: torch.Tensor | None = None,
+    cache: torch.Tensor | None = None,
+) -> RopeParams:
+    """Queries and keys ``[nnz, heads, head_dim]`` and where they go, None: the kernel knows; so it is with positions.
+
+    In place, components that stay are left alone.
+    """
+    pairs_at_once = width // 2 if problem.interleave and width > 1 else width
+    turning, rest = problem.rotary_dim // 2 // pairs_at_once, (problem.head_dim - problem.rotary_dim) // width
+    return RopeParams(
+        x=x, out=out, positions=positions, indptr=indptr, offsets=offsets, cache=cache,
+        x_stride=[step for t in x for step in t.stride()[:2]],
+        out_stride=[step for t in out for step in ((0, 0) if t is None else t.stride()[:2])],
+        cache_stride=0 if cache is None else cache.stride(0), minus_log_theta=-math.log(scaling.rope_theta),
+        scale=scaling.rope_scale, low_freq_factor=scaling.low_freq_factor, high_freq_factor=scaling.high_freq_factor,
+        accesses=divisor_fields(turning if in_place else turning + rest), heads=[t.shape[1] for t in x],
+        pairs=problem.rotary_dim // 2, batch=0 if indptr is None else indptr.shape[0] - 1,
+        old_context_len=scaling.old_context_len,
+    )  # fmt: skip
 
 
 def _launch(
@@ -92,24 +134,17 @@ def _launch(
     cache: torch.Tensor | None = None,
 ) -> None:
     width = rope_width(problem, *out, *x)
-    pairs_at_once = width // 2 if problem.interleave and width > 1 else width
-    turning, rest = problem.rotary_dim // 2 // pairs_at_once, (problem.head_dim - problem.rotary_dim) // width
     in_place = all(a.data_ptr() == b.data_ptr() for a, b in zip(out, x, strict=True))
     places = positions if positions is not None else indptr
     assert places is not None
-    params = RopeParams(
-        x=x, out=out, positions=positions, indptr=indptr,
-        offsets=None if offsets is None else offsets.to(places.dtype), cache=cache,
-        x_stride=[step for t in x for step in t.stride()[:2]], out_stride=[step for t in out for step in t.stride()[:2]],
-        cache_stride=0 if cache is None else cache.stride(0), minus_log_theta=-math.log(scaling.rope_theta),
-        scale=scaling.rope_scale, low_freq_factor=scaling.low_freq_factor, high_freq_factor=scaling.high_freq_factor,
-        accesses=divisor_fields(turning if in_place else turning + rest), heads=[t.shape[1] for t in x],
-        pairs=problem.rotary_dim // 2, batch=0 if indptr is None else indptr.shape[0] - 1,
-        old_context_len=scaling.old_context_len,
+    offsets = None if offsets is None else offsets.to(places.dtype)
+    params = rope_params(
+        problem, out, x, scaling, width,
+        in_place=in_place, positions=positions, indptr=indptr, offsets=offsets, cache=cache,
     )  # fmt: skip
     table = torch.float32 if cache is None else cache.dtype
     spec = rope_spec(problem.dtype, places.dtype, table, problem.interleave, width)
-    spec.load(x[0].device).launch(x[0].shape[0], _THREADS, params)
+    spec.load(x[0].device).launch(x[0].shape[0], ROPE_THREADS, params)
 
 
 class CudaRope(Backend):
@@ -118,7 +153,7 @@ class CudaRope(Backend):
     min_arch = 80
 
     def supports(self, problem: RopeProblem) -> Support:
-        return _supports(problem)
+        return rope_support(problem)
 
     def run(
         self,
@@ -143,7 +178,7 @@ class CudaCosSinCache(Backend):
     min_arch = 80
 
     def supports(self, problem: RopeProblem) -> Support:
-        return _supports(problem)
+        return rope_support(problem)
 
     def run(
         self,

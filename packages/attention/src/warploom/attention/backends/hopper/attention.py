@@ -14,6 +14,7 @@ from warploom.attention.backends.cuda.attention_kernel import AttentionParams, K
 from warploom.attention.backends.cuda.persistent_attention import PersistentAttention
 from warploom.attention.backends.cuda.schedule import TileSizes
 from warploom.attention.backends.cuda.variant_source import VariantSource
+from warploom.attention.plan import AttentionPlan
 from warploom.attention.problems.attention import AttentionProblem
 from warploom.core.backends import Support
 from warploom.core.descriptors import TensorMap, TensorView, tensor_map
@@ -102,6 +103,7 @@ class HopperAttention(PersistentAttention):
             (problem.dtype_kv == problem.dtype_q, f"keys and values must be {problem.dtype_q}, not {problem.dtype_kv}"),
             (dims in heads, f"takes heads of keys and values of {heads}, not {dims}"),
             *self.common_conditions(problem),
+            (problem.pos_encoding != "ROPE_LLAMA", "does not rotate queries and keys on the fly"),
             (problem.phase != "decode", "its tiles of 128 query rows would be empty"),
         )
 
@@ -122,9 +124,9 @@ class HopperAttention(PersistentAttention):
         return hopper_spec(problem.dtype_q, problem.dtype_o, *dims, _rows_at_once(problem), source)
 
     def more_arguments(
-        self, problem: AttentionProblem, q: TensorView, k: TensorView, v: TensorView, out: TensorView
+        self, plan: AttentionPlan, q: TensorView, k: TensorView, v: TensorView, out: TensorView
     ) -> tuple[TensorMap, ...]:
-        rows, group_size = _rows_at_once(problem), problem.group_size
+        rows, group_size = _rows_at_once(plan.problem), plan.problem.group_size
         return _row_map(q, group_size), _map(k, rows), _map(v, rows), _row_map(out, group_size)
 
 

@@ -69,4 +69,14 @@ WL_DEVICE uint32_t pack_operand(float low, float high) {
   }
 }
 
+// And back.
+template <class T>
+WL_DEVICE float2 unpack_operand(uint32_t pair) {
+  if constexpr (is_same_v<T, __half>) {
+    return __half22float2(reinterpret_cast<const __half2&>(pair));
+  } else {
+    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000)};
+  }
+}
+
 }  // namespace warploom

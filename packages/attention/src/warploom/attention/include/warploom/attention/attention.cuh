@@ -13,8 +13,10 @@
 namespace warploom::attention {
 
 // Sizes of the tiles.
-template <class Base>
+template <class Base, bool kHasRopeTurns>
 struct PortableConfig : Base {
+  static constexpr bool kHasRope = kHasRopeTurns;
+  using Rotation = conditional_t<kHasRope, RowRotation<typename Base::Query, Base::kHeadDim>, NoRotation>;
   static constexpr bool kCalls = true;
   static constexpr int kMostAddresses = 1 << 10;
   static constexpr int kMostRows = Base::kHasWide ? 64 : kWarpRows;
@@ -28,6 +30,7 @@ struct AttentionBlock {
   const AttentionParams& params;
   ResultStorage& storage;
   Ring& ring;
+  const typename Config::Rotation& rotation;
   int64_t chunk;
   int stage;  // of the ring, that comes next
 
@@ -47,7 +50,10 @@ struct AttentionBlock {
     constexpr int kKeys = Config::kTileKeys / kWarpsOfRows;
     constexpr bool kIsShortOfRegisters = Config::kHeadDim > 128 || Config::Variant::kHasLogits;
     constexpr int kMost = kIsShortOfRegisters ? 32 : 64, kAtOnce = kKeys < kMost ? kKeys : kMost;
+    // All are done with the item before, which may have had tiles whose keys are read by all.
+    if constexpr (Config::kHasWide || Config::kHasRope) sync_readers<Config::kHasWide ? 1 : kWarps>();
     QueryTile<Config> tile(params, item);
+    if constexpr (Config::kHasRope) turn_queries(tile, item, kWarpsOfRows == 1 ? warp_id() * kWarpRows : 0);
     const int first_row = kWarpsOfRows == 1 ? 0 : warp_id() * kKeys;
     const SeenKeys seen = SeenKeys::of<Config>(params, item);
 #pragma unroll 1
@@ -55,6 +61,7 @@ struct AttentionBlock {
       sync_readers<kWarpsOfRows>();  // nobody reads the tile before any more
       ring.fill();
       cp_async_wait<Config::kStages - 1>();
+      if constexpr (Config::kHasRope) turn_keys(keys * Config::kTileKeys);
       sync_readers<kWarpsOfRows>();  // rows of all who copy have come
 #pragma unroll 1
       for (int row = first_row; row < first_row + kKeys; row += kAtOnce) {
@@ -73,6 +80,38 @@ struct AttentionBlock {
       SharedRowsResult<Config, QueryTile<Config>>{storage, writer, slot}.write(tile);
     }
     if (slot >= 0 && is_last_of(shares)) writer.merge(shares, threadIdx.x, kThreads);
+  }
+
+  // Rotates the item's rows from `first` on. Each warp does it for itself, by way of its rows of the ring's next slot, where
+  // nothing is on its way at an item's start; but queries that are not held lie in `storage` until results are written.
+  WL_DEVICE void turn_queries(QueryTile<Config>& tile, const WorkCursor& item, int first) {
+    using Rows = typename Config::Rotation::Rows;
+    if constexpr (QueryTile<Config>::kHoldsQueries) {
+      uint8_t* rows = ring.key_operands(ring.slot) + warp_id() * kWarpRows * Rows::kPitch;
+      rotation.template turn_rows<kWarpRows>(rows, 0, QueriesToTurn<Config>{params, item, first});
+      __syncwarp();
+      tile.take_turned_queries(rows);
+    } else {
+      static_assert(!Config::kHasWide && kWarpRows * Rows::kPitch <= sizeof(storage.columns), "one tile of all warps");
+      constexpr int kOwn = kWarpRows / kWarps;
+      const int first_own = warp_id() * kOwn;
+      auto* rows = reinterpret_cast<uint8_t*>(storage.columns);
+      rotation.template turn_rows<kOwn>(rows, first_own, QueriesToTurn<Config>{params, item, first_own});
+      if (Config::kHeadDim % 16 != 0 && lane_id() < kOwn) {  // what a step of the product has beyond them
+        *reinterpret_cast<uint4*>(rows + Rows::at(first_own + lane_id(), Config::kHeadDim)) = uint4{0, 0, 0, 0};
+      }
+      __syncthreads();
+      tile.take_turned_queries(rows);
+    }
+  }
+
+  // The rows of keys that the warp has copied, of a tile whose first key is `first_key` of the request.
+  WL_DEVICE void turn_keys(int first_key) {
+    using Keys = KeysToTurn<typename QueryTile<Config>::Load, typename Ring::KeyRows>;
+    constexpr int kRows = Ring::Rows::kRows;
+    const int first_row = warp_id() * kRows;
+    __syncwarp();  // rows of all lanes have come
+    rotation.template turn_rows<kRows>(ring.key_operands(stage), first_row, Keys{ring.keys(stage), first_row, first_key + first_row});
   }
 
   // Whether all other blocks have left their results.
@@ -97,21 +136,23 @@ struct AttentionBlock {
   }
 };
 
-template <class Base>
+// `Rope`: `RopeTurns` where queries and keys are rotated, else nothing.
+template <class Base, class... Rope>
 __global__ void __launch_bounds__(kThreads, Base::kBlocksPerSm)
-    attention_kernel(const __grid_constant__ AttentionParams params) {
-  using Config = PortableConfig<Base>;
+    attention_kernel(const __grid_constant__ AttentionParams params, const __grid_constant__ Rope... rope) {
+  using Config = PortableConfig<Base, sizeof...(Rope) == 1>;
   extern __shared__ __align__(128) uint8_t memory[];
   __shared__ ResultStorage storage;
   __shared__ typename KeyValueRing<Config>::Rows::State copies[kWarps];  // each warp goes its own way
   __shared__ WorkCursor items[kWarps];
+  const auto rotation = Config::Rotation::start(rope...);
   const WorkStart& start = params.starts[blockIdx.x];
   copy_cursor(copies[warp_id()].cursor, start.cursor);
   copy_cursor(items[warp_id()], start.cursor);
   const int64_t chunk = start.chunk;
   KeyValueRing<Config> ring(params, memory, copies[warp_id()]);
   clear_padding_rows<Config>(params);
-  AttentionBlock<Config>{params, storage, ring, chunk, 0}.work(items[warp_id()]);
+  AttentionBlock<Config>{params, storage, ring, rotation, chunk, 0}.work(items[warp_id()]);
   cp_async_wait<0>();
 }
 

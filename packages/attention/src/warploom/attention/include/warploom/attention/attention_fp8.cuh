@@ -51,6 +51,15 @@ struct Fp8Operands {
     widen(__byte_perm(fours[1], 0, 0x3120), to[1], to[3]);
   }
 
+  template <int kCount>
+  WL_DEVICE static Vec<uint32_t, kCount> load_pairs(const uint8_t* from) {
+    const auto narrow = Vec<uint16_t, kCount>::load(reinterpret_cast<const uint16_t*>(from));
+    Vec<uint32_t, kCount> pairs;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) pairs[i] = widen_pair(narrow[i]);
+    return pairs;
+  }
+
  private:
   // Four numbers to two pairs.
   WL_DEVICE static void widen(uint32_t four, uint32_t& low, uint32_t& high) {

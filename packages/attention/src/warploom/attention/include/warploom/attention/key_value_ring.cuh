@@ -18,13 +18,20 @@ struct TileRows {
   WL_DEVICE static int offset(int row, int piece) { return row * kPitch + ((piece ^ (row & 7)) << 4); }
   // offset(row, first | piece) from offset(row, first), if they have no bits in common: few addresses stand for all.
   WL_DEVICE static int onwards(int offset, int piece) { return (offset ^ (piece & 7) << 4) + piece / 8 * 128; }
+  // Of an element.
+  WL_DEVICE static int at(int row, int column) {
+    const int byte = column * int(sizeof(T));
+    return offset(row, byte / 16) + byte % 16;
+  }
 };
 
 template <class Config>
 struct KeyValueRing {
   using T = typename Config::Kv;
   using Rows = KeyValueRows<Config>;
+  using KeyOperand = conditional_t<Config::kHasRope, typename Config::Query, T>;  // rotated keys are of 16 bits
   using KeyRows = TileRows<T, Config::kHeadDim>;
+  using KeyOperandRows = TileRows<KeyOperand, Config::kHeadDim>;
   using ValueRows = TileRows<T, Config::kValueDim>;
   static constexpr int kKeyBytes = Config::kTileKeys * KeyRows::kPitch;
   static constexpr int kStageBytes = kKeyBytes + Config::kTileKeys * ValueRows::kPitch;
@@ -43,6 +50,10 @@ struct KeyValueRing {
 
   WL_DEVICE uint8_t* keys(int stage) const { return memory + stage * kStageBytes; }
   WL_DEVICE uint8_t* values(int stage) const { return memory + stage * kStageBytes + kKeyBytes; }
+  // Where keys are when they are multiplied; those that become wider on their way have one place for all stages.
+  WL_DEVICE uint8_t* key_operands(int stage) const {
+    return is_same_v<KeyOperand, T> ? keys(stage) : memory + kStages * kStageBytes;
+  }
 
   // Copies tiles into all slots that are free. The one place for that: code is slow where it runs for the first time.
   WL_DEVICE void fill() {

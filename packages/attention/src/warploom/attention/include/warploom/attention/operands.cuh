@@ -3,6 +3,7 @@
 
 #include "warploom/attention/key_value_ring.cuh"
 #include "warploom/mma.cuh"
+#include "warploom/vec.cuh"
 
 namespace warploom::attention {
 
@@ -28,6 +29,12 @@ struct Operands {
   WL_DEVICE static void load_values(uint32_t (&to)[4], uint32_t tile, int first_row, int step) {
     const int matrix = lane_id() / 8, row = first_row + lane_id() % 8 + matrix % 2 * 8;
     load_matrices_transposed(to, tile + Rows::onwards(Rows::offset(row, matrix / 2), 2 * step));
+  }
+
+  // Pairs of neighbours in a row.
+  template <int kCount>
+  WL_DEVICE static Vec<uint32_t, kCount> load_pairs(const uint8_t* from) {
+    return Vec<uint32_t, kCount>::load(reinterpret_cast<const uint32_t*>(from));
   }
 };
 

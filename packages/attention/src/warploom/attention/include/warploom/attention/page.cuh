@@ -55,6 +55,16 @@ WL_DEVICE int64_t offset_in_token(const AppendParams& params, int plane, uint32_
   return int64_t(head) * head_stride + int64_t(vector - head * params.head_vectors[plane]) * kVec;
 }
 
+template <class In>
+WL_DEVICE const In* row_of(const AppendParams& params, int plane, int64_t row) {
+  return static_cast<const In*>(params.rows[plane]) + row * params.row_stride[plane];
+}
+
+template <class Out>
+WL_DEVICE Out* entry_of(const AppendParams& params, int plane, const Slot& slot) {
+  return static_cast<Out*>(params.cache[plane]) + slot.page * params.page_stride[plane] + slot.entry * params.entry_stride[plane];
+}
+
 template <class Out, class In, int kVec>
 WL_DEVICE Vec<Out, kVec> convert(const Vec<In, kVec>& x) {
   if constexpr (is_same_v<In, Out>) {
@@ -83,7 +93,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads) append_paged_kv_cache_ker
   Vec<In, kVec> held[2][kParts];
 #pragma unroll
   for (int plane = 0; plane < 2; ++plane) {
-    const In* source = static_cast<const In*>(params.rows[plane]) + row * params.row_stride[plane];
+    const In* source = row_of<In>(params, plane, row);
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       const uint32_t vector = first + part * blockDim.x;
@@ -97,8 +107,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads) append_paged_kv_cache_ker
   if (!slot.owned) return;
 #pragma unroll
   for (int plane = 0; plane < 2; ++plane) {
-    Out* target = static_cast<Out*>(params.cache[plane]) + slot.page * params.page_stride[plane] +
-                  slot.entry * params.entry_stride[plane];
+    Out* target = entry_of<Out>(params, plane, slot);
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       const uint32_t vector = first + part * blockDim.x;

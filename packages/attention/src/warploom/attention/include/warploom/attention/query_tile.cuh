@@ -2,30 +2,71 @@
 #pragma once
 
 #include "warploom/attention/operands.cuh"
+#include "warploom/attention/result.cuh"
+#include "warploom/attention/rotation.cuh"
 #include "warploom/attention/softmax_rows.cuh"
 
 namespace warploom::attention {
 
+// Of an item, the rows from `first` on, for a `RowRotation`.
 template <class Config>
-struct QueryTile : SoftmaxRows<Config> {
+struct QueriesToTurn {
+  using T = typename Config::Query;
+  using Writer = ResultWriter<Config>;
+
+  const AttentionParams& params;
+  const WorkCursor& item;
+  int first;
+
+  WL_DEVICE int position(int row) const {
+    return int(place(row).row) - item.work.qo_start + item.work.first_position();
+  }
+  template <int kCount>
+  WL_DEVICE Vec<uint32_t, kCount> load(int row, int column) const {
+    const auto at = place(row);
+    const int64_t offset = min(at.row, int64_t(params.q_rows - 1)) * params.q_stride[0] + at.head * params.q_stride[1];
+    const T* from = static_cast<const T*>(params.q) + offset;
+    Vec<uint32_t, kCount> pairs;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) pairs[i] = *reinterpret_cast<const uint32_t*>(from + column + 2 * i);
+    return pairs;
+  }
+
+ private:
+  WL_DEVICE typename Writer::Place place(int row) const { return Writer{params, item}.place(first + row); }
+};
+
+template <class Config>
+struct QueryTile : SoftmaxRows<Config>, Config::Rotation::Queries {
   using Softmax = SoftmaxRows<Config>;
   using T = typename Config::Query;
   using Ring = KeyValueRing<Config>;
   using Load = Operands<T, typename Config::Kv>;
+  using LoadKeys = Operands<T, typename Ring::KeyOperand>;
   static constexpr bool kInterleaved = Load::kInterleaved;
   static constexpr int kSteps = ceil_div(Config::kHeadDim, 16);
   static constexpr int kColumns = ceil_div(Config::kValueDim, 16);  // of 16
   static constexpr bool kHoldsQueries = kSteps <= 8;  // else registers are too few: they are loaded for every tile of keys
+  static constexpr float kProductScale = Config::Rotation::kScale * Config::Rotation::kScale;
 
   uint32_t q[kHoldsQueries ? kSteps : 1][4];
   float out[2 * kColumns][4] = {};
 
   WL_DEVICE QueryTile(const AttentionParams& params, const WorkCursor& item) : Softmax(params) {
     this->start(item);
-    if constexpr (kHoldsQueries) {
+    if constexpr (kHoldsQueries && !Config::kHasRope) {
       const LaneRows rows = this->rows();
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) load_queries(rows, step, q[step]);
+    }
+  }
+
+  // Instead of queries as they are: 16 rows in shared memory. They stay there if registers are too few for them.
+  WL_DEVICE void take_turned_queries(const uint8_t* rows) {
+    this->turned_queries = shared_address(rows);
+    if constexpr (kHoldsQueries) {
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) load_turned_queries(step, q[step]);
     }
   }
 
@@ -45,6 +86,11 @@ struct QueryTile : SoftmaxRows<Config> {
   }
 
  private:
+  WL_DEVICE void load_turned_queries(int step, uint32_t (&to)[4]) const {
+    using Rows = typename Config::Rotation::Rows;
+    load_matrices(to, this->turned_queries + Rows::onwards(Rows::offset(lane_id() % 16, lane_id() / 16), 2 * step));
+  }
+
   WL_DEVICE void load_queries(const LaneRows& rows, int step, uint32_t (&to)[4]) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -52,7 +98,7 @@ struct QueryTile : SoftmaxRows<Config> {
       const T* from = static_cast<const T*>(this->params.q) + row * this->params.q_stride[0] + rows.head[i] * this->params.q_stride[1];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int column = step * 16 + Load::column(half);
+        const int column = step * 16 + LoadKeys::column(half);
         const bool inside = Config::kHeadDim % 16 == 0 || column < Config::kHeadDim;
         to[half * 2 + i] = inside ? *reinterpret_cast<const uint32_t*>(from + column) : 0u;
       }
@@ -61,7 +107,7 @@ struct QueryTile : SoftmaxRows<Config> {
 
   template <int kBlocks>
   WL_DEVICE void multiply_keys(const Ring& ring, int stage, int first_row, float (&logits)[kBlocks][4]) {
-    const uint32_t keys = shared_address(ring.keys(stage));
+    const uint32_t keys = shared_address(ring.key_operands(stage));
     // Few blocks would wait for their own sums: every other step has its own.
     constexpr int kSums = kBlocks <= 2 && kHoldsQueries ? 2 : 1;
     float sums[kSums][kBlocks][4] = {};
@@ -69,11 +115,12 @@ struct QueryTile : SoftmaxRows<Config> {
     for (int step = 0; step < kSteps; ++step) {
       float(&of_step)[kBlocks][4] = sums[step % kSums];
       uint32_t(&queries)[4] = q[kHoldsQueries ? step : 0];
-      if constexpr (!kHoldsQueries) load_queries(this->rows(), step, queries);
+      if constexpr (!kHoldsQueries && Config::kHasRope) load_turned_queries(step, queries);
+      if constexpr (!kHoldsQueries && !Config::kHasRope) load_queries(this->rows(), step, queries);
 #pragma unroll
       for (int block = 0; block < kBlocks; block += 2) {
         uint32_t k[4];
-        Load::template load_keys<typename Ring::KeyRows>(k, keys, first_row + block * 8, step);
+        LoadKeys::template load_keys<typename Ring::KeyOperandRows>(k, keys, first_row + block * 8, step);
         multiply_add<T>(of_step[block], queries, k[0], k[1]);
         multiply_add<T>(of_step[block + 1], queries, k[2], k[3]);
       }
@@ -82,6 +129,10 @@ struct QueryTile : SoftmaxRows<Config> {
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) logits[block][i] = kSums == 2 ? sums[0][block][i] + sums[kSums - 1][block][i] : sums[0][block][i];
+      if constexpr (kProductScale != 1.0f) {
+#pragma unroll
+        for (float& logit : logits[block]) logit *= 1.0f / kProductScale;
+      }
     }
   }
 

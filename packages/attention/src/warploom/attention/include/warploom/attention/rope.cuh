@@ -9,6 +9,7 @@
 #pragma once
 
 #include "warploom/attention/ragged.cuh"
+#include "warploom/attention/rope_pair.cuh"
 #include "warploom/convert.cuh"
 #include "warploom/divisor.cuh"
 #include "warploom/vec.cuh"
@@ -63,19 +64,23 @@ WL_DEVICE int64_t position_of(const RopeParams& params, int64_t token) {
   return static_cast<const Index*>(params.offsets)[request] + token - indptr[request];
 }
 
-// Two components that turn together.
-struct RopePair {
-  float first;
-  float second;
-
-  WL_DEVICE RopePair turned(float2 turn) const {
-    return {first * turn.x - second * turn.y, second * turn.x + first * turn.y};
+// Of a token's pairs, by all threads of a block.
+template <class Config>
+WL_DEVICE void find_turns(const RopeParams& params, int64_t position, float2* turns) {
+  using Table = typename Config::Table;
+  for (int pair = threadIdx.x; pair < params.pairs; pair += Config::kThreads) {
+    if (params.cache) {
+      const Table* row = static_cast<const Table*>(params.cache) + position * params.cache_stride;
+      turns[pair] = {to_float(row[pair]), to_float(row[params.pairs + pair])};
+    } else {
+      turns[pair] = turn_by(float(position) * rope_frequency(params, pair));
+    }
   }
-};
+}
 
 // One access of kWidth components, or two of components that turn with each other. `turns` null: they stay.
-template <class Config>
-WL_DEVICE void turn_some(const typename Config::T* x, typename Config::T* out, int number, int pairs, const float2* turns) {
+template <class Config, class Target>
+WL_DEVICE void turn_some(const typename Config::T* x, const Target& out, int number, int pairs, const float2* turns) {
   using T = typename Config::T;
   constexpr int kWidth = Config::kWidth;
   constexpr bool kInOneAccess = Config::kInterleave && kWidth > 1;
@@ -84,7 +89,7 @@ WL_DEVICE void turn_some(const typename Config::T* x, typename Config::T* out, i
   const int turning = pairs / kPairs;
   if (number >= turning) {
     const int at = 2 * pairs + (number - turning) * kWidth;
-    Access::load(x + at).store(out + at);
+    out.store(at, Access::load(x + at));
     return;
   }
   const int first = kInOneAccess ? number * kWidth : Config::kInterleave ? 2 * number : number * kWidth;
@@ -100,36 +105,54 @@ WL_DEVICE void turn_some(const typename Config::T* x, typename Config::T* out, i
       a = from_float<T>(turned.first), b = from_float<T>(turned.second);
     }
   }
-  low.store(out + first);
-  if constexpr (!kInOneAccess) high.store(out + second);
+  out.store(first, low);
+  if constexpr (!kInOneAccess) out.store(second, high);
+}
+
+// Where components of a head go.
+template <class T>
+struct HeadInMemory {
+  T* out;
+
+  template <class Components>
+  WL_DEVICE void store(int column, const Components& components) const { components.store(out + column); }
+};
+
+template <class T>
+struct RopeOutputs {
+  const RopeParams& params;
+  int64_t token;
+
+  WL_DEVICE HeadInMemory<T> head(int which, int number) const {
+    const int64_t* stride = params.out_stride + 2 * which;
+    return {static_cast<T*>(params.out[which]) + token * stride[0] + number * stride[1]};
+  }
+};
+
+// The first `heads` of a token's heads, of which those of keys follow those of queries, by all threads of a block.
+template <class Config, class Outputs>
+WL_DEVICE void turn_heads(const RopeParams& params, const Outputs& outputs, int64_t token, int heads, const float2* turns) {
+  using T = typename Config::T;
+  const int accesses = int(params.accesses.divisor);
+  for (int i = threadIdx.x; i < heads * accesses; i += Config::kThreads) {
+    const int of_all = params.accesses.divide(i), number = params.accesses.remainder(i, of_all);
+    const int which = of_all >= params.heads[0], head = of_all - which * params.heads[0];
+    const int64_t* stride = params.x_stride + 2 * which;
+    const T* x = static_cast<const T*>(params.x[which]) + token * stride[0] + head * stride[1];
+    turn_some<Config>(x, outputs.head(which, head), number, params.pairs, turns);
+  }
 }
 
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads) rope_kernel(const __grid_constant__ RopeParams params) {
   using T = typename Config::T;
-  using Table = typename Config::Table;
   __shared__ float2 turns[Config::kMaxPairs];
   const int64_t token = blockIdx.x, position = position_of<typename Config::Index>(params, token);
   const bool turns_some = params.cache || params.positions || position >= 0;
-  for (int pair = threadIdx.x; pair < params.pairs; pair += Config::kThreads) {
-    if (params.cache) {
-      const Table* row = static_cast<const Table*>(params.cache) + position * params.cache_stride;
-      turns[pair] = {to_float(row[pair]), to_float(row[params.pairs + pair])};
-    } else {
-      turns[pair] = turn_by(float(position) * rope_frequency(params, pair));
-    }
-  }
+  find_turns<Config>(params, position, turns);
   __syncthreads();
-  const int accesses = int(params.accesses.divisor);
-  for (int i = threadIdx.x; i < (params.heads[0] + params.heads[1]) * accesses; i += Config::kThreads) {
-    const int of_all = params.accesses.divide(i), number = params.accesses.remainder(i, of_all);
-    const int which = of_all >= params.heads[0], head = of_all - which * params.heads[0];
-    const int64_t* x_stride = params.x_stride + 2 * which;
-    const int64_t* out_stride = params.out_stride + 2 * which;
-    const T* x = static_cast<const T*>(params.x[which]) + token * x_stride[0] + head * x_stride[1];
-    T* out = static_cast<T*>(params.out[which]) + token * out_stride[0] + head * out_stride[1];
-    turn_some<Config>(x, out, number, params.pairs, turns_some ? turns : nullptr);
-  }
+  const RopeOutputs<T> outputs{params, token};
+  turn_heads<Config>(params, outputs, token, params.heads[0] + params.heads[1], turns_some ? turns : nullptr);
 }
 
 }  // namespace warploom::attention
