@@ -305,7 +305,11 @@ PREFILL_TARGETS: Targets = [
     (prefill_case(1, 16384), 3283),
     (prefill_case(4, 4096, page_size=16), 900),
     (prefill_case(1, 8192, dim=64), None),
+    (prefill_case(1, 8192, dim=96), None),
     (prefill_case(1, 8192, dim=256), None),
+    # Neighbours of those.
+    (prefill_case(3, 5000, (40, 8), page_size=16), None),
+    (prefill_case(64, 300), None),
 ]
 PREFILL = Benchmark(
     "prefill",

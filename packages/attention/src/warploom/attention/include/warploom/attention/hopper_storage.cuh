@@ -87,8 +87,9 @@ struct Ring {
     mbarrier_wait(&full[place.stage()], place.parity());
     if (by_threads) fence_async_proxy();
   }
-  // By a warp.
+  // By a warp, all lanes of which have read what they need.
   WL_DEVICE void release(const Place& place) {
+    __syncwarp();
     if (lane_id() == 0) mbarrier_arrive(&free[place.stage()]);
   }
 };

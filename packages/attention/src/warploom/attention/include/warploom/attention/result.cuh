@@ -124,7 +124,7 @@ struct ResultWriter {
   // Merges the partial results of the blocks that share the item, several at a time: each has to come from L2.
   WL_DEVICE void merge(const ItemShares& shares, int thread, int threads) const {
     constexpr int kLanes = Config::kValueDim / 4;
-    constexpr int kRows = Config::kHasWide ? 2 : 1, kBlocks = Config::kHasWide ? 3 : Config::kValueDim > 128 ? 4 : 16;
+    constexpr int kRows = Config::kHasWide ? 2 : 1, kBlocks = Config::kHasWide ? 3 : Config::kValueDim > 128 ? 4 : 8;
     const int rows = min(item.work.tile_rows, item.work.qo_len * int(params.group_size.divisor) - item.tile * item.work.tile_rows);
 #pragma unroll 1
     for (int first = thread; first < rows * kLanes; first += kRows * threads) {

@@ -1,0 +1,38 @@
+"""Small batches that reach every part of a kernel, for compute-sanitizer: `python small_steps.py cuda`."""
+
+import sys
+
+import torch
+from paged_steps import Step
+
+# Requests: shares of one item, rows of one warpgroup and of both, nothing to do, more keys than a tile by one.
+LENS = (([1] * 4, [1, 64, 1500, 129]), ([70, 1, 0, 16, 130], [300, 20, 5, 16, 130]))
+OPTIONS = ({"causal": True}, {"window_left": 40, "logits_soft_cap": 20.0})
+CASES = {
+    "cuda": (
+        {"dim": 128},
+        {"dim": 40, "page_size": 3},
+        {"dim": 128, "dtype": torch.bfloat16, "dtype_kv": torch.float8_e4m3fn},
+        {"dim": 64, "pos_encoding_mode": "ROPE_LLAMA"},
+    ),
+    "hopper": (
+        {"dim": 128},
+        {"dim": 64, "page_size": 1, "heads": (6, 2)},
+        {"dim": 192, "dim_v": 128, "page_size": 8},
+        {"dim": 96, "dtype": torch.bfloat16},
+    ),
+}
+
+
+def main(backend):
+    for case in CASES[backend]:
+        plan = {name: value for name, value in case.items() if name == "pos_encoding_mode"}
+        shape = {name: value for name, value in case.items() if name not in plan}
+        for lens in LENS:
+            for options in OPTIONS:
+                Step(*lens, **shape).run(backend, **options, **plan)
+    torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
