@@ -8,6 +8,7 @@
 #include "warploom/attention/key_value_ring.cuh"
 #include "warploom/attention/rope_pair.cuh"
 #include "warploom/mma.cuh"
+#include "warploom/vec.cuh"
 
 namespace warploom::attention {
 
