@@ -17,12 +17,13 @@ HEADS, GROUP, QO_LEN, KV_LEN, MASK_START = 6, 3, 3, 7, 5
 VALUES = {
     "alibi_slopes": torch.tensor(default_slopes(HEADS)),
     "soft_cap": 1.5,
+    "inverse_soft_cap": 1 / 1.5,
     "window_left": 2,
     "custom_mask": torch.rand(40, generator=torch.Generator().manual_seed(0)) < 0.5,
     "packed_custom_mask": torch.randint(0, 256, (9,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
     "mask_start": MASK_START,
 }
-C_FUNCTIONS = {"tanhf": math.tanh, "expf": math.exp, "fabsf": abs, "abs": abs, "min": min, "max": max}
+C_FUNCTIONS = {"tanh_approx": math.tanh, "expf": math.exp, "fabsf": abs, "abs": abs, "min": min, "max": max}
 
 
 def evaluated(expression, context, head, row, key, **more):

@@ -93,7 +93,7 @@ struct CopyingGroup {
       copy_query_box(full);
     } else {
       if (has_queries) copy_queries();
-      if (lane_id() == 0) mbarrier_arrive(full);
+      mbarrier_arrive(full);
     }
     item_place.next();
   }
@@ -103,7 +103,7 @@ struct CopyingGroup {
     using Queries = typename Storage::Queries;
     constexpr int kWarps = kGroupWarps / kComputingGroups;
     const int group = Warpgroup::warp() / kWarps, first = Warpgroup::warp() % kWarps;
-    if (lane_id() != 0) return;
+    if (lane_id() != 0) return mbarrier_arrive(full);
     mbarrier_expect_bytes(full, (Queries::kColumns - first + kWarps - 1) / kWarps * Queries::kColumnBytes);
     const int query = params.group_size.divide(item.tile * item.work.tile_rows + group * kGroupRows);
     uint8_t* to = Storage::queries(memory, item_place.stage(), group);

@@ -128,7 +128,7 @@ struct HopperStorage {
       chunk = start.chunk, group = int(blockIdx.x) / params.lanes;
       output_map = outputs;
       has_row_boxes = kGroupRows % int(params.group_size.divisor) == 0;
-      of_items.open(kGroupWarps, kReaders);
+      of_items.open(kGroupThreads, kReaders);
       constexpr int kFillers = kHasBoxes ? kGroupWarps : kGroupThreads;
       of_keys.open(kFillers, kReaders);
       of_values.open(kFillers, kReaders);

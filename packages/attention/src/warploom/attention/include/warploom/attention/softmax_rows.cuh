@@ -46,11 +46,6 @@ struct SoftmaxRows {
     return LaneRows::of(params, *item, item->work.tile_rows > kWarpRows ? warp_id() * kWarpRows : 0);
   }
 
-  // Whether a query of the lane exists.
-  WL_DEVICE bool exists(const LaneRows& rows, int i) const {
-    return rows.query[i] < item->work.qo_len && item->work.qo_start + rows.query[i] < params.q_rows;
-  }
-
   // Scales of one head each may be negative, or zero; hidden logits are -inf.
   WL_DEVICE bool scales_first() const { return Variant::kHasLogits || params.logits_scales || !(params.logits_scale > 0.0f); }
 
@@ -169,10 +164,13 @@ struct SoftmaxRows {
   // No inf - inf.
   WL_DEVICE static float finite(float most) { return most == negative_infinity() ? 0.0f : most; }
 
+  // Of a logit, or of one that exists where this one does not: what variants make of it does not matter, but they may read there.
   WL_DEVICE LogitPosition position(const LaneRows& rows, int first_key, int block, int i) const {
-    const int row = i / 2, key = first_key + block * 8 + lane_id() % 4 * 2 + i % 2;
-    return {item->request, rows.query[row], key, rows.query[row] + item->work.first_position(), rows.head[row], item->head,
-            item->work.qo_len, item->work.kv_len};
+    const RequestWork& work = item->work;
+    const int queries = min(work.qo_len, params.q_rows - work.qo_start);
+    const int query = max(min(rows.query[i / 2], queries - 1), 0);
+    const int key = min(first_key + block * 8 + lane_id() % 4 * 2 + i % 2, work.kv_len - 1);
+    return {item->request, query, key, query + work.first_position(), rows.head[i / 2], item->head, work.qo_len, work.kv_len};
   }
 
   template <int kBlocks>
@@ -181,7 +179,7 @@ struct SoftmaxRows {
     float scale[2] = {params.logits_scale, params.logits_scale};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (params.logits_scales && exists(rows, i)) scale[i] *= params.logits_scales[rows.head[i] * params.logits_scales_step];
+      if (params.logits_scales) scale[i] *= params.logits_scales[rows.head[i] * params.logits_scales_step];
     }
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
@@ -190,8 +188,7 @@ struct SoftmaxRows {
         float& logit = logits[block][i];
         logit *= scale[i / 2];
         if constexpr (Variant::kHasLogits) {
-          const LogitPosition at = position(rows, first_key, block, i);
-          if (exists(rows, i / 2) && at.kv_idx < at.kv_len) logit = Variant::logits(params, at, logit);
+          logit = Variant::logits(params, position(rows, first_key, block, i), logit);
         }
       }
     }
@@ -213,7 +210,7 @@ struct SoftmaxRows {
           const int column = block * 8 + i % 2;
           bool visible = column >= begin && column < end;
           if constexpr (Variant::kHasMask) {
-            visible = visible && exists(rows, row) && Variant::mask(params, position(rows, first_key, block, i));
+            visible &= Variant::mask(params, position(rows, first_key, block, i));
           }
           if (!visible) logits[block][i] = negative_infinity();
         }
