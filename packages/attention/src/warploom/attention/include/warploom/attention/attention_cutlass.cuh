@@ -96,9 +96,13 @@ struct CutlassGroup : HopperGroup<Config, CutlassGroup<Config>> {
 
   WL_DEVICE void compute(Tile& tile, ItemTiles& tiles) {
     Base::settle();
-    uint8_t* queries = uniform(Storage::queries(memory, item_place.stage(), Warpgroup::number()));
+    uint8_t* queries = uniform(Storage::queries(memory, item_place.stage(), tiles.group()));
 #pragma unroll 1
     for (; tiles.at < tiles.end; ++tiles.at, keys.next()) {
+      if (!tiles.is_mine()) {
+        Base::pass_tile();
+        continue;
+      }
       Logits logits;
       Weights weights;
       float factor[2];

@@ -33,11 +33,12 @@ struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
   }
 
   WL_DEVICE void compute(Tile& tile, ItemTiles& tiles) {
+    if (!tiles.is_shared) return compute_half(tile, tiles);
     Weights weights;
     {
       Logits logits;
       float factor[2];
-      const uint32_t q = next_queries(), k = next_keys();
+      const uint32_t q = next_queries(tiles), k = next_keys();
       storage.of_keys.wait_full(keys, kByThreads);
       multiply_keys(logits, q, k);
       wgmma_wait<0>();
@@ -50,7 +51,7 @@ struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
     }
 #pragma unroll 1
     for (++tiles.at; tiles.at < tiles.end; ++tiles.at) work_on_tile(tile, tiles, weights);
-    const uint32_t v = next_values();
+    const uint32_t v = values_at(keys.before());
     storage.of_values.wait_full(keys.before(), kByThreads);
     multiply_values(tile, weights, v);
     wgmma_wait<0>();
@@ -60,29 +61,58 @@ struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
 
  private:
   // Operands of the next products.
-  WL_DEVICE uint32_t next_queries() const {
-    return wgmma_uniform(wgmma_rows(Storage::queries(memory, item_place.stage(), Warpgroup::number())));
+  WL_DEVICE uint32_t next_queries(const ItemTiles& tiles) const {
+    return wgmma_uniform(wgmma_rows(Storage::queries(memory, item_place.stage(), tiles.group())));
   }
   WL_DEVICE uint32_t next_keys() const { return wgmma_uniform(wgmma_rows(Storage::keys(memory, keys.stage()))); }
-  WL_DEVICE uint32_t next_values() const {
-    return wgmma_uniform(wgmma_columns(Storage::values(memory, keys.before().stage()), Storage::Values::kColumnBytes));
+  WL_DEVICE uint32_t values_at(const RingPlace<Storage::kStages>& place) const {
+    return wgmma_uniform(wgmma_columns(Storage::values(memory, place.stage()), Storage::Values::kColumnBytes));
   }
 
   // Warpgroups begin their products in turns.
   WL_DEVICE void take_turn() { sync_threads_of(kTurnBarrier + Warpgroup::number(), kComputingGroups * kGroupThreads); }
   WL_DEVICE void give_turn() { arrive_for_threads_of(kTurnBarrier + 1 - Warpgroup::number(), kComputingGroups * kGroupThreads); }
 
+  // One thing after the other with every other tile: few rows wait for keys, not for products.
+  WL_DEVICE void compute_half(Tile& tile, ItemTiles& tiles) {
+    if constexpr (Storage::kItems > 1) Base::settle();
+#pragma unroll 1
+    for (; tiles.at < tiles.end; ++tiles.at, keys.next()) {
+      if (!tiles.is_mine()) {
+        Base::pass_tile();
+        continue;
+      }
+      Logits logits;
+      Weights weights;
+      float factor[2];
+      const uint32_t q = next_queries(tiles), k = next_keys(), v = values_at(keys);
+      storage.of_keys.wait_full(keys, kByThreads);
+      multiply_keys(logits, q, k);
+      wgmma_wait<0>();
+      wgmma_done(logits);
+      make_weights(tile, tiles, logits, factor);
+      storage.of_keys.release(keys);
+      tile.rescale(tile.out, factor);
+      tile.pack(logits, weights);
+      storage.of_values.wait_full(keys, kByThreads);
+      multiply_values(tile, weights, v);
+      wgmma_wait<0>();
+      wgmma_done(tile.out), wgmma_done(weights);
+      storage.of_values.release(keys);
+    }
+  }
+
   // The values of the tile before, the keys of this one.
   WL_DEVICE void work_on_tile(Tile& tile, const ItemTiles& tiles, Weights& weights) {
     Logits logits;
     float factor[2];
-    const uint32_t q = next_queries(), k = next_keys(), v = next_values();
+    const uint32_t q = next_queries(tiles), k = next_keys(), v = values_at(keys.before());
     storage.of_keys.wait_full(keys, kByThreads);
-    if (tiles.is_shared) take_turn();
+    take_turn();
     multiply_keys(logits, q, k);
     storage.of_values.wait_full(keys.before(), kByThreads);
     multiply_values(tile, weights, v);
-    if (tiles.is_shared) give_turn();
+    give_turn();
     wgmma_wait<1>();
     wgmma_done(logits);
     make_weights(tile, tiles, logits, factor);
@@ -132,18 +162,18 @@ struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
       if (searches) tile.raise_largest(logits, factor);
       tile.exponentiate(logits, added);
       if (searches || !__any_sync(kFullMask, fmaxf(added[0], added[1]) > kMostAdded)) break;
-      multiply_keys_again(logits);
+      multiply_keys_again(tiles, logits);
       searches = true;
     }
     tile.add(added);
   }
 
   // logits = queries times keys, by each warp for itself.
-  WL_DEVICE void multiply_keys_again(Logits& logits) const {
+  WL_DEVICE void multiply_keys_again(const ItemTiles& tiles, Logits& logits) const {
     using Queries = typename Storage::Queries;
     using Keys = typename Storage::Keys;
     // Of the four matrices of 8 rows that a load brings, a lane has a row of matrix lane / 8.
-    const uint32_t q = shared_address(Storage::queries(memory, item_place.stage(), Warpgroup::number())) +
+    const uint32_t q = shared_address(Storage::queries(memory, item_place.stage(), tiles.group())) +
                        Queries::offset(Warpgroup::warp() * kWarpRows + lane_id() % 16, lane_id() / 16);
     const uint32_t k = shared_address(Storage::keys(memory, keys.stage())) +
                        Keys::offset(lane_id() % 8 + lane_id() / 16 * 8, lane_id() / 8 % 2);

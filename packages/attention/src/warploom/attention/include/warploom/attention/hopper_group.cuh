@@ -42,7 +42,7 @@ struct ItemTiles {
   SeenKeys seen;
   int at;
   int end;
-  bool is_shared;  // both warpgroups have rows of it
+  bool is_shared;  // each warpgroup has rows of its own
 
   template <class Config>
   WL_DEVICE static ItemTiles of(const AttentionParams& params, const WorkCursor& item) {
@@ -51,9 +51,13 @@ struct ItemTiles {
     return {seen, item.begin(), item.end(), rows_of(params, item) > kGroupRows};
   }
 
+  // Of items whose rows one warpgroup could have, both have them all, and each takes every other tile.
+  WL_DEVICE bool is_mine() const { return is_shared || at % kComputingGroups == Warpgroup::number(); }
+  WL_DEVICE int group() const { return is_shared ? Warpgroup::number() : 0; }  // whose rows the warpgroup has
+
   WL_DEVICE bool hides_some() const { return seen.hides_some(at); }
-  // Not every row has a largest yet, as it has after the first tile that all of them see.
-  WL_DEVICE bool is_early() const { return at <= seen.first; }
+  // Not every row has a largest yet, as it has after the warpgroup's first tile that all of them see.
+  WL_DEVICE bool is_early() const { return at <= seen.first + (is_shared ? 0 : 1); }
 };
 
 // A warpgroup that computes, but for the products: `Group`, which is made from it, has compute(tile, tiles).
@@ -83,15 +87,12 @@ struct HopperGroup {
       if (item.keys.count == 0) {
         settle();
         Writer{params, item}.write_nothing(threadIdx.x, kComputingGroups * kGroupThreads);
-      } else if (rows_of(params, item) > Warpgroup::number() * kGroupRows) {
+      } else {
         Tile tile(params);
         tile.start(item);
         ItemTiles tiles = ItemTiles::template of<Config>(params, item);
         static_cast<Group&>(*this).compute(tile, tiles);
-        finish(tile, tiles);
-      } else {
-        settle();
-        pass_by(item);
+        if (tiles.is_shared || gather(tile)) finish(tile, tiles);
       }
       if (!is_leaving) storage.of_items.release(item_place);
       if constexpr (Storage::kItems == 1) settle();
@@ -107,19 +108,44 @@ struct HopperGroup {
     is_leaving = false;
   }
 
-  // Tiles of an item of which the other warpgroup has all rows.
-  WL_DEVICE void pass_by(const WorkCursor& item) {
-#pragma unroll 1
-    for (int tile = item.begin(), end = item.end(); tile < end; ++tile) {
-      storage.of_keys.wait_full(keys, false);
-      storage.of_keys.release(keys);
-      storage.of_values.wait_full(keys, false);
-      storage.of_values.release(keys);
-      keys.next();
-    }
+  // The next tile is the other warpgroup's.
+  WL_DEVICE void pass_tile() {
+    storage.of_keys.wait_full(keys, false);
+    storage.of_keys.release(keys);
+    storage.of_values.wait_full(keys, false);
+    storage.of_values.release(keys);
   }
 
  private:
+  // Puts together what the warpgroups have of the same rows, by way of where the queries were: whether this one has it then.
+  WL_DEVICE bool gather(Tile& tile) {
+    constexpr int kThreads = kComputingGroups * kGroupThreads;
+    float4* places = reinterpret_cast<float4*>(Storage::queries(memory, item_place.stage(), 0)) + Warpgroup::thread();
+    static_assert(sizeof(tile.out) * kGroupThreads <= Storage::kQueryBytes, "the outputs of a warpgroup");
+    float4& state = storage.states[Warpgroup::thread()];
+    sync_threads_of(kItemBarrier, kThreads);  // nobody reads queries any more
+    if (Warpgroup::number() == 1) {
+      state = {tile.largest[0], tile.largest[1], tile.sum[0], tile.sum[1]};
+#pragma unroll
+      for (int i = 0; i < 2 * Tile::kColumns; ++i) places[i * kGroupThreads] = reinterpret_cast<const float4&>(tile.out[i]);
+    }
+    sync_threads_of(kItemBarrier, kThreads);
+    if (Warpgroup::number() == 0) {
+      const float largest[2] = {state.x, state.y}, sum[2] = {state.z, state.w};
+      float mine[2], other[2];
+      tile.merge(largest, sum, mine, other);
+#pragma unroll
+      for (int i = 0; i < 2 * Tile::kColumns; ++i) {
+        const float4 more = places[i * kGroupThreads];
+        float(&out)[4] = tile.out[i];
+        out[0] = out[0] * mine[0] + more.x * other[0], out[1] = out[1] * mine[0] + more.y * other[0];
+        out[2] = out[2] * mine[1] + more.z * other[1], out[3] = out[3] * mine[1] + more.w * other[1];
+      }
+    }
+    fence_async_proxy();  // the next queries may come by TMA
+    return Warpgroup::number() == 0;
+  }
+
   WL_DEVICE void finish(Tile& tile, const ItemTiles& tiles) {
     const Writer writer{params, *tile.item};
     const ItemShares shares = ItemShares::of(storage.group, storage.chunk, *tile.item);

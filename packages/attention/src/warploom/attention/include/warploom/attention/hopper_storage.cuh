@@ -106,6 +106,7 @@ struct HopperStorage {
 
   typename KeyValueRows<Config>::State copies[kGroupWarps];
   WorkCursor items[kItems];
+  float4 states[kGroupThreads];  // of the softmax, from one warpgroup to the other
   Ring<kItems> of_items;  // and their queries
   Ring<kStages> of_keys, of_values;
   int64_t chunk;  // of the schedule

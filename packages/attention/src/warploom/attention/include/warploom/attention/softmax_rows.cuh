@@ -41,10 +41,8 @@ struct SoftmaxRows {
   float sum[2];      // of this lane's columns
   float unit;        // from logits to exponents of 2, not negative
 
-  // Of a tile of more rows than a warp has, each warp has others. Not kept: few tiles of keys need them.
-  WL_DEVICE LaneRows rows() const {
-    return LaneRows::of(params, *item, item->work.tile_rows > kWarpRows ? warp_id() * kWarpRows : 0);
-  }
+  // Not kept: few tiles of keys need them.
+  WL_DEVICE LaneRows rows() const { return LaneRows::of(params, *item, first_row()); }
 
   // Scales of one head each may be negative, or zero; hidden logits are -inf.
   WL_DEVICE bool scales_first() const { return Variant::kHasLogits || params.logits_scales || !(params.logits_scale > 0.0f); }
@@ -138,6 +136,17 @@ struct SoftmaxRows {
     }
   }
 
+  // Takes in the state of a lane that has the same rows and has seen other keys. What each has added up has to be multiplied.
+  WL_DEVICE void merge(const float (&other_largest)[2], const float (&other_sum)[2], float (&mine)[2], float (&other)[2]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float most = fmaxf(largest[i], other_largest[i]);
+      mine[i] = exp2_approx(largest[i] - finite(most)), other[i] = exp2_approx(other_largest[i] - finite(most));
+      largest[i] = most;
+      sum[i] = sum[i] * mine[i] + other_sum[i] * other[i];
+    }
+  }
+
   // Over the four lanes that share a row.
   WL_DEVICE void finish_sums() {
 #pragma unroll
@@ -145,6 +154,14 @@ struct SoftmaxRows {
   }
 
  private:
+  // Of a tile of more rows than a warp has, each warp has others; of one that has few, those of the next warpgroup the same again.
+  WL_DEVICE int first_row() const {
+    constexpr int kGroupRows = 4 * kWarpRows;
+    if (item->work.tile_rows <= kWarpRows) return 0;
+    const int rows = item->work.qo_len * int(params.group_size.divisor) - item->tile * item->work.tile_rows;
+    return rows > kGroupRows ? warp_id() * kWarpRows : warp_id() * kWarpRows % kGroupRows;
+  }
+
   // Sums start from a zero that depends on the last weights. Else each addition would come right behind its exponential, and
   // hold up the next one for as long as that takes.
   template <int kBlocks>
