@@ -48,7 +48,7 @@ struct AttentionBlock {
   template <int kWarpsOfRows>
   WL_DEVICE void work_on(const WorkCursor& item) {
     constexpr int kKeys = Config::kTileKeys / kWarpsOfRows;
-    constexpr bool kIsShortOfRegisters = Config::kHeadDim > 128 || Config::Variant::kHasLogits;
+    constexpr bool kIsShortOfRegisters = Config::kHeadDim > 128 || Config::Variant::kHasLogits || Config::Variant::kHasMask;
     constexpr int kMost = kIsShortOfRegisters ? 32 : 64, kAtOnce = kKeys < kMost ? kKeys : kMost;
     // All are done with the item before, which may have had tiles whose keys are read by all.
     if constexpr (Config::kHasWide || Config::kHasRope) sync_readers<Config::kHasWide ? 1 : kWarps>();

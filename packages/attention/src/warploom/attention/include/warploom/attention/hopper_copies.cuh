@@ -105,7 +105,7 @@ struct CopyingGroup {
     const int group = Warpgroup::warp() / kWarps, first = Warpgroup::warp() % kWarps;
     if (lane_id() != 0) return mbarrier_arrive(full);
     mbarrier_expect_bytes(full, (Queries::kColumns - first + kWarps - 1) / kWarps * Queries::kColumnBytes);
-    const int query = params.group_size.divide(item.tile * item.work.tile_rows + group * kGroupRows);
+    const int query = TileRow::of(params, item, group * kGroupRows).query;
     uint8_t* to = Storage::queries(memory, item_place.stage(), group);
 #pragma unroll 1
     for (int column = first; column < Queries::kColumns; column += kWarps) {
@@ -121,10 +121,9 @@ struct CopyingGroup {
 #pragma unroll 1
     for (int i = Warpgroup::thread(); i < kComputingGroups * kGroupRows * Queries::kPieces; i += kGroupThreads) {
       const int row = i / Queries::kPieces, piece = i % Queries::kPieces;
-      const int packed = item.tile * item.work.tile_rows + row, query = params.group_size.divide(packed);
-      const int head = item.head * int(params.group_size.divisor) + params.group_size.remainder(packed, query);
-      const int64_t at = item.work.qo_start + query;
-      const T* from = static_cast<const T*>(params.q) + at * params.q_stride[0] + head * params.q_stride[1] + piece * 8;
+      const TileRow of_tile = TileRow::of(params, item, row);
+      const int64_t at = item.work.qo_start + of_tile.query;
+      const T* from = static_cast<const T*>(params.q) + at * params.q_stride[0] + of_tile.head * params.q_stride[1] + piece * 8;
       cp_async_16_or_zero(to + row / kGroupRows * Queries::kBytes + Queries::offset(row % kGroupRows, piece), from,
                           row < existing && at < params.q_rows);
     }

@@ -90,7 +90,7 @@ struct HopperResult {
     if (Warpgroup::warp() != 0) return false;
     if (lane_id() == 0) {
       const WorkCursor& item = writer.item;
-      const int query = writer.params.group_size.divide(item.tile * item.work.tile_rows + Warpgroup::number() * kGroupRows);
+      const int query = TileRow::of(writer.params, item, Warpgroup::number() * kGroupRows).query;
 #pragma unroll
       for (int column = 0; column < Rows::kColumns; ++column) {
         tma_store_4d(map, memory + column * Rows::kColumnBytes, column * 64, 0, item.head, item.work.qo_start + query);

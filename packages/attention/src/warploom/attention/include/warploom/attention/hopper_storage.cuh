@@ -29,11 +29,6 @@ struct HopperMaps {
   const TensorMap* outputs;
 };
 
-// Rows of the item's tile.
-WL_DEVICE int rows_of(const AttentionParams& params, const WorkCursor& item) {
-  return min(item.work.qo_len * int(params.group_size.divisor) - item.tile * item.work.tile_rows, item.work.tile_rows);
-}
-
 struct Warpgroup {
   WL_DEVICE static int number() { return int(threadIdx.x / kGroupThreads); }
   WL_DEVICE static int thread() { return int(threadIdx.x % kGroupThreads); }

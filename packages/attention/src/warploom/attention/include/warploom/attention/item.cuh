@@ -14,6 +14,22 @@ WL_DEVICE void copy_cursor(WorkCursor& to, const WorkCursor& from) {
   __syncwarp();
 }
 
+// Rows of the item's tile that exist.
+WL_DEVICE int rows_of(const AttentionParams& params, const WorkCursor& item) {
+  return min(item.work.qo_len * int(params.group_size.divisor) - item.tile * item.work.tile_rows, item.work.tile_rows);
+}
+
+// One of them: a query of the request with one of its heads.
+struct TileRow {
+  int query;
+  int head;
+
+  WL_DEVICE static TileRow of(const AttentionParams& params, const WorkCursor& item, int row) {
+    const int packed = item.tile * item.work.tile_rows + row, query = params.group_size.divide(packed);
+    return {query, item.head * int(params.group_size.divisor) + params.group_size.remainder(packed, query)};
+  }
+};
+
 // Tiles of keys that all queries of an item see: [first, end).
 struct SeenKeys {
   int first;

@@ -24,10 +24,9 @@ struct ResultWriter {
     bool valid;
   };
   WL_DEVICE Place place(int row) const {
-    const int packed = item.tile * item.work.tile_rows + row, query = params.group_size.divide(packed);
-    const int64_t at = item.work.qo_start + query;
-    const int head = item.head * int(params.group_size.divisor) + params.group_size.remainder(packed, query);
-    return {at, head, query < item.work.qo_len && at < params.q_rows};
+    const TileRow of_tile = TileRow::of(params, item, row);
+    const int64_t at = item.work.qo_start + of_tile.query;
+    return {at, of_tile.head, of_tile.query < item.work.qo_len && at < params.q_rows};
   }
 
   // Sinks and scales, which do not depend on columns: what to multiply the outputs by, given the log-sum-exp of the keys.
@@ -125,7 +124,7 @@ struct ResultWriter {
   WL_DEVICE void merge(const ItemShares& shares, int thread, int threads) const {
     constexpr int kLanes = Config::kValueDim / 4;
     constexpr int kRows = Config::kHasWide ? 2 : 1, kBlocks = Config::kHasWide ? 3 : Config::kValueDim > 128 ? 4 : 8;
-    const int rows = min(item.work.tile_rows, item.work.qo_len * int(params.group_size.divisor) - item.tile * item.work.tile_rows);
+    const int rows = rows_of(params, item);
 #pragma unroll 1
     for (int first = thread; first < rows * kLanes; first += kRows * threads) {
       Merged merged[kRows];

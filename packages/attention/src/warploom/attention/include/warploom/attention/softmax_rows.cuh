@@ -2,6 +2,7 @@
 // (Milakov and Gimelshein, 2018; Dao et al., 2022, 2023).
 #pragma once
 
+#include "warploom/attention/item.cuh"
 #include "warploom/attention/variant.cuh"
 #include "warploom/mma.cuh"
 
@@ -18,9 +19,8 @@ struct LaneRows {
     LaneRows rows;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int row = item.tile * item.work.tile_rows + first + lane_id() / 4 + 8 * i;
-      rows.query[i] = params.group_size.divide(row);
-      rows.head[i] = item.head * int(params.group_size.divisor) + params.group_size.remainder(row, rows.query[i]);
+      const TileRow row = TileRow::of(params, item, first + lane_id() / 4 + 8 * i);
+      rows.query[i] = row.query, rows.head[i] = row.head;
     }
     return rows;
   }
@@ -158,8 +158,7 @@ struct SoftmaxRows {
   WL_DEVICE int first_row() const {
     constexpr int kGroupRows = 4 * kWarpRows;
     if (item->work.tile_rows <= kWarpRows) return 0;
-    const int rows = item->work.qo_len * int(params.group_size.divisor) - item->tile * item->work.tile_rows;
-    return rows > kGroupRows ? warp_id() * kWarpRows : warp_id() * kWarpRows % kGroupRows;
+    return rows_of(params, *item) > kGroupRows ? warp_id() * kWarpRows : warp_id() * kWarpRows % kGroupRows;
   }
 
   // Sums start from a zero that depends on the last weights. Else each addition would come right behind its exponential, and
