@@ -11,7 +11,7 @@ from warploom.attention.backends.reference.merge import ReferenceMergeState, Ref
 from warploom.attention.problems.merge import MergeProblem
 from warploom.core.backends import Operator
 from warploom.core.device import device_guard
-from warploom.core.tensors import Checker
+from warploom.core.tensors import Checker, have_unit_strides
 from warploom.core.torch_ops import register_op
 
 __all__ = ["merge_state", "merge_state_in_place", "merge_states"]
@@ -210,7 +210,7 @@ def _describe(out: torch.Tensor, *values: torch.Tensor, lse_base: str) -> MergeP
         head_dim=out.shape[-1],
         input_dtype=values[0].dtype,
         output_dtype=out.dtype,
-        unit_strides=all(t.shape[-1] <= 1 or t.stride(-1) == 1 for t in (out, *values)),
+        unit_strides=have_unit_strides(out, *values),
         lse_base=lse_base,
         **MergeProblem.where(out),
     )

@@ -19,7 +19,7 @@ from warploom.attention.problems.page import AppendProblem, PageTableProblem
 from warploom.core.backends import Operator
 from warploom.core.device import device_guard
 from warploom.core.settings import settings
-from warploom.core.tensors import Checker
+from warploom.core.tensors import Checker, have_unit_strides
 from warploom.core.torch_ops import register_op
 
 __all__ = [
@@ -286,7 +286,7 @@ def _append(
         value_dim=value.shape[2],
         input_dtype=key.dtype,
         cache_dtype=k_cache.dtype,
-        unit_strides=all(t.shape[-1] <= 1 or t.stride(-1) == 1 for t in (key, value, k_cache, v_cache)),
+        unit_strides=have_unit_strides(key, value, k_cache, v_cache),
         **AppendProblem.where(k_cache),
     )
     chosen = APPEND.select(problem, backend).backend

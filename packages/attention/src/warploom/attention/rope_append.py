@@ -15,7 +15,7 @@ from warploom.attention.rope_call import ROPE_DTYPES, check_rotary_dim, check_sc
 from warploom.core.backends import Operator
 from warploom.core.device import device_guard
 from warploom.core.settings import settings
-from warploom.core.tensors import Checker
+from warploom.core.tensors import Checker, have_unit_strides
 from warploom.core.torch_ops import register_op
 
 __all__ = ["apply_rope_append_paged_kv_cache"]
@@ -164,7 +164,7 @@ def _rope_append(
         value_dim=v.shape[2],
         rotary_dim=rotary_dim,
         interleave=interleave,
-        unit_strides=all(t.shape[-1] <= 1 or t.stride(-1) == 1 for t in tensors),
+        unit_strides=have_unit_strides(*tensors),
         **RopeAppendProblem.where(k_cache),
     )
     chosen = ROPE_APPEND.select(problem, backend).backend

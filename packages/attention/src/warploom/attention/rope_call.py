@@ -13,7 +13,7 @@ from warploom.core.backends import Operator
 from warploom.core.device import device_guard
 from warploom.core.errors import ArgumentError
 from warploom.core.settings import settings
-from warploom.core.tensors import Checker
+from warploom.core.tensors import Checker, have_unit_strides
 from warploom.core.torch_ops import register_op
 
 ROPE = Operator("apply_rope", family="attention", backends=(CudaRope(), ReferenceRope()))
@@ -175,7 +175,7 @@ def _describe(head_dim: int, rotary_dim: int, interleave: bool, *tensors: torch.
         head_dim=head_dim,
         rotary_dim=rotary_dim,
         interleave=interleave,
-        unit_strides=all(t.shape[-1] <= 1 or t.stride(-1) == 1 for t in tensors),
+        unit_strides=have_unit_strides(*tensors),
         **RopeProblem.where(tensors[0]),
     )
 

@@ -12,7 +12,7 @@ import torch
 
 from warploom.core.errors import ArgumentError
 
-__all__ = ["Checker", "as_dtype", "as_tensor"]
+__all__ = ["Checker", "as_dtype", "as_tensor", "have_unit_strides"]
 
 
 def as_tensor(value: Any, op: str = "as_tensor", name: str = "value") -> torch.Tensor:
@@ -42,6 +42,18 @@ def as_dtype(value: torch.dtype | str, op: str, name: str) -> torch.dtype:
     if not isinstance(found, torch.dtype):
         raise ArgumentError.of(op, name, "a torch dtype or its name, such as 'bfloat16'", repr(value))
     return found
+
+
+def have_unit_strides(*tensors: torch.Tensor) -> bool:
+    """Whether elements along the last dimension of each are neighbours in memory, or there is no more than one.
+
+    Examples
+    --------
+    >>> x = torch.zeros(4, 8)
+    >>> have_unit_strides(x), have_unit_strides(x, x.T), have_unit_strides(x[:, 3:4])
+    (True, False, True)
+    """
+    return all(tensor.shape[-1] <= 1 or tensor.stride(-1) == 1 for tensor in tensors)
 
 
 def _parse(dims: str) -> tuple[tuple[str, ...], str | None]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from warploom.core.errors import ArgumentError
-from warploom.core.tensors import Checker, as_dtype, as_tensor
+from warploom.core.tensors import Checker, as_dtype, as_tensor, have_unit_strides
 
 __all__ = ["FLOAT_DTYPES", "FP8_DTYPES", "HALF_DTYPES", "check_out_dtype", "is_dense", "output"]
 
@@ -19,7 +19,7 @@ FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 def is_dense(tensor: torch.Tensor) -> bool:
     """Whether rows are contiguous and do not overlap, which is what every kernel may write to."""
     rows_apart = tensor.dim() < 2 or tensor.shape[-2] <= 1 or tensor.stride(-2) >= tensor.shape[-1]
-    return rows_apart and (tensor.shape[-1] <= 1 or tensor.stride(-1) == 1)
+    return rows_apart and have_unit_strides(tensor)
 
 
 def check_out_dtype(check: Checker, name: str, dtype: torch.dtype) -> None:

@@ -14,7 +14,7 @@ import torch
 from warploom.core.backends import Operator
 from warploom.core.device import device_guard
 from warploom.core.errors import ArgumentError
-from warploom.core.tensors import Checker, as_dtype
+from warploom.core.tensors import Checker, as_dtype, have_unit_strides
 from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.cuda.quantize import CudaQuantizeBlocks, CudaQuantizeTensor
 from warploom.gemm.backends.reference.quantize import ReferenceQuantizeBlocks, ReferenceQuantizeTensor
@@ -292,8 +292,7 @@ def _aligned(x: torch.Tensor, q: torch.Tensor) -> bool:
     rows_aligned = all(
         size <= 1 or stride % width == 0 for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True)
     )
-    unit = x.stride(-1) == 1 or x.shape[-1] <= 1
-    return unit and rows_aligned and x.data_ptr() % 16 == 0 and q.data_ptr() % width == 0
+    return have_unit_strides(x) and rows_aligned and x.data_ptr() % 16 == 0 and q.data_ptr() % width == 0
 
 
 def _quantize_blocks(

@@ -111,11 +111,11 @@ class HopperAttention(PersistentAttention):
         return True
 
     def kernel_shape(self, problem: AttentionProblem, has_wide: bool) -> KernelShape:
-        tiles = hopper_tiles(problem.head_dim_qk, problem.head_dim_vo)
+        tiles = _tiles(problem)
         return KernelShape(1, tiles.stages, tiles.smem)
 
     def tile_sizes(self, problem: AttentionProblem, has_wide: bool) -> TileSizes:
-        return TileSizes(_ROWS, _ROWS, hopper_tiles(problem.head_dim_qk, problem.head_dim_vo).keys, _ITEM_UNITS)
+        return TileSizes(_ROWS, _ROWS, _tiles(problem).keys, _ITEM_UNITS)
 
     def kernel_spec(
         self, problem: AttentionProblem, has_wide: bool, shape: KernelShape, source: VariantSource
@@ -130,8 +130,12 @@ class HopperAttention(PersistentAttention):
         return _row_map(q, group_size), _map(k, rows), _map(v, rows), _row_map(out, group_size)
 
 
+def _tiles(problem: AttentionProblem) -> HopperTiles:
+    return hopper_tiles(problem.head_dim_qk, problem.head_dim_vo)
+
+
 def _rows_at_once(problem: AttentionProblem) -> int:
-    return box_rows(problem.page_size, hopper_tiles(problem.head_dim_qk, problem.head_dim_vo).keys)
+    return box_rows(problem.page_size, _tiles(problem).keys)
 
 
 def box_rows(page_size: int, tile_keys: int) -> int:

@@ -1,9 +1,9 @@
 // Attention of long queries on Hopper: tiles of 128 query rows, products by warpgroups (wgmma).
 //
 // Persistent blocks walk through their shares of the work as those of attention.cuh do. A block has two warpgroups that compute, 64
-// rows each, and one that copies queries, keys and values. Products run one tile ahead of the softmax, from one item into the next:
-// the product of a tile's keys is under way while the weights of the tile before meet their values, and the two warpgroups take
-// turns, so that one makes weights while the other has the tensor cores (Shah et al., FlashAttention-3, 2024).
+// rows each, and one that copies queries, keys and values. Products run one tile ahead of the softmax: that of a tile's keys is
+// under way while the weights of the tile before meet their values, and the two warpgroups take turns, so that one makes weights
+// while the other has the tensor cores (Shah et al., FlashAttention-3, 2024).
 #pragma once
 
 #include "warploom/attention/hopper_group.cuh"
@@ -24,7 +24,7 @@ struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
   using Base::item_place, Base::kByThreads, Base::keys, Base::kKeyBlocks, Base::memory, Base::storage;
   using T = typename Config::Query;
   using Variant = typename Config::Variant;
-  // Rows for what is largest in every tile: where variants or large heads leave no registers for make_weights() to look twice.
+  // The largest is searched for in every tile: variants and large heads leave no registers for make_weights() to look twice.
   static constexpr bool kSearches = Config::kHeadDim > 128 || Variant::kHasLogits || Variant::kHasMask;
 
   WL_DEVICE void work() {

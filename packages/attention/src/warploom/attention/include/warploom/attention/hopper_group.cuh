@@ -20,7 +20,6 @@ struct HopperConfig : Base {
 // 64 rows of queries, of which each of a warpgroup's warps has 16.
 template <class Config>
 struct GroupTile : SoftmaxRows<Config> {
-  static constexpr bool kInterleaved = false;
   static constexpr int kColumns = Config::kValueDim / 16;
 
   float out[2 * kColumns][4];

@@ -61,9 +61,8 @@ struct RingPlace {
 
   WL_DEVICE int stage() const { return at < kStages ? at : at - kStages; }
   WL_DEVICE uint32_t parity() const { return at < kStages ? 0 : 1; }
-  WL_DEVICE RingPlace after() const { return {at == 2 * kStages - 1 ? 0 : at + 1}; }
   WL_DEVICE RingPlace before() const { return {at == 0 ? 2 * kStages - 1 : at - 1}; }
-  WL_DEVICE void next() { *this = after(); }
+  WL_DEVICE void next() { at = at == 2 * kStages - 1 ? 0 : at + 1; }
 };
 
 // Stages that are filled by some warps and read by others.
