@@ -17,6 +17,7 @@ from attention_oracle import attend
 from warploom.attention import attention, options
 from warploom.attention.backends.cuda.page import _seq_lens_launch
 from warploom.attention.backends.cuda.persistent_attention import _planned_launch
+from warploom.attention.backends.cuda.schedule import START_INTS
 from warploom.attention.tables import RequestTables
 from warploom.core.jit import KernelSpec
 from warploom.core.jit import kernel as kernel_module
@@ -110,7 +111,7 @@ def plan_work(params, config):
     blocks = params.groups * params.lanes
     memory(params.unit_indptr, batch + 1, dtype=torch.int64).fill_(-1)
     memory(params.arrivals, blocks).zero_()
-    memory(params.starts, blocks, 16).fill_(fingerprint(params))
+    memory(params.starts, blocks, START_INTS).fill_(fingerprint(params))
 
 
 def attend_requests(params, config):

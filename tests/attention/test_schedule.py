@@ -25,8 +25,9 @@ shapes = st.builds(
     wide_rows=st.sampled_from([16, 64, 128]),
     tile_keys=st.sampled_from([64, 128]),
     item_units=st.integers(1, 4),
+    wide_units=st.sampled_from([1, 2, 4]),
     whole_items=st.booleans(),
-    min_chunk=st.integers(1, 5),
+    min_chunk=st.integers(4, 7),
 ).filter(lambda shape: shape.num_kv_heads % shape.lanes == 0)
 lengths = st.lists(st.tuples(st.integers(0, 70), st.integers(0, 700)), max_size=12)
 
@@ -68,13 +69,14 @@ def test_items_are_the_visible_tiles_of_keys(lengths, shape):
     items = zip(schedule.requests, schedule.tiles, schedule.units, strict=True)
     for request, tile, units in items:
         qo_len, kv_len = lengths[request]
-        tile_rows = shape.wide_rows if qo_len * shape.group_size > 16 else 16
+        tile_rows, tile_units = (shape.wide_rows, shape.wide_units) if qo_len * shape.group_size > 16 else (16, 1)
         first, end = tile * tile_rows, min((tile + 1) * tile_rows, qo_len * shape.group_size)
         rows -= end - first
         tiles = visible_tiles(qo_len, kv_len, first // shape.group_size, (end - 1) // shape.group_size, shape)
         # A window may begin after the last key that a causal query sees only if nothing is visible.
-        assert units - shape.item_units >= tiles
-        assert units - shape.item_units == tiles or kv_len < qo_len or shape.window_left >= 0
+        counted = (units - shape.item_units) / tile_units
+        assert counted >= tiles
+        assert counted == tiles or kv_len < qo_len or shape.window_left >= 0
     assert rows == 0
 
 

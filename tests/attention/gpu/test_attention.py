@@ -88,6 +88,16 @@ def test_random_batches(data):
         close(attention.run(b.q.cuda(), (b.k_cache.cuda(), b.v_cache.cuda())), expected_of(b, **options), dtype)
 
 
+@pytest.mark.parametrize("lens", [([3], [1]), ([9, 2, 70], [2, 2, 5]), ([300], [130])])
+@pytest.mark.parametrize("backend", ["cuda", "hopper", "sdpa", "reference"])
+def test_window_of_queries_before_the_first_key(backend, lens):
+    b = paged_batch(*lens, dim=64, page_size=16, dtype=torch.float16)
+    options = {"causal": False, "window_left": 5}
+    attention = BatchAttention(backend=backend)
+    plan(attention, b, torch.float16, "cuda", **options)
+    close(attention.run(b.q.cuda(), (b.k_cache.cuda(), b.v_cache.cuda())), expected_of(b, **options), torch.float16)
+
+
 @pytest.mark.parametrize("variant", BUILTIN_VARIANTS, ids=lambda v: v.name)
 @pytest.mark.parametrize("backend", ["auto", "cuda", "hopper", "sdpa", "reference"])
 def test_every_variant(variant, backend):

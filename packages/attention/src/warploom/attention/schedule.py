@@ -41,11 +41,13 @@ class WorkShape:
     tile_keys : int
         Keys of a tile, a power of two.
     item_units : int
-        What an item takes beside its tiles of keys, in such tiles.
+        What an item takes beside its tiles of keys.
+    wide_units : int
+        What a tile of keys takes with a wide query tile, a power of two; with a narrow one it is a unit.
     whole_items : bool
         Items are not divided.
     min_chunk : int
-        Units of a block, at least.
+        Units of a block, at least; not less than `wide_units`.
     """
 
     num_kv_heads: int
@@ -58,13 +60,15 @@ class WorkShape:
     wide_rows: int = 16
     tile_keys: int = 64
     item_units: int = 1
+    wide_units: int = 1
     whole_items: bool = False
     min_chunk: int = 4
 
     @property
-    def tile_sizes(self) -> tuple[int, int, int, int]:
+    def tile_sizes(self) -> tuple[int, int, int, int, int]:
         """`TileSizes` of the kernels."""
-        return self.narrow_rows, self.wide_rows, self.tile_keys.bit_length() - 1, self.item_units
+        log2_keys, log2_wide_units = self.tile_keys.bit_length() - 1, self.wide_units.bit_length() - 1
+        return self.narrow_rows, self.wide_rows, log2_keys, self.item_units, log2_wide_units
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ class WorkSchedule:
 
     @property
     def shared_items(self) -> int:
-        """Items of a lane that more than one block works on."""
+        """Items of a lane whose keys lie in more than one block's share."""
         starts = np.cumsum(self.units) - self.units
         inner = self.begins[(self.begins > 0) & (self.begins < self.total)]
         cut = np.searchsorted(starts, inner, side="right") - 1
@@ -148,7 +152,8 @@ class WorkSchedule:
 def _items(request: int, qo_len: int, kv_len: int, shape: WorkShape) -> Iterator[tuple[int, int, int, int]]:
     """Request, head, tile and units."""
     rows = qo_len * shape.group_size
-    tile_rows = shape.wide_rows if rows > shape.narrow_rows else shape.narrow_rows
+    is_wide = rows > shape.narrow_rows
+    tile_rows, tile_units = (shape.wide_rows, shape.wide_units) if is_wide else (shape.narrow_rows, 1)
     before = kv_len - qo_len  # position of the first query among the keys
     for head in range(0, shape.num_kv_heads, shape.lanes):
         for tile in range(math.ceil(rows / tile_rows)):
@@ -156,4 +161,5 @@ def _items(request: int, qo_len: int, kv_len: int, shape: WorkShape) -> Iterator
             last = min(((tile + 1) * tile_rows - 1) // shape.group_size, qo_len - 1)
             keys = min(kv_len, last + before + 1) if shape.causal else kv_len
             begin = max(first + before - shape.window_left, 0) // shape.tile_keys if shape.window_left >= 0 else 0
-            yield request, head, tile, shape.item_units + max(math.ceil(max(keys, 0) / shape.tile_keys) - begin, 0)
+            tiles = max(math.ceil(max(keys, 0) / shape.tile_keys) - begin, 0)
+            yield request, head, tile, shape.item_units + tiles * tile_units

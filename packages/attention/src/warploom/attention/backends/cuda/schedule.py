@@ -20,7 +20,7 @@ _MIN_TILES = 3  # of keys, that are worth a merge
 _MOST_LAUNCHES = 256
 _UNWRITTEN = {"": 0, "kv_lens": 1, "kv_indptr": 2}  # `Unwritten`
 _TENSORS = ("qo_indptr", "kv_lens", "kv_starts", "last_page_len", "unit_indptr", "starts", "arrivals")
-START_INTS = 16  # of `WorkStart`
+START_INTS = 18  # of `WorkStart`
 
 
 class ScheduleParams(ParamStruct):
@@ -39,7 +39,7 @@ class ScheduleParams(ParamStruct):
     num_kv_heads: i32
     causal: i32
     window_left: i32
-    tile: Annotated[i32, 4]
+    tile: Annotated[i32, 5]
     lanes: i32
     groups: i32
     min_chunk: i32
@@ -56,12 +56,13 @@ SCHEDULE_SPEC = KernelSpec(
 
 
 class TileSizes(NamedTuple):
-    """Rows of query tiles, of requests with few rows and of others, keys of a tile; the rest of an item, in such tiles."""
+    """Rows of query tiles, of requests with few rows and of others; keys of a tile; and units, as `WorkShape` has them."""
 
     narrow_rows: int
     wide_rows: int
     tile_keys: int
     item_units: int = 1
+    wide_units: int = 1
 
 
 def schedule_lanes(num_kv_heads: int, blocks: int) -> int:

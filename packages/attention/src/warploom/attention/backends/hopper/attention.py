@@ -25,6 +25,7 @@ __all__ = ["HopperAttention", "hopper_spec"]
 _ROWS = 128  # of a query tile
 _GROUP_ROWS = 64  # of a warpgroup
 _ITEM_UNITS = 3  # 1 to 5 were equally fast
+_WIDE_UNITS = 2
 _SHARED_BYTES = 220 * 1024  # of a block, beside its static part
 _MOST_STAGES = 3
 _BOX_COLUMNS = 64  # the span of TMA's exchange of pieces, which repeats after so many rows:
@@ -115,7 +116,7 @@ class HopperAttention(PersistentAttention):
         return KernelShape(1, tiles.stages, tiles.smem)
 
     def tile_sizes(self, problem: AttentionProblem, has_wide: bool) -> TileSizes:
-        return TileSizes(_ROWS, _ROWS, _tiles(problem).keys, _ITEM_UNITS)
+        return TileSizes(_GROUP_ROWS, _ROWS, _tiles(problem).keys, _ITEM_UNITS, _WIDE_UNITS)
 
     def kernel_spec(
         self, problem: AttentionProblem, has_wide: bool, shape: KernelShape, source: VariantSource

@@ -109,7 +109,10 @@ def _kernel(
         extras |= {"window_size_left": options.window_left, "window_size_right": 0 if problem.causal else -1}
     causal = problem.causal and not one_each
     forward = torch.ops.aten._flash_attention_forward
-    if tables.batch == 1 and not problem.cuda_graph:
+    # The kernels give a window without a right end one: as many keys after the query's position as the longest request is said
+    # to have. Queries before the first key need more. The dense form would take the request's own number.
+    ends_late = problem.sliding_window and not problem.causal
+    if tables.batch == 1 and not problem.cuda_graph and not ends_late:
         # The dense form splits long keys over the GPU; the ragged one does so for single queries only.
         host = tables.on_host()
         first = 0 if tables.page_indices is not None else host.kv_indptr[0]
@@ -127,7 +130,7 @@ def _kernel(
         tables.qo_indptr.clamp(max=q.shape[0]) if problem.cuda_graph else tables.qo_indptr,
         kv_indptr,
         longest,
-        k.shape[0],
+        k.shape[0] + (longest if ends_late else 0),
         0.0,
         causal,
         False,

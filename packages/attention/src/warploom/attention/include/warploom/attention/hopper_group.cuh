@@ -73,7 +73,6 @@ struct HopperGroup {
   const AttentionParams& params;
   Storage& storage;
   uint8_t* memory;
-  bool is_leaving;  // of the item before, outputs from where queries were, by this warp's TMA
   RingPlace<Storage::kItems> item_place;  // that comes next
   RingPlace<Storage::kStages> keys;       // that come next; their values have the same place
 
@@ -93,7 +92,7 @@ struct HopperGroup {
         static_cast<Group&>(*this).compute(tile, tiles);
         if (tiles.is_shared || gather(tile)) finish(tile, tiles);
       }
-      if (!is_leaving) storage.of_items.release(item_place);
+      if (!is_leaving()) storage.of_items.release_by_thread(item_place);
       if constexpr (Storage::kItems == 1) settle();
       item_place.next();
     }
@@ -101,10 +100,10 @@ struct HopperGroup {
 
   // Releases the item before, if its outputs were leaving.
   WL_DEVICE void settle() {
-    if (!is_leaving) return;
+    if (!is_leaving()) return;
     tma_store_wait_read<0>();
-    storage.of_items.release(item_place.before());
-    is_leaving = false;
+    storage.of_items.release_by_thread(item_place.before());
+    is_leaving() = false;
   }
 
   // The next tile is the other warpgroup's.
@@ -116,6 +115,9 @@ struct HopperGroup {
   }
 
  private:
+  // Of the item before, outputs from where queries were, by this warp's TMA.
+  WL_DEVICE bool& is_leaving() { return storage.is_leaving[threadIdx.x]; }
+
   // Puts together what the warpgroups have of the same rows, by way of where the queries were: whether this one has it then.
   WL_DEVICE bool gather(Tile& tile) {
     constexpr int kThreads = kComputingGroups * kGroupThreads;
@@ -151,7 +153,7 @@ struct HopperGroup {
     const int slot = writer.slot_of(storage.group, shares);
     uint8_t* queries = Storage::queries(memory, item_place.stage(), Warpgroup::number());
     const bool has_boxes = storage.has_row_boxes && rows_of(params, *tile.item) >= (Warpgroup::number() + 1) * kGroupRows;
-    is_leaving = HopperResult<Config, Tile>{writer, slot, queries, has_boxes ? storage.output_map : nullptr}.write(tile);
+    is_leaving() = HopperResult<Config, Tile>{writer, slot, queries, has_boxes ? storage.output_map : nullptr}.write(tile);
     if (slot < 0) return;
     // A barrier for each number of threads: the other warpgroup may be at the end of the next item already.
     const int threads = (tiles.is_shared ? kComputingGroups : 1) * kGroupThreads;
@@ -179,7 +181,8 @@ WL_DEVICE void work_as_hopper_block(const AttentionParams& params, const HopperM
     CopyingGroup<Config>{params, maps, storage, memory, next, {}, {}, {}}.work();
   } else {
     take_registers<224>();
-    Group{{params, storage, memory, false, {}, {}}}.work();
+    storage.is_leaving[threadIdx.x] = false;
+    Group{{params, storage, memory, {}, {}}}.work();
   }
 }
 

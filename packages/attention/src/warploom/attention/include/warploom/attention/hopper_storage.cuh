@@ -86,6 +86,8 @@ struct Ring {
     __syncwarp();
     if (lane_id() == 0) mbarrier_arrive(&free[place.stage()]);
   }
+  // By a thread, of what all threads read: racecheck follows only their own arrivals.
+  WL_DEVICE void release_by_thread(const Place& place) { mbarrier_arrive(&free[place.stage()]); }
 };
 
 template <class Config>
@@ -101,6 +103,7 @@ struct HopperStorage {
   typename KeyValueRows<Config>::State copies[kGroupWarps];
   WorkCursor items[kItems];
   float4 states[kGroupThreads];  // of the softmax, from one warpgroup to the other
+  bool is_leaving[kComputingGroups * kGroupThreads];  // that registers are too few for
   Ring<kItems> of_items;  // and their queries
   Ring<kStages> of_keys, of_values;
   int64_t chunk;  // of the schedule
@@ -123,7 +126,7 @@ struct HopperStorage {
       chunk = start.chunk, group = int(blockIdx.x) / params.lanes;
       output_map = outputs;
       has_row_boxes = kGroupRows % int(params.group_size.divisor) == 0;
-      of_items.open(kGroupThreads, kReaders);
+      of_items.open(kGroupThreads, kComputingGroups * kGroupThreads);
       constexpr int kFillers = kHasBoxes ? kGroupWarps : kGroupThreads;
       of_keys.open(kFillers, kReaders);
       of_values.open(kFillers, kReaders);
