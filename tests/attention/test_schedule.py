@@ -25,7 +25,8 @@ shapes = st.builds(
     wide_rows=st.sampled_from([16, 64, 128]),
     tile_keys=st.sampled_from([64, 128]),
     item_units=st.integers(1, 4),
-    wide_units=st.sampled_from([1, 2, 4]),
+    narrow_units=st.integers(1, 3),
+    wide_units=st.integers(1, 4),
     whole_items=st.booleans(),
     min_chunk=st.integers(4, 7),
 ).filter(lambda shape: shape.num_kv_heads % shape.lanes == 0)
@@ -69,7 +70,7 @@ def test_items_are_the_visible_tiles_of_keys(lengths, shape):
     items = zip(schedule.requests, schedule.tiles, schedule.units, strict=True)
     for request, tile, units in items:
         qo_len, kv_len = lengths[request]
-        tile_rows, tile_units = (shape.wide_rows, shape.wide_units) if qo_len * shape.group_size > 16 else (16, 1)
+        tile_rows, tile_units = (shape.wide_rows, shape.wide_units) if qo_len * shape.group_size > 16 else (16, shape.narrow_units)
         first, end = tile * tile_rows, min((tile + 1) * tile_rows, qo_len * shape.group_size)
         rows -= end - first
         tiles = visible_tiles(qo_len, kv_len, first // shape.group_size, (end - 1) // shape.group_size, shape)

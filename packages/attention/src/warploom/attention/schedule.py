@@ -42,12 +42,12 @@ class WorkShape:
         Keys of a tile, a power of two.
     item_units : int
         What an item takes beside its tiles of keys.
-    wide_units : int
-        What a tile of keys takes with a wide query tile, a power of two; with a narrow one it is a unit.
+    narrow_units, wide_units : int
+        What a tile of keys takes with a narrow and with a wide query tile.
     whole_items : bool
         Items are not divided.
     min_chunk : int
-        Units of a block, at least; not less than `wide_units`.
+        Units of a block, at least; not less than `narrow_units` and `wide_units`.
     """
 
     num_kv_heads: int
@@ -60,15 +60,16 @@ class WorkShape:
     wide_rows: int = 16
     tile_keys: int = 64
     item_units: int = 1
+    narrow_units: int = 1
     wide_units: int = 1
     whole_items: bool = False
     min_chunk: int = 4
 
     @property
-    def tile_sizes(self) -> tuple[int, int, int, int, int]:
+    def tile_sizes(self) -> tuple[int, ...]:
         """`TileSizes` of the kernels."""
-        log2_keys, log2_wide_units = self.tile_keys.bit_length() - 1, self.wide_units.bit_length() - 1
-        return self.narrow_rows, self.wide_rows, log2_keys, self.item_units, log2_wide_units
+        log2_keys = self.tile_keys.bit_length() - 1
+        return self.narrow_rows, self.wide_rows, log2_keys, self.narrow_units, self.wide_units, self.item_units
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,8 @@ def _items(request: int, qo_len: int, kv_len: int, shape: WorkShape) -> Iterator
     """Request, head, tile and units."""
     rows = qo_len * shape.group_size
     is_wide = rows > shape.narrow_rows
-    tile_rows, tile_units = (shape.wide_rows, shape.wide_units) if is_wide else (shape.narrow_rows, 1)
+    narrow, wide = (shape.narrow_rows, shape.narrow_units), (shape.wide_rows, shape.wide_units)
+    tile_rows, tile_units = wide if is_wide else narrow
     before = kv_len - qo_len  # position of the first query among the keys
     for head in range(0, shape.num_kv_heads, shape.lanes):
         for tile in range(math.ceil(rows / tile_rows)):

@@ -57,7 +57,7 @@ class AttentionParams(ParamStruct):
     q_rows: i32
     num_kv_heads: i32
     lanes: i32
-    tile: Annotated[i32, 5]
+    tile: Annotated[i32, 6]
     causal: i32
     window_left: i32
     logits_scales_step: i32

@@ -39,7 +39,7 @@ class ScheduleParams(ParamStruct):
     num_kv_heads: i32
     causal: i32
     window_left: i32
-    tile: Annotated[i32, 5]
+    tile: Annotated[i32, 6]
     lanes: i32
     groups: i32
     min_chunk: i32
@@ -61,8 +61,9 @@ class TileSizes(NamedTuple):
     narrow_rows: int
     wide_rows: int
     tile_keys: int
-    item_units: int = 1
+    narrow_units: int = 1
     wide_units: int = 1
+    item_units: int = 1
 
 
 def schedule_lanes(num_kv_heads: int, blocks: int) -> int:
@@ -91,7 +92,7 @@ def work_shape(problem: AttentionProblem, window_left: int, blocks: int, tile: T
         window_left=window_left,
         **tile._asdict(),
         whole_items=problem.deterministic,
-        min_chunk=_MIN_TILES + tile.item_units,
+        min_chunk=_MIN_TILES * tile.narrow_units + tile.item_units,
     )
 
 

@@ -24,8 +24,10 @@ __all__ = ["HopperAttention", "hopper_spec"]
 
 _ROWS = 128  # of a query tile
 _GROUP_ROWS = 64  # of a warpgroup
-_ITEM_UNITS = 3  # 1 to 5 were equally fast
-_WIDE_UNITS = 2
+_FEW_ROWS = 16  # of a warp: so many are no work for wgmma, and warps share the keys of a tile
+_WARPS = 8  # that compute
+# What tiles of keys take, and the rest of an item, in halves of what a decode's tile takes.
+_NARROW_UNITS, _WIDE_UNITS, _ITEM_UNITS = 2, 3, 6
 _SHARED_BYTES = 220 * 1024  # of a block, beside its static part
 _MOST_STAGES = 3
 _BOX_COLUMNS = 64  # the span of TMA's exchange of pieces, which repeats after so many rows:
@@ -116,7 +118,9 @@ class HopperAttention(PersistentAttention):
         return KernelShape(1, tiles.stages, tiles.smem)
 
     def tile_sizes(self, problem: AttentionProblem, has_wide: bool) -> TileSizes:
-        return TileSizes(_GROUP_ROWS, _ROWS, _tiles(problem).keys, _ITEM_UNITS, _WIDE_UNITS)
+        keys = _tiles(problem).keys
+        narrow = _FEW_ROWS if keys >= _WARPS * 16 else _ROWS
+        return TileSizes(narrow, _ROWS, keys, _NARROW_UNITS, _WIDE_UNITS, _ITEM_UNITS)
 
     def kernel_spec(
         self, problem: AttentionProblem, has_wide: bool, shape: KernelShape, source: VariantSource

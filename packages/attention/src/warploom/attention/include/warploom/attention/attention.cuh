@@ -12,6 +12,17 @@
 
 namespace warploom::attention {
 
+constexpr int kWarps = 4;
+constexpr int kThreads = kWarps * kWarpSize;
+
+// Of the warps that have the same rows.
+struct BlockTeam {
+  static constexpr int kWarps = attention::kWarps;
+  static constexpr int kColumns = 32;
+
+  WL_DEVICE static void sync() { __syncthreads(); }
+};
+
 // Sizes of the tiles.
 template <class Base, bool kHasRopeTurns>
 struct PortableConfig : Base {
@@ -28,7 +39,7 @@ struct AttentionBlock {
   using Writer = ResultWriter<Config>;
 
   const AttentionParams& params;
-  ResultStorage& storage;
+  SharedRows<BlockTeam>& storage;
   Ring& ring;
   const typename Config::Rotation& rotation;
   int64_t chunk;
@@ -77,7 +88,7 @@ struct AttentionBlock {
     if constexpr (kWarpsOfRows == 1) {
       OwnRowsResult<Config, QueryTile<Config>>{writer, slot, warp_id() * kWarpRows}.write(tile);
     } else {
-      SharedRowsResult<Config, QueryTile<Config>>{storage, writer, slot}.write(tile);
+      SharedRowsResult<Config, QueryTile<Config>, BlockTeam>{storage, writer, slot}.write(tile);
     }
     if (slot >= 0 && is_last_of(shares)) writer.merge(shares, threadIdx.x, kThreads);
   }
@@ -90,7 +101,7 @@ struct AttentionBlock {
       uint8_t* rows = ring.key_operands(ring.slot) + warp_id() * kWarpRows * Rows::kPitch;
       rotation.template turn_rows<kWarpRows>(rows, 0, QueriesToTurn<Config>{params, item, first});
       __syncwarp();
-      tile.take_turned_queries(rows);
+      tile.take_queries(rows);
     } else {
       static_assert(!Config::kHasWide && kWarpRows * Rows::kPitch <= sizeof(storage.columns), "one tile of all warps");
       constexpr int kOwn = kWarpRows / kWarps;
@@ -101,7 +112,7 @@ struct AttentionBlock {
         *reinterpret_cast<uint4*>(rows + Rows::at(first_own + lane_id(), Config::kHeadDim)) = uint4{0, 0, 0, 0};
       }
       __syncthreads();
-      tile.take_turned_queries(rows);
+      tile.take_queries(rows);
     }
   }
 
@@ -142,7 +153,7 @@ __global__ void __launch_bounds__(kThreads, Base::kBlocksPerSm)
     attention_kernel(const __grid_constant__ AttentionParams params, const __grid_constant__ Rope... rope) {
   using Config = PortableConfig<Base, sizeof...(Rope) == 1>;
   extern __shared__ __align__(128) uint8_t memory[];
-  __shared__ ResultStorage storage;
+  __shared__ SharedRows<BlockTeam> storage;
   __shared__ typename KeyValueRing<Config>::Rows::State copies[kWarps];  // each warp goes its own way
   __shared__ WorkCursor items[kWarps];
   const auto rotation = Config::Rotation::start(rope...);

@@ -156,16 +156,17 @@ struct CopyingGroup {
     } while (rows.next_tile());
   }
 
-  // By TMA, in the order in which products need them: keys are one tile ahead of values.
+  // By TMA, in the order in which products need them: keys are one tile ahead of values, but for few rows.
   WL_DEVICE void copy_boxes() {
     auto& state = storage.copies[Warpgroup::warp()];
-    const int begin = item.begin(), end = item.end();
+    const int begin = item.begin(), end = item.end(), ahead = item.work.tile_rows == kFewRows ? 0 : 1;
     using Boxes = KeyValueBoxes<Config>;
     Boxes before{}, now = Boxes::of(params, item, begin);
 #pragma unroll 1
-    for (int tile = begin; tile <= end; ++tile) {
+    for (int tile = begin; tile < end + ahead; ++tile) {
       if (tile < end) copy_tile<Keys>(tile, now, maps.keys, storage.of_keys, key_place, keys(), state.keys);
-      if (tile > begin) copy_tile<Values>(tile - 1, before, maps.values, storage.of_values, value_place, values(), state.values);
+      if (ahead == 0) before = now;
+      if (tile - ahead >= begin) copy_tile<Values>(tile - ahead, before, maps.values, storage.of_values, value_place, values(), state.values);
       before = now;
       now = Boxes::of(params, item, tile + 1);
     }

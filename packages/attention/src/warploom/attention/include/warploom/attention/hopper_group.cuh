@@ -2,6 +2,7 @@
 #pragma once
 
 #include "warploom/attention/hopper_copies.cuh"
+#include "warploom/attention/hopper_few_rows.cuh"
 #include "warploom/attention/hopper_result.cuh"
 #include "warploom/attention/softmax_rows.cuh"
 
@@ -14,6 +15,8 @@ struct HopperConfig : Base {
   static constexpr bool kCalls = false;
   static constexpr int kMostAddresses = 4;  // of a copy, for which the warps that copy have registers
   static constexpr bool kHasWide = true;
+  static constexpr bool kHasRope = false;
+  using Rotation = NoRotation;
   static constexpr int kMostRows = kComputingGroups * kGroupRows;
 };
 
@@ -85,6 +88,8 @@ struct HopperGroup {
       if (item.keys.count == 0) {
         settle();
         Writer{params, item}.write_nothing(threadIdx.x, kComputingGroups * kGroupThreads);
+      } else if (FewRows<Config>::kAreServed && item.work.tile_rows == kFewRows) {
+        if constexpr (FewRows<Config>::kAreServed) work_on_few_rows();
       } else {
         Tile tile(params);
         tile.start(item);
@@ -117,6 +122,38 @@ struct HopperGroup {
  private:
   // Of the item before, outputs from where queries were, by this warp's TMA.
   WL_DEVICE bool& is_leaving() { return storage.is_leaving[threadIdx.x]; }
+
+  WL_DEVICE void work_on_few_rows() {
+    using Few = FewRows<Config>;
+    // Anew, so that its addresses do not stay in registers.
+    const WorkCursor& item = storage.items[__shfl_sync(kFullMask, item_place.stage(), 0)];
+    settle();
+    uint8_t* queries = Storage::queries(memory, item_place.stage(), 0);
+    typename Few::Tile tile(params, item);
+    tile.take_queries(queries);
+    const typename Few::KeyValues key_values{memory};
+    const int first_row = warp_id() * Few::kKeys;
+    const SeenKeys seen = SeenKeys::of<Config>(params, item);
+#pragma unroll 1
+    for (int at = item.begin(), end = item.end(); at < end; ++at, keys.next()) {
+      float logits[Few::kKeys / 8][4];
+      uint32_t weights[Few::kKeys / 16][4];
+      storage.of_keys.wait_full(keys, false);
+      tile.multiply_keys(key_values, keys.stage(), first_row, logits);
+      storage.of_keys.release(keys);
+      tile.weigh_keys(at * Config::kTileKeys + first_row, seen.hides_some(at), logits, weights);
+      storage.of_values.wait_full(keys, false);
+      tile.multiply_values(key_values, keys.stage(), first_row, weights);
+      storage.of_values.release(keys);
+    }
+    const Writer writer{params, item};
+    const ItemShares shares = ItemShares::of(storage.group, storage.chunk, item);
+    const int slot = writer.slot_of(storage.group, shares);
+    Few::Team::sync();  // nobody reads queries any more
+    typename Few::Result{reinterpret_cast<SharedRows<typename Few::Team>&>(*queries), writer, slot}.write(tile);
+    fence_async_proxy();  // the next queries may come by TMA
+    if (slot >= 0) merge(writer, shares, kItemBarrier, kComputingGroups * kGroupThreads);
+  }
 
   // Puts together what the warpgroups have of the same rows, by way of where the queries were: whether this one has it then.
   WL_DEVICE bool gather(Tile& tile) {
@@ -157,7 +194,11 @@ struct HopperGroup {
     if (slot < 0) return;
     // A barrier for each number of threads: the other warpgroup may be at the end of the next item already.
     const int threads = (tiles.is_shared ? kComputingGroups : 1) * kGroupThreads;
-    const int barrier = tiles.is_shared ? kItemBarrier : kGroupBarrier + Warpgroup::number();
+    merge(writer, shares, tiles.is_shared ? kItemBarrier : kGroupBarrier + Warpgroup::number(), threads);
+  }
+
+  // Leaves an item that is shared by blocks; merges their results if all have left.
+  WL_DEVICE void merge(const Writer& writer, const ItemShares& shares, int barrier, int threads) const {
     sync_threads_of(barrier, threads);
     const bool is_last = any_of_threads(barrier, threads, threadIdx.x == 0 && arrive_at_item(params, shares));
     if (is_last) writer.merge(shares, threadIdx.x, threads);

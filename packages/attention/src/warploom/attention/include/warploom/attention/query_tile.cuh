@@ -36,13 +36,13 @@ struct QueriesToTurn {
   WL_DEVICE typename Writer::Place place(int row) const { return Writer{params, item}.place(first + row); }
 };
 
-template <class Config>
-struct QueryTile : SoftmaxRows<Config>, Config::Rotation::Queries {
+// `KeyValues`: where keys and values lie. `Queries`: whether queries lie in shared memory.
+template <class Config, class KeyValues = KeyValueRing<Config>, class Queries = typename Config::Rotation::Queries>
+struct QueryTile : SoftmaxRows<Config>, Queries {
   using Softmax = SoftmaxRows<Config>;
   using T = typename Config::Query;
-  using Ring = KeyValueRing<Config>;
   using Load = Operands<T, typename Config::Kv>;
-  using LoadKeys = Operands<T, typename Ring::KeyOperand>;
+  using LoadKeys = Operands<T, typename KeyValues::KeyOperand>;
   static constexpr bool kInterleaved = Load::kInterleaved;
   static constexpr int kSteps = ceil_div(Config::kHeadDim, 16);
   static constexpr int kColumns = ceil_div(Config::kValueDim, 16);  // of 16
@@ -54,7 +54,7 @@ struct QueryTile : SoftmaxRows<Config>, Config::Rotation::Queries {
 
   WL_DEVICE QueryTile(const AttentionParams& params, const WorkCursor& item) : Softmax(params) {
     this->start(item);
-    if constexpr (kHoldsQueries && !Config::kHasRope) {
+    if constexpr (kHoldsQueries && !Queries::kAreShared) {
       const LaneRows rows = this->rows();
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) load_queries(rows, step, q[step]);
@@ -62,51 +62,28 @@ struct QueryTile : SoftmaxRows<Config>, Config::Rotation::Queries {
   }
 
   // Instead of queries as they are: 16 rows in shared memory. They stay there if registers are too few for them.
-  WL_DEVICE void take_turned_queries(const uint8_t* rows) {
-    this->turned_queries = shared_address(rows);
+  WL_DEVICE void take_queries(const uint8_t* rows) {
+    this->query_rows = shared_address(rows);
     if constexpr (kHoldsQueries) {
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) load_turned_queries(step, q[step]);
+      for (int step = 0; step < kSteps; ++step) load_shared_queries(step, q[step]);
     }
   }
 
   // Takes in kKeys rows of a tile of keys and values, the first of which is row `first_row` of the ring's slot `stage` and key
   // `first_key` of the request.
   template <int kKeys>
-  WL_DEVICE void visit(const Ring& ring, int stage, int first_row, int first_key, bool is_partial) {
+  WL_DEVICE void visit(const KeyValues& ring, int stage, int first_row, int first_key, bool is_partial) {
     float logits[kKeys / 8][4];
-    multiply_keys(ring, stage, first_row, logits);
-    this->prepare(first_key, is_partial, logits);
-    float factor[2];
-    this->weigh(logits, factor);
-    this->rescale(out, factor);
     uint32_t weights[kKeys / 16][4];
-    this->pack(logits, weights);
+    multiply_keys(ring, stage, first_row, logits);
+    weigh_keys(first_key, is_partial, logits, weights);
     multiply_values(ring, stage, first_row, weights);
   }
 
- private:
-  WL_DEVICE void load_turned_queries(int step, uint32_t (&to)[4]) const {
-    using Rows = typename Config::Rotation::Rows;
-    load_matrices(to, this->turned_queries + Rows::onwards(Rows::offset(lane_id() % 16, lane_id() / 16), 2 * step));
-  }
-
-  WL_DEVICE void load_queries(const LaneRows& rows, int step, uint32_t (&to)[4]) const {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int64_t row = min(this->item->work.qo_start + rows.query[i], this->params.q_rows - 1);  // beyond the request: any, never written
-      const T* from = static_cast<const T*>(this->params.q) + row * this->params.q_stride[0] + rows.head[i] * this->params.q_stride[1];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int column = step * 16 + LoadKeys::column(half);
-        const bool inside = Config::kHeadDim % 16 == 0 || column < Config::kHeadDim;
-        to[half * 2 + i] = inside ? *reinterpret_cast<const uint32_t*>(from + column) : 0u;
-      }
-    }
-  }
-
+  // The steps of visit(): products with keys,
   template <int kBlocks>
-  WL_DEVICE void multiply_keys(const Ring& ring, int stage, int first_row, float (&logits)[kBlocks][4]) {
+  WL_DEVICE void multiply_keys(const KeyValues& ring, int stage, int first_row, float (&logits)[kBlocks][4]) {
     const uint32_t keys = shared_address(ring.key_operands(stage));
     // Few blocks would wait for their own sums: every other step has its own.
     constexpr int kSums = kBlocks <= 2 && kHoldsQueries ? 2 : 1;
@@ -115,12 +92,12 @@ struct QueryTile : SoftmaxRows<Config>, Config::Rotation::Queries {
     for (int step = 0; step < kSteps; ++step) {
       float(&of_step)[kBlocks][4] = sums[step % kSums];
       uint32_t(&queries)[4] = q[kHoldsQueries ? step : 0];
-      if constexpr (!kHoldsQueries && Config::kHasRope) load_turned_queries(step, queries);
-      if constexpr (!kHoldsQueries && !Config::kHasRope) load_queries(this->rows(), step, queries);
+      if constexpr (!kHoldsQueries && Queries::kAreShared) load_shared_queries(step, queries);
+      if constexpr (!kHoldsQueries && !Queries::kAreShared) load_queries(this->rows(), step, queries);
 #pragma unroll
       for (int block = 0; block < kBlocks; block += 2) {
         uint32_t k[4];
-        LoadKeys::template load_keys<typename Ring::KeyOperandRows>(k, keys, first_row + block * 8, step);
+        LoadKeys::template load_keys<typename KeyValues::KeyOperandRows>(k, keys, first_row + block * 8, step);
         multiply_add<T>(of_step[block], queries, k[0], k[1]);
         multiply_add<T>(of_step[block + 1], queries, k[2], k[3]);
       }
@@ -136,17 +113,48 @@ struct QueryTile : SoftmaxRows<Config>, Config::Rotation::Queries {
     }
   }
 
+  // what they weigh, as an operand,
+  template <int kSteps>
+  WL_DEVICE void weigh_keys(int first_key, bool is_partial, float (&logits)[2 * kSteps][4], uint32_t (&weights)[kSteps][4]) {
+    this->prepare(first_key, is_partial, logits);
+    float factor[2];
+    this->weigh(logits, factor);
+    this->rescale(out, factor);
+    this->pack(logits, weights);
+  }
+
+  // and their values, times that.
   template <int kBlocks>
-  WL_DEVICE void multiply_values(const Ring& ring, int stage, int first_row, const uint32_t (&weights)[kBlocks][4]) {
+  WL_DEVICE void multiply_values(const KeyValues& ring, int stage, int first_row, const uint32_t (&weights)[kBlocks][4]) {
     const uint32_t values = shared_address(ring.values(stage));
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
       for (int column = 0; column < kColumns; ++column) {
         uint32_t v[4];
-        Load::template load_values<typename Ring::ValueRows>(v, values, first_row + block * 16, column);
+        Load::template load_values<typename KeyValues::ValueRows>(v, values, first_row + block * 16, column);
         multiply_add<T>(out[2 * column], weights[block], v[0], v[1]);
         multiply_add<T>(out[2 * column + 1], weights[block], v[2], v[3]);
+      }
+    }
+  }
+
+ private:
+  WL_DEVICE void load_shared_queries(int step, uint32_t (&to)[4]) const {
+    using Rows = typename Queries::QueryRows;
+    load_matrices(to, this->query_rows + Rows::onwards(Rows::offset(lane_id() % 16, lane_id() / 16), 2 * step));
+  }
+
+  WL_DEVICE void load_queries(const LaneRows& rows, int step, uint32_t (&to)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int64_t row = min(this->item->work.qo_start + rows.query[i], this->params.q_rows - 1);  // beyond the request: any, never written
+      const T* from = static_cast<const T*>(this->params.q) + row * this->params.q_stride[0] + rows.head[i] * this->params.q_stride[1];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int column = step * 16 + LoadKeys::column(half);
+        const bool inside = Config::kHeadDim % 16 == 0 || column < Config::kHeadDim;
+        to[half * 2 + i] = inside ? *reinterpret_cast<const uint32_t*>(from + column) : 0u;
       }
     }
   }

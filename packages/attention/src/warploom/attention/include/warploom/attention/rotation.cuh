@@ -27,7 +27,9 @@ WL_DEVICE float2 cosine_and_sine(uint32_t angle) {
 
 // Kernels without rotary positions.
 struct NoRotation {
-  struct Queries {};
+  struct Queries {
+    static constexpr bool kAreShared = false;
+  };
 
   WL_DEVICE static NoRotation start() { return {}; }
   static constexpr float kScale = 1.0f;
@@ -48,7 +50,9 @@ struct RowRotation {
 
   // What a tile of queries has to know.
   struct Queries {
-    uint32_t turned_queries;  // 16 rows in shared memory
+    using QueryRows = Rows;
+    static constexpr bool kAreShared = true;
+    uint32_t query_rows;  // 16 of them, in shared memory
   };
 
   const uint64_t* turns;  // `RopeTurns` in shared memory

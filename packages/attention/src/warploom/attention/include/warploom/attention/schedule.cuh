@@ -1,7 +1,7 @@
 // The work of a batch, divided evenly among persistent blocks, by a kernel: nothing of it is known on the host.
 //
-// An item is a tile of one request's query rows with one key-value head. It counts one unit for each tile of keys that it sees, or
-// several if its rows are many, and some for what it takes beside them. Items lie end to end, by request, head and tile, and every block takes as many units of that
+// An item is a tile of one request's query rows with one key-value head. It counts some units for each tile of keys that it sees,
+// more if its rows are many, and some for what it takes beside them. Items lie end to end, by request, head and tile, and every block takes as many units of that
 // line as the others: an item may be shared by several blocks, whose results are merged.
 //
 // Heads are dealt to `lanes`, each of which has a line and blocks of its own. The lines are alike, so that the blocks of one group
@@ -18,8 +18,9 @@ struct TileSizes {
   int narrow_rows;  // of requests that have no more rows
   int wide_rows;
   int log2_keys;
-  int item_units;       // what an item takes beside its tiles of keys
-  int log2_wide_units;  // what a tile of keys takes with a wide tile of rows; with a narrow one it is a unit
+  int narrow_units;  // what a tile of keys takes with a narrow tile of rows,
+  int wide_units;    // and with a wide one
+  int item_units;    // what an item takes beside its tiles of keys
 
   WL_DEVICE int key_tiles(int keys) const { return (keys + (1 << log2_keys) - 1) >> log2_keys; }
 };
@@ -32,7 +33,7 @@ struct RequestWork {
   int kv_start;
   int tile_rows;
   int tiles;
-  int log2_units;  // of a tile of keys
+  int tile_units;  // of a tile of keys
 
   template <class Params>
   WL_DEVICE static RequestWork of(const Params& params, int request) {
@@ -44,7 +45,7 @@ struct RequestWork {
     const int rows = max(work.qo_len, 0) * int(params.group_size.divisor);
     const bool is_wide = rows > params.tile.narrow_rows;
     work.tile_rows = is_wide ? params.tile.wide_rows : params.tile.narrow_rows;
-    work.log2_units = is_wide ? params.tile.log2_wide_units : 0;
+    work.tile_units = is_wide ? params.tile.wide_units : params.tile.narrow_units;
     work.tiles = ceil_div(rows, work.tile_rows);
     return work;
   }
@@ -88,7 +89,7 @@ struct WorkCursor {
   WL_DEVICE bool done() const { return at >= units; }
 
   // Where the item ends, in units from the block's first.
-  WL_DEVICE int ends_at() const { return at + item_units + (keys.count << work.log2_units); }
+  WL_DEVICE int ends_at() const { return at + item_units + keys.count * work.tile_units; }
 
   // Tiles of the item's keys that are the block's, because their first unit is: [begin(), end()).
   WL_DEVICE int begin() const { return keys.first + min(tiles_before(0), keys.count); }
@@ -99,7 +100,7 @@ struct WorkCursor {
  private:
   // Of the item's, those that begin before a unit of the block.
   WL_DEVICE int tiles_before(int unit) const {
-    return (max(unit - at - item_units, 0) + (1 << work.log2_units) - 1) >> work.log2_units;
+    return ceil_div(max(unit - at - item_units, 0), work.tile_units);
   }
 };
 
@@ -186,7 +187,7 @@ struct ItemShares {
   // Of the item that the block of `group` is at.
   WL_DEVICE static ItemShares of(int group, int64_t chunk, const WorkCursor& cursor) {
     const int before_keys = cursor.at + cursor.item_units;
-    const int last_tile = cursor.ends_at() - (1 << cursor.work.log2_units);
+    const int last_tile = cursor.ends_at() - cursor.work.tile_units;
     const bool is_whole = before_keys >= 0 && last_tile < cursor.units;
     if (is_whole || chunk == 0 || cursor.keys.count == 0) return {group, group};
     const int64_t first = group * chunk;
@@ -198,7 +199,7 @@ struct ItemShares {
 WL_DEVICE int64_t units_of_request(const ScheduleParams& params, const RequestWork& work) {
   int64_t units = 0;
   for (int tile = lane_id(); tile < work.tiles; tile += kWarpSize) {
-    units += params.tile.item_units + (KeyTiles::of(params, work, tile).count << work.log2_units);
+    units += params.tile.item_units + KeyTiles::of(params, work, tile).count * work.tile_units;
   }
   return warp_reduce(units, Sum());
 }
@@ -224,7 +225,7 @@ WL_DEVICE WorkCursor locate(const ScheduleParams& params, int64_t unit) {
   for (int tile = 0; tile < cursor.work.tiles; tile += kWarpSize) {
     const int mine = tile + lane_id();
     const int tiles = mine < cursor.work.tiles ? KeyTiles::of(params, cursor.work, mine).count : 0;
-    const int units = mine < cursor.work.tiles ? params.tile.item_units + (tiles << cursor.work.log2_units) : 0;
+    const int units = mine < cursor.work.tiles ? params.tile.item_units + tiles * cursor.work.tile_units : 0;
     const int end = warp_prefix_sum(units);
     const uint32_t beyond = __ballot_sync(kFullMask, end > left);
     if (beyond) {

@@ -1,45 +1,43 @@
-// Results of the four warps of a block that have the same 16 rows, and different keys of an item.
+// Results of warps that have the same 16 rows, and different keys of an item.
 #pragma once
 
 #include "warploom/attention/result.cuh"
 
 namespace warploom::attention {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = kWarps * kWarpSize;
-
-// Columns of outputs that go through shared memory at a time, for the 16 rows of each warp.
-constexpr int kStagedColumns = 32;
-
-struct alignas(16) ResultStorage {
-  float columns[kWarps][kWarpRows][kStagedColumns + 4];
-  float largest[kWarps][kWarpRows];
-  float sum[kWarps][kWarpRows];
+// What Team::kWarps warps, the block's first ones, leave in shared memory: Team::kColumns columns of outputs at a time.
+template <class Team>
+struct alignas(16) SharedRows {
+  float columns[Team::kWarps][kWarpRows][Team::kColumns + 4];
+  float largest[Team::kWarps][kWarpRows];
+  float sum[Team::kWarps][kWarpRows];
 };
 
 // Puts the warps' states together and writes them.
-template <class Config, class Tile>
+template <class Config, class Tile, class Team>
 struct SharedRowsResult {
   using Writer = ResultWriter<Config>;
-  static constexpr int kPieces = ceil_div(Config::kValueDim, kStagedColumns);
-  static constexpr int kLanes = kStagedColumns / 4;  // threads of a row, 4 columns of every kStagedColumns each
-  static_assert(kThreads / kLanes == kWarpRows, "a thread for each piece");
+  static constexpr int kWarps = Team::kWarps;
+  static constexpr int kPieces = ceil_div(Config::kValueDim, Team::kColumns);
+  static constexpr int kLanes = Team::kColumns / 4;  // threads of a row, 4 columns of every Team::kColumns each
+  static_assert(kWarps * kWarpSize / kLanes >= kWarpRows, "a thread for each piece");
 
-  ResultStorage& storage;
+  SharedRows<Team>& storage;
   const Writer& writer;
   int slot;
 
   WL_DEVICE void write(Tile& tile) {
     scale(tile);
     const int row = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
-    const auto to = writer.start_row(slot, row, sum_of(row).lse(), lane == 0);
+    const bool has_row = row < kWarpRows;
+    const auto to = has_row ? writer.start_row(slot, row, sum_of(row).lse(), lane == 0) : typename Writer::Row{};
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
       stage(tile, piece);
-      __syncthreads();
-      const int column = piece * kStagedColumns + lane * 4;
-      if (column < Config::kValueDim) to.store(column, sum_of_columns(row, lane * 4));
-      __syncthreads();
+      Team::sync();
+      const int column = piece * Team::kColumns + lane * 4;
+      if (has_row && column < Config::kValueDim) to.store(column, sum_of_columns(row, lane * 4));
+      Team::sync();
     }
   }
 
@@ -55,7 +53,7 @@ struct SharedRowsResult {
         storage.sum[warp_id()][row + 8 * i] = tile.sum[i];
       }
     }
-    __syncthreads();
+    Team::sync();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const RowSum all = sum_of(row + 8 * i);
@@ -86,8 +84,8 @@ struct SharedRowsResult {
 
   WL_DEVICE void stage(const Tile& tile, int piece) {
 #pragma unroll
-    for (int column = 0; column < kStagedColumns / 16; ++column) {
-      const int of_all = piece * (kStagedColumns / 16) + column;
+    for (int column = 0; column < Team::kColumns / 16; ++column) {
+      const int of_all = piece * (Team::kColumns / 16) + column;
       if (of_all >= Tile::kColumns) continue;
       const float(&first)[4] = tile.out[2 * of_all];
       const float(&second)[4] = tile.out[2 * of_all + 1];
