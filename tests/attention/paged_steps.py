@@ -5,7 +5,7 @@ import contextlib
 import torch
 from hypothesis import strategies as st
 
-from warploom.attention import BatchAttention
+from warploom.attention import BatchAttention, BatchPrefillWithPagedKVCacheWrapper
 from warploom.attention.backends.cutlass.attention import LIBRARIES
 from warploom.core.errors import UnsupportedError
 from warploom.core.testing import assert_close, why_no_gpu
@@ -114,3 +114,33 @@ class Step:
         close(self.run("cuda", **options), want, self.dtype)
         with contextlib.suppress(UnsupportedError):
             close(self.run("hopper", **options), want, self.dtype)
+
+
+# Lengths of four requests of up to 2000 keys, for replays().
+REPLAYED = ([300, 2000, 64, 5], [1, 1, 1, 1], [16, 1999, 3, 5])
+
+
+def replays(step, backend, lengths, **options):
+    """Captures a step of decodes once; yields each of `lengths` with what the replay after a plan for them gives."""
+    requests, pages = step.table.shape
+    indptr = torch.arange(requests + 1, dtype=torch.int32, device="cuda")
+    prefill = BatchPrefillWithPagedKVCacheWrapper(use_cuda_graph=True, backend=backend)
+
+    def plan(kv_lens):
+        lens = torch.tensor(kv_lens, dtype=torch.int32, device="cuda")
+        counts = -(-lens // step.page_size)
+        packed = torch.cat([step.table[i, : int(n)] for i, n in enumerate(counts)])
+        packed = torch.nn.functional.pad(packed, (0, requests * pages - len(packed)))
+        kv_indptr = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
+        last = (lens - 1) % step.page_size + 1
+        prefill.plan(indptr, kv_indptr, packed, last, *step.heads, step.dims[0], step.page_size, **options)
+
+    plan(step.kv_lens)
+    prefill.run_return_lse(step.q, step.cache)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = prefill.run_return_lse(step.q, step.cache)
+    for kv_lens in lengths:
+        plan(kv_lens)
+        graph.replay()
+        yield kv_lens, result

@@ -70,7 +70,9 @@ def test_items_are_the_visible_tiles_of_keys(lengths, shape):
     items = zip(schedule.requests, schedule.tiles, schedule.units, strict=True)
     for request, tile, units in items:
         qo_len, kv_len = lengths[request]
-        tile_rows, tile_units = (shape.wide_rows, shape.wide_units) if qo_len * shape.group_size > 16 else (16, shape.narrow_units)
+        tile_rows, tile_units = (
+            (shape.wide_rows, shape.wide_units) if qo_len * shape.group_size > 16 else (16, shape.narrow_units)
+        )
         first, end = tile * tile_rows, min((tile + 1) * tile_rows, qo_len * shape.group_size)
         rows -= end - first
         tiles = visible_tiles(qo_len, kv_len, first // shape.group_size, (end - 1) // shape.group_size, shape)

@@ -100,8 +100,12 @@ def test_window_of_queries_before_the_first_key(backend, lens):
 
 @pytest.mark.parametrize("variant", BUILTIN_VARIANTS, ids=lambda v: v.name)
 @pytest.mark.parametrize("backend", ["auto", "cuda", "hopper", "sdpa", "reference"])
-def test_every_variant(variant, backend):
-    qo_lens, kv_lens = [3, 1, 0, 6, 1], [7, 20, 5, 6, 0]
+@pytest.mark.parametrize(
+    ("qo_lens", "kv_lens"),
+    [([3, 1, 0, 6, 1], [7, 20, 5, 6, 0]), ([20, 1, 90, 1], [70, 600, 300, 17])],
+    ids=["few", "many"],
+)
+def test_every_variant(variant, backend, qo_lens, kv_lens):
     b = paged_batch(qo_lens, kv_lens, dim=64, dtype=torch.float16)
     options = variant.example(4, qo_lens, kv_lens)
     attention = BatchAttention(backend=backend)

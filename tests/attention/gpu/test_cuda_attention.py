@@ -5,7 +5,7 @@ import torch
 from attention_oracle import paged_batch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from paged_steps import Step, close, options_of_plans, random, why_no_kernel
+from paged_steps import REPLAYED, Step, close, options_of_plans, random, replays, why_no_kernel
 
 from warploom.attention import (
     AttentionVariant,
@@ -219,28 +219,8 @@ def test_a_users_variant(soft_cap, kernel):
 
 def test_replays_plan_for_the_lengths_that_they_find(kernel):
     step = Step([1] * 4, [300, 2000, 64, 5])
-    lens = torch.tensor(step.kv_lens, dtype=torch.int32, device="cuda")
-    indptr = torch.arange(5, dtype=torch.int32, device="cuda")
-    pages = step.table.shape[1]
-    prefill = BatchPrefillWithPagedKVCacheWrapper(use_cuda_graph=True, backend=kernel)
-
-    def plan():
-        last = (lens - 1) % 16 + 1
-        counts = (lens + 15) // 16
-        packed = torch.cat([step.table[i, : int(n)] for i, n in enumerate(counts)])
-        packed = torch.nn.functional.pad(packed, (0, 4 * pages - len(packed)))
-        prefill.plan(indptr, torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int(), packed, last, 8, 2, 64, 16)
-
-    plan()
-    prefill.run_return_lse(step.q, step.cache)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = prefill.run_return_lse(step.q, step.cache)
-    for kv_lens in ([300, 2000, 64, 5], [1, 1, 1, 1], [16, 1999, 3, 5]):
-        lens.copy_(torch.tensor(kv_lens))
+    for kv_lens, result in replays(step, kernel, REPLAYED):
         step.kv_lens = kv_lens
-        plan()
-        graph.replay()
         close(result, step.reference(), torch.float16)
 
 

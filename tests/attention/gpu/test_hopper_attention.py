@@ -60,13 +60,25 @@ def test_groups_of_any_size(group, dtype):
     step.check(window_left=33)
 
 
+@pytest.mark.parametrize("dims", [(64, 64), (128, 128), (192, 128), (256, 256)])
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_rows_around_the_sizes_of_tiles(dims, page_size, kernel):
+    if kernel == "cutlass" and dims != (128, 128):
+        pytest.skip("the same code outside the products, and seconds to compile")
+    rows = [15, 16, 17, 31, 63, 64, 65, 128, 129, 1]
+    kv_lens = [1500, 16, 700, 31, 5000, 64, 1000, 128, 3000, 9000]
+    step = Step(rows, kv_lens, heads=(2, 2), dim=dims[0], dim_v=dims[1], page_size=page_size)
+    for options in ({"causal": True}, {"window_left": 50}):
+        close(step.run(kernel, **options), step.reference(**options), step.dtype)
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_random_batches(kernel, data):
     batch = data.draw(st.integers(1, 10))
     kv_heads, group = data.draw(st.sampled_from([1, 2, 3, 8])), data.draw(st.integers(1, 9))
     step = Step(
-        [data.draw(st.sampled_from([0, 1, 7, 32, 64, 129, 500])) for _ in range(batch)],
+        [data.draw(st.sampled_from([0, 1, 1, 2, 4, 7, 16, 32, 64, 129, 500])) for _ in range(batch)],
         [data.draw(st.sampled_from([0, 1, 100, 128, 640, 3000])) + data.draw(st.integers(0, 3)) for _ in range(batch)],
         heads=(kv_heads * group, kv_heads),
         dim=data.draw(st.sampled_from([64, 128])),

@@ -7,13 +7,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from paged_steps import TOLERANCE, Step, close, options_of_plans, random
+from paged_steps import REPLAYED, TOLERANCE, Step, close, options_of_plans, random, replays
 
 from warploom.attention import (
     AttentionVariant,
     BatchAttention,
     BatchDecodeWithPagedKVCacheWrapper,
-    BatchPrefillWithPagedKVCacheWrapper,
     BatchPrefillWithRaggedKVCacheWrapper,
     single_decode_with_kv_cache,
     single_prefill_with_kv_cache_return_lse,
@@ -234,29 +233,8 @@ def test_a_plan_serves_many_layers():
 @pytest.mark.parametrize("dim", [64, 256])
 def test_replays_take_the_positions_that_they_find(dim):
     step = Step([1] * 4, [300, 2000, 64, 5], dim=dim)
-    lens = torch.tensor(step.kv_lens, dtype=torch.int32, device="cuda")
-    indptr = torch.arange(5, dtype=torch.int32, device="cuda")
-    pages = step.table.shape[1]
-    prefill = BatchPrefillWithPagedKVCacheWrapper(use_cuda_graph=True, backend="cuda")
-
-    def plan():
-        last = (lens - 1) % 16 + 1
-        counts = (lens + 15) // 16
-        packed = torch.cat([step.table[i, : int(n)] for i, n in enumerate(counts)])
-        packed = torch.nn.functional.pad(packed, (0, 4 * pages - len(packed)))
-        kv_indptr = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
-        prefill.plan(indptr, kv_indptr, packed, last, 8, 2, dim, 16, causal=True, **LLAMA3)
-
-    plan()
-    prefill.run_return_lse(step.q, step.cache)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = prefill.run_return_lse(step.q, step.cache)
-    for kv_lens in ([300, 2000, 64, 5], [1, 1, 1, 1], [16, 1999, 3, 5]):
-        lens.copy_(torch.tensor(kv_lens))
+    for kv_lens, result in replays(step, "cuda", REPLAYED, causal=True, **LLAMA3):
         step.kv_lens = kv_lens
-        plan()
-        graph.replay()
         close(result, turned(step, rope_theta=5e5).reference(causal=True), torch.float16)
 
 

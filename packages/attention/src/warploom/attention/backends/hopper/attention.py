@@ -26,8 +26,8 @@ _ROWS = 128  # of a query tile
 _GROUP_ROWS = 64  # of a warpgroup
 _FEW_ROWS = 16  # of a warp: so many are no work for wgmma, and warps share the keys of a tile
 _WARPS = 8  # that compute
-# What tiles of keys take, and the rest of an item, in halves of what a decode's tile takes.
-_NARROW_UNITS, _WIDE_UNITS, _ITEM_UNITS = 2, 3, 6
+# What a tile of keys takes with few rows of queries and with many, and the rest of an item, as measured in batches of both.
+_NARROW_UNITS, _WIDE_UNITS, _ITEM_UNITS = 3, 4, 9
 _SHARED_BYTES = 220 * 1024  # of a block, beside its static part
 _MOST_STAGES = 3
 _BOX_COLUMNS = 64  # the span of TMA's exchange of pieces, which repeats after so many rows:
