@@ -8,6 +8,9 @@ from paged_steps import Step
 # Requests: shares of one item, rows of one warpgroup and of both, nothing to do, more keys than a tile by one.
 LENS = (([1] * 4, [1, 64, 1500, 129]), ([70, 1, 0, 16, 130], [300, 20, 5, 16, 130]))
 OPTIONS = ({"causal": True}, {"window_left": 40, "logits_soft_cap": 20.0})
+# Keys that fill tiles, which TMA copies. Of keys that come by cp.async, racecheck reports what lanes read before one of them
+# arrives at an mbarrier for its warp.
+WHOLE_TILES = (([1] * 4, [128, 256, 1536, 128]), ([70, 1, 0, 16, 130], [384, 128, 128, 128, 256]))
 CASES = {
     "cuda": (
         {"dim": 128},
@@ -22,13 +25,15 @@ CASES = {
         {"dim": 96, "dtype": torch.bfloat16},
     ),
 }
+CASES["hopper, whole tiles"] = tuple({**case, "page_size": 16} for case in CASES["hopper"])
 
 
-def main(backend):
-    for case in CASES[backend]:
+def main(name):
+    backend, *only = name.split(", ")
+    for case in CASES[name]:
         plan = {name: value for name, value in case.items() if name == "pos_encoding_mode"}
         shape = {name: value for name, value in case.items() if name not in plan}
-        for lens in LENS:
+        for lens in WHOLE_TILES if only else LENS:
             for options in OPTIONS:
                 Step(*lens, **shape).run(backend, **options, **plan)
     torch.cuda.synchronize()

@@ -150,7 +150,8 @@ WL_DEVICE void advance(WorkCursor& cursor, const Params& params) {
 // What the planner writes for each block.
 struct WorkStart {
   WorkCursor cursor;
-  int64_t chunk;  // units of every block but the last; 0 where items are never shared
+  int unused = 0;  // before 8 bytes that are aligned
+  int64_t chunk;   // units of every block but the last; 0 where items are never shared
 };
 static_assert(sizeof(WorkStart) == 18 * sizeof(int), "as the workspace has them");
 
