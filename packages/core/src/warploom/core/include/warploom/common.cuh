@@ -60,14 +60,6 @@ WL_DEVICE float exp2_approx(float x) {
   return y;
 }
 
-// tanh without branches: the relative error is 2e-6. Small numbers by the series, others by exponentials.
-WL_DEVICE float tanh_approx(float x) {
-  const float square = x * x;
-  const float near = x * fmaf(square, fmaf(square, fmaf(square, -17.0f / 315.0f, 2.0f / 15.0f), -1.0f / 3.0f), 1.0f);
-  const float far = 1.0f - __fdividef(2.0f, 1.0f + exp2_approx(2.8853900818f * x));
-  return fabsf(x) < 0.25f ? near : far;
-}
-
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 

