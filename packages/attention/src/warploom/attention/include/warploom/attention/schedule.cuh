@@ -1,8 +1,8 @@
 // The work of a batch, divided evenly among persistent blocks, by a kernel: nothing of it is known on the host.
 //
 // An item is a tile of one request's query rows with one key-value head. It counts some units for each tile of keys that it sees,
-// more if its rows are many, and some for what it takes beside them. Items lie end to end, by request, head and tile, and every block takes as many units of that
-// line as the others: an item may be shared by several blocks, whose results are merged.
+// more if its rows are many, and some for what it takes beside them. Items lie end to end, by request, head and tile, and every
+// block takes as many units of that line as the others: an item may be shared by several blocks, whose results are merged.
 //
 // Heads are dealt to `lanes`, each of which has a line and blocks of its own. The lines are alike, so that the blocks of one group
 // (one of each lane) read the keys of neighbouring heads at the same time: these are neighbours in memory.
