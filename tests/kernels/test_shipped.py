@@ -18,6 +18,8 @@ from warploom.core.testing import disassemble, resources_of, why_no_disassembler
 # The goal is 1 s on an idle core. Processor time counts, so that a busy machine fails no test, and four times the goal
 # is allowed, so that a slow one fails none either. The times are printed at the end.
 BUDGET_S = 4.0
+# The largest have a goal of 3 s, and twice that: the same kernel takes up to 1.7 times as long on another day.
+LARGE, LARGE_BUDGET_S = ("attention_hopper_kernel",), 6.0
 LIBRARY_BUDGET_S = 12.0  # of kernels that include another project's headers, which take most of it
 MAX_REGISTERS = 255
 
@@ -60,7 +62,8 @@ def test_compiles_in_time_without_spills(spec, arch, record_property):
     assert used.stack == 0, f"an array lies in local memory: {used}"
     assert 0 < used.registers <= MAX_REGISTERS
     assert "serialized" not in entry.record["log"], f"products do not run side by side:\n{entry.record['log']}"
-    assert seconds <= (LIBRARY_BUDGET_S if spec.libraries else BUDGET_S)
+    budget = LARGE_BUDGET_S if spec.kernel.endswith(LARGE) else BUDGET_S
+    assert seconds <= (LIBRARY_BUDGET_S if spec.libraries else budget)
 
 
 @pytest.mark.skipif(bool(why_no_disassembler()), reason=why_no_disassembler())
