@@ -116,18 +116,14 @@ class Step:
             close(self.run("hopper", **options), want, self.dtype)
 
 
-# Lengths of four requests of up to 2000 keys, for replays().
-REPLAYED = ([300, 2000, 64, 5], [1, 1, 1, 1], [16, 1999, 3, 5])
-
-
-def replays(step, backend, lengths, **options):
-    """Captures a step of decodes once; yields each of `lengths` with what the replay after a plan for them gives."""
+def replays(step, backend, **options):
+    """Captures a step of four decodes of up to 2000 keys, gives it other lengths, and yields what replays for them give."""
     requests, pages = step.table.shape
     indptr = torch.arange(requests + 1, dtype=torch.int32, device="cuda")
     prefill = BatchPrefillWithPagedKVCacheWrapper(use_cuda_graph=True, backend=backend)
 
-    def plan(kv_lens):
-        lens = torch.tensor(kv_lens, dtype=torch.int32, device="cuda")
+    def plan():
+        lens = torch.tensor(step.kv_lens, dtype=torch.int32, device="cuda")
         counts = -(-lens // step.page_size)
         packed = torch.cat([step.table[i, : int(n)] for i, n in enumerate(counts)])
         packed = torch.nn.functional.pad(packed, (0, requests * pages - len(packed)))
@@ -135,12 +131,13 @@ def replays(step, backend, lengths, **options):
         last = (lens - 1) % step.page_size + 1
         prefill.plan(indptr, kv_indptr, packed, last, *step.heads, step.dims[0], step.page_size, **options)
 
-    plan(step.kv_lens)
+    plan()
     prefill.run_return_lse(step.q, step.cache)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = prefill.run_return_lse(step.q, step.cache)
-    for kv_lens in lengths:
-        plan(kv_lens)
+    for kv_lens in ([300, 2000, 64, 5], [1, 1, 1, 1], [16, 1999, 3, 5]):
+        step.kv_lens = kv_lens
+        plan()
         graph.replay()
-        yield kv_lens, result
+        yield result

@@ -11,29 +11,32 @@ OPTIONS = ({"causal": True}, {"window_left": 40, "logits_soft_cap": 20.0})
 # Keys that fill tiles, which TMA copies. Of keys that come by cp.async, racecheck reports what lanes read before one of them
 # arrives at an mbarrier for its warp.
 WHOLE_TILES = (([1] * 4, [128, 256, 1536, 128]), ([70, 1, 0, 16, 130], [384, 128, 128, 128, 256]))
-CASES = {
-    "cuda": (
-        {"dim": 128},
-        {"dim": 40, "page_size": 3},
-        {"dim": 128, "dtype": torch.bfloat16, "dtype_kv": torch.float8_e4m3fn},
-        {"dim": 64, "pos_encoding_mode": "ROPE_LLAMA"},
-    ),
-    "hopper": (
-        {"dim": 128},
-        {"dim": 64, "page_size": 1, "heads": (6, 2)},
-        {"dim": 192, "dim_v": 128, "page_size": 8},
-        {"dim": 96, "dtype": torch.bfloat16},
-    ),
+CUDA = (
+    {"dim": 128},
+    {"dim": 40, "page_size": 3},
+    {"dim": 128, "dtype": torch.bfloat16, "dtype_kv": torch.float8_e4m3fn},
+    {"dim": 64, "pos_encoding_mode": "ROPE_LLAMA"},
+)
+HOPPER = (
+    {"dim": 128},
+    {"dim": 64, "page_size": 1, "heads": (6, 2)},
+    {"dim": 192, "dim_v": 128, "page_size": 8},
+    {"dim": 96, "dtype": torch.bfloat16},
+)
+# Backend, requests and shapes, by the name that the sanitizer's tests give.
+STEPS = {
+    "cuda": ("cuda", LENS, CUDA),
+    "hopper": ("hopper", LENS, HOPPER),
+    "hopper, whole tiles": ("hopper", WHOLE_TILES, tuple({**case, "page_size": 16} for case in HOPPER)),
 }
-CASES["hopper, whole tiles"] = tuple({**case, "page_size": 16} for case in CASES["hopper"])
 
 
-def main(name):
-    backend, *only = name.split(", ")
-    for case in CASES[name]:
+def main(steps):
+    backend, requests, cases = STEPS[steps]
+    for case in cases:
         plan = {name: value for name, value in case.items() if name == "pos_encoding_mode"}
         shape = {name: value for name, value in case.items() if name not in plan}
-        for lens in WHOLE_TILES if only else LENS:
+        for lens in requests:
             for options in OPTIONS:
                 Step(*lens, **shape).run(backend, **options, **plan)
     torch.cuda.synchronize()

@@ -28,7 +28,7 @@ shapes = st.builds(
     narrow_units=st.integers(1, 3),
     wide_units=st.integers(1, 4),
     whole_items=st.booleans(),
-    min_chunk=st.integers(4, 7),
+    min_chunk=st.integers(1, 7),
 ).filter(lambda shape: shape.num_kv_heads % shape.lanes == 0)
 lengths = st.lists(st.tuples(st.integers(0, 70), st.integers(0, 700)), max_size=12)
 
@@ -70,9 +70,9 @@ def test_items_are_the_visible_tiles_of_keys(lengths, shape):
     items = zip(schedule.requests, schedule.tiles, schedule.units, strict=True)
     for request, tile, units in items:
         qo_len, kv_len = lengths[request]
-        tile_rows, tile_units = (
-            (shape.wide_rows, shape.wide_units) if qo_len * shape.group_size > 16 else (16, shape.narrow_units)
-        )
+        is_wide = qo_len * shape.group_size > 16
+        tile_rows = shape.wide_rows if is_wide else 16
+        tile_units = shape.wide_units if is_wide else shape.narrow_units
         first, end = tile * tile_rows, min((tile + 1) * tile_rows, qo_len * shape.group_size)
         rows -= end - first
         tiles = visible_tiles(qo_len, kv_len, first // shape.group_size, (end - 1) // shape.group_size, shape)

@@ -5,7 +5,7 @@ import torch
 from attention_oracle import paged_batch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from paged_steps import REPLAYED, Step, close, options_of_plans, random, replays, why_no_kernel
+from paged_steps import Step, close, options_of_plans, random, replays, why_no_kernel
 
 from warploom.attention import (
     AttentionVariant,
@@ -219,8 +219,7 @@ def test_a_users_variant(soft_cap, kernel):
 
 def test_replays_plan_for_the_lengths_that_they_find(kernel):
     step = Step([1] * 4, [300, 2000, 64, 5])
-    for kv_lens, result in replays(step, kernel, REPLAYED):
-        step.kv_lens = kv_lens
+    for result in replays(step, kernel):
         close(result, step.reference(), torch.float16)
 
 

@@ -154,8 +154,8 @@ def _items(request: int, qo_len: int, kv_len: int, shape: WorkShape) -> Iterator
     """Request, head, tile and units."""
     rows = qo_len * shape.group_size
     is_wide = rows > shape.narrow_rows
-    narrow, wide = (shape.narrow_rows, shape.narrow_units), (shape.wide_rows, shape.wide_units)
-    tile_rows, tile_units = wide if is_wide else narrow
+    tile_rows = shape.wide_rows if is_wide else shape.narrow_rows
+    tile_units = shape.wide_units if is_wide else shape.narrow_units
     before = kv_len - qo_len  # position of the first query among the keys
     for head in range(0, shape.num_kv_heads, shape.lanes):
         for tile in range(math.ceil(rows / tile_rows)):

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
-from warploom.attention.backends.cuda.attention_kernel import AttentionParams, KernelShape, common_config
+from warploom.attention.backends.cuda.attention_kernel import NARROW_ROWS, AttentionParams, KernelShape, common_config
 from warploom.attention.backends.cuda.persistent_attention import PersistentAttention
 from warploom.attention.backends.cuda.schedule import TileSizes
 from warploom.attention.backends.cuda.variant_source import VariantSource
@@ -24,7 +24,6 @@ __all__ = ["HopperAttention", "hopper_spec"]
 
 _ROWS = 128  # of a query tile
 _GROUP_ROWS = 64  # of a warpgroup
-_FEW_ROWS = 16  # of a warp: so many are no work for wgmma, and warps share the keys of a tile
 _WARPS = 8  # that compute
 # What a tile of keys takes with few rows of queries and with many, and the rest of an item, as measured in batches of both.
 _NARROW_UNITS, _WIDE_UNITS, _ITEM_UNITS = 3, 4, 9
@@ -119,7 +118,8 @@ class HopperAttention(PersistentAttention):
 
     def tile_sizes(self, problem: AttentionProblem, has_wide: bool) -> TileSizes:
         keys = _tiles(problem).keys
-        narrow = _FEW_ROWS if keys >= _WARPS * 16 else _ROWS
+        # So few rows are no work for wgmma: warps share the keys of a tile, 16 each at least.
+        narrow = NARROW_ROWS if keys >= _WARPS * 16 else _ROWS
         return TileSizes(narrow, _ROWS, keys, _NARROW_UNITS, _WIDE_UNITS, _ITEM_UNITS)
 
     def kernel_spec(

@@ -166,7 +166,9 @@ struct CopyingGroup {
     for (int tile = begin; tile < end + ahead; ++tile) {
       if (tile < end) copy_tile<Keys>(tile, now, maps.keys, storage.of_keys, key_place, keys(), state.keys);
       if (ahead == 0) before = now;
-      if (tile - ahead >= begin) copy_tile<Values>(tile - ahead, before, maps.values, storage.of_values, value_place, values(), state.values);
+      if (tile - ahead >= begin) {
+        copy_tile<Values>(tile - ahead, before, maps.values, storage.of_values, value_place, values(), state.values);
+      }
       before = now;
       now = Boxes::of(params, item, tile + 1);
     }

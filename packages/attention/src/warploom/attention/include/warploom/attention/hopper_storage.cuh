@@ -12,7 +12,7 @@ namespace warploom::attention {
 
 constexpr int kComputingGroups = 2;
 constexpr int kGroupRows = 64;
-constexpr int kFewRows = 16;  // of an item, that are no work for wgmma
+constexpr int kFewRows = kWarpRows;  // of an item, that are no work for wgmma
 constexpr int kGroupWarps = 4;
 constexpr int kGroupThreads = kGroupWarps * kWarpSize;
 

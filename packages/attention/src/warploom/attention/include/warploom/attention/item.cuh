@@ -14,6 +14,9 @@ WL_DEVICE void copy_cursor(WorkCursor& to, const WorkCursor& from) {
   __syncwarp();
 }
 
+// Rows of a tile that a warp has: those of its tensor cores' products.
+constexpr int kWarpRows = 16;
+
 // Rows of the item's tile that exist.
 WL_DEVICE int rows_of(const AttentionParams& params, const WorkCursor& item) {
   return min(item.work.qo_len * int(params.group_size.divisor) - item.tile * item.work.tile_rows, item.work.tile_rows);

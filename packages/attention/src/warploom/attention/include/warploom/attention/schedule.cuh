@@ -99,9 +99,7 @@ struct WorkCursor {
 
  private:
   // Of the item's, those that begin before a unit of the block.
-  WL_DEVICE int tiles_before(int unit) const {
-    return ceil_div(max(unit - at - item_units, 0), work.tile_units);
-  }
+  WL_DEVICE int tiles_before(int unit) const { return ceil_div(max(unit - at - item_units, 0), work.tile_units); }
 };
 
 // To the next item.

@@ -8,8 +8,6 @@
 
 namespace warploom::attention {
 
-constexpr int kWarpRows = 16;
-
 // The two of a warp's 16 rows that a lane has: lane / 4 and lane / 4 + 8.
 struct LaneRows {
   int query[2];
