@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -102,6 +103,6 @@ def test_the_hopper_kernel_refuses():
 
 def test_long_queries_of_large_heads_have_small_tiles():
     cuda, large = ATTENTION.backends["cuda"], {"head_dim_qk": 192, "head_dim_vo": 128}
-    assert cuda.has_wide_tiles(problem(), 500)
-    assert cuda.has_wide_tiles(problem(pos_encoding="NONE", **large), 500)
-    assert not cuda.has_wide_tiles(problem(**large), 500)
+    assert cuda.has_wide_tiles(problem(), SimpleNamespace(max_qo_len=500))
+    assert cuda.has_wide_tiles(problem(pos_encoding="NONE", **large), SimpleNamespace(max_qo_len=500))
+    assert not cuda.has_wide_tiles(problem(**large), SimpleNamespace(max_qo_len=500))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from warploom.attention.backends.cuda.attention import CudaAttention
 from warploom.attention.backends.cutlass.attention import CutlassAttention
 from warploom.attention.backends.hopper.attention import HopperAttention
+from warploom.attention.backends.hopper.decode import HopperDecode
 from warploom.attention.backends.reference.attention import ReferenceAttention
 from warploom.attention.backends.sdpa.attention import SdpaAttention
 from warploom.attention.options import AttentionOptions
@@ -20,7 +22,7 @@ from warploom.attention.tables import RequestTables
 from warploom.attention.variants.alibi import default_slopes
 from warploom.core.backends import Operator
 from warploom.core.device import device_guard
-from warploom.core.errors import ArgumentError, PlanError
+from warploom.core.errors import ArgumentError, PlanError, UnsupportedError
 from warploom.core.problem import Problem
 from warploom.core.settings import settings
 from warploom.core.workspace import WorkspaceLayout, allocate
@@ -45,7 +47,14 @@ class AttentionOperator(Operator):
 ATTENTION = AttentionOperator(
     "attention",
     family="attention",
-    backends=(HopperAttention(), CudaAttention(), SdpaAttention(), ReferenceAttention(), CutlassAttention()),
+    backends=(
+        HopperAttention(),
+        CudaAttention(),
+        SdpaAttention(),
+        ReferenceAttention(),
+        CutlassAttention(),
+        HopperDecode(),
+    ),
 )
 
 
@@ -71,7 +80,9 @@ def make_plan(
     small.
     """
     device = tables.device
-    problem = options.problem(phase, kv_source, device, mask=tables.mask_kind, sinks=sinks, cuda_graph=cuda_graph)
+    problem = options.problem(
+        phase, kv_source, device, mask=tables.mask_kind, sinks=sinks, cuda_graph=cuda_graph, longest=tables.max_qo_len
+    )
     selection = ATTENTION.select(problem, backend)
     if problem.pos_encoding == "ALIBI" and alibi_slopes is None:
         alibi_slopes = torch.tensor(default_slopes(problem.num_qo_heads), dtype=torch.float32, device=device)
@@ -180,6 +191,22 @@ def _check_places(plan: AttentionPlan, call: AttentionCall) -> None:
 
 
 def workspace_bytes(problem: AttentionProblem, backend: str) -> int:
-    """Size of the workspace for any batch and lengths of this problem."""
-    server = cast(AttentionBackend, ATTENTION.select(problem, backend).backend)
-    return server.workspace_layout(problem).nbytes
+    """Size of the workspace for any batch and lengths of this problem.
+
+    Raises
+    ------
+    UnsupportedError
+        The backend serves it neither with few rows of queries nor with many.
+    """
+    sizes, refusal = [], None
+    for few_rows in (False, True):
+        of_lengths = replace(problem, few_rows=few_rows)
+        try:
+            server = cast(AttentionBackend, ATTENTION.select(of_lengths, backend).backend)
+        except UnsupportedError as error:
+            refusal = error
+        else:
+            sizes.append(server.workspace_layout(of_lengths).nbytes)
+    if refusal and not sizes:
+        raise refusal
+    return max(sizes)

@@ -20,6 +20,7 @@ __all__ = ["FP8_DTYPES", "AttentionOptions"]
 
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 WIDE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FEW_ROWS = 16  # of a tensor core's product
 POS_ENCODINGS = ("NONE", "ROPE_LLAMA", "ALIBI")
 _ARRAYS = {torch.Tensor, torch.nn.Parameter, np.ndarray}
 LSE_UNITS = {"log2": math.log2(math.e), "e": 1.0}
@@ -109,15 +110,17 @@ class AttentionOptions:
         mask: str = "none",
         sinks: bool = False,
         cuda_graph: bool = False,
+        longest: int | None = None,
     ) -> AttentionProblem:
-        """Describe the request for backend selection."""
-        key = phase, kv_source, at, mask, sinks, cuda_graph
+        """Describe the request for backend selection; `longest`: the most queries of a request, where that is known."""
+        few_rows = longest is not None and longest * self.num_qo_heads // self.num_kv_heads <= FEW_ROWS
+        key = phase, kv_source, at, mask, sinks, cuda_graph, few_rows
         if key not in self._problems:
             self._problems[key] = self._describe(*key)
         return self._problems[key]
 
     def _describe(
-        self, phase: str, kv_source: str, at: torch.device, mask: str, sinks: bool, cuda_graph: bool
+        self, phase: str, kv_source: str, at: torch.device, mask: str, sinks: bool, cuda_graph: bool, few_rows: bool
     ) -> AttentionProblem:
         return AttentionProblem(
             phase=phase,
@@ -140,6 +143,7 @@ class AttentionOptions:
             variant="" if self.variant is None else self.variant.name,
             deterministic=self.deterministic,
             cuda_graph=cuda_graph,
+            few_rows=few_rows,
             sm_count=sm_count(at),
             **AttentionProblem.where(at),
         )

@@ -45,6 +45,8 @@ class AttentionProblem(Problem):
         A request's result must not depend on the batch around it.
     cuda_graph : bool
         `run` will be captured, so it must read lengths on the device.
+    few_rows : bool
+        No request has more rows (queries times `group_size`) than a tensor core's product, 16.
     sm_count : int
         Multiprocessors of the GPU, which bound the workspace.
     """
@@ -69,6 +71,7 @@ class AttentionProblem(Problem):
     variant: str = ""
     deterministic: bool = False
     cuda_graph: bool = False
+    few_rows: bool = False
     sm_count: int = 0
 
     def __hash__(self) -> int:

@@ -20,6 +20,7 @@ from warploom.attention.backends.cuda.variant_source import VariantSource
 from warploom.attention.options import FP8_DTYPES
 from warploom.attention.plan import AttentionPlan
 from warploom.attention.problems.attention import AttentionProblem
+from warploom.attention.tables import RequestTables
 from warploom.core.backends import Support
 from warploom.core.descriptors import TensorView
 from warploom.core.jit import KernelSpec
@@ -33,7 +34,6 @@ class CudaAttention(PersistentAttention):
     name = "cuda"
     needs_gpu = True
     min_arch = 80
-    threads = THREADS
     query_alignment = 4
     output_columns = 4
 
@@ -52,14 +52,18 @@ class CudaAttention(PersistentAttention):
             (stages >= 2, f"sm_{problem.arch} has not the shared memory for heads of {problem.head_dim_qk}"),
         )
 
-    def has_wide_tiles(self, problem: AttentionProblem, longest: int | None) -> bool:
+    def has_wide_tiles(self, problem: AttentionProblem, tables: RequestTables) -> bool:
         # For 16 rows of each warp; rotated queries that registers can't hold have room for one tile of 16.
         has_registers = max(problem.head_dim_vo, problem.head_dim_qk if has_rope(problem) else 0) <= 128
+        longest = tables.max_qo_len
         return has_registers and (longest is None or longest * problem.group_size > NARROW_ROWS)
 
     def kernel_shape(self, problem: AttentionProblem, has_wide: bool) -> KernelShape:
         dims = problem.head_dim_qk, problem.head_dim_vo
         return kernel_shape(*dims, problem.dtype_kv.itemsize, has_wide, problem.arch, has_rope(problem))
+
+    def block_threads(self, problem: AttentionProblem, has_wide: bool) -> int:
+        return THREADS
 
     def tile_sizes(self, problem: AttentionProblem, has_wide: bool) -> TileSizes:
         keys = tile_keys(problem.head_dim_qk, problem.head_dim_vo, problem.dtype_kv.itemsize, has_rope(problem))

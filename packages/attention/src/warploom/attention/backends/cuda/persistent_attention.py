@@ -25,6 +25,7 @@ from warploom.attention.backends.cuda.variant_source import (
 from warploom.attention.plan import AttentionBackend, AttentionCall, AttentionPlan, PreparedCall
 from warploom.attention.problems.attention import AttentionProblem
 from warploom.attention.schedule import WorkSchedule, WorkShape
+from warploom.attention.tables import RequestTables
 from warploom.attention.variants.base import AttentionVariant
 from warploom.core.descriptors import TensorView
 from warploom.core.jit import KernelSpec, PreparedLaunch, divisor_fields
@@ -46,6 +47,8 @@ class PlannedLaunch(NamedTuple):
 
     spec: KernelSpec
     shape: KernelShape
+    has_wide: bool
+    threads: int  # of a block
     work: WorkShape
     variants: tuple[AttentionVariant, ...]
     planner: Planner
@@ -68,25 +71,26 @@ class PersistentAttention(AttentionBackend):
 
     Attributes
     ----------
-    threads : int
-        Of a block.
     query_alignment : int
         Bytes to which rows of queries are aligned.
     output_columns : int
         That are written at once, which rows of outputs are aligned to, up to 16 bytes.
     """
 
-    threads: ClassVar[int]
     query_alignment: ClassVar[int]
     output_columns: ClassVar[int]
 
     @abstractmethod
-    def has_wide_tiles(self, problem: AttentionProblem, longest: int | None) -> bool:
-        """Whether requests of more rows have larger tiles, given the most queries of a request where that is known."""
+    def has_wide_tiles(self, problem: AttentionProblem, tables: RequestTables) -> bool:
+        """Whether there are larger tiles: of more rows, for requests that have them, or of more keys."""
 
     @abstractmethod
     def kernel_shape(self, problem: AttentionProblem, has_wide: bool) -> KernelShape:
         """Blocks an SM and their shared memory."""
+
+    @abstractmethod
+    def block_threads(self, problem: AttentionProblem, has_wide: bool) -> int:
+        """Threads of a block."""
 
     @abstractmethod
     def tile_sizes(self, problem: AttentionProblem, has_wide: bool) -> TileSizes:
@@ -136,7 +140,7 @@ class PersistentAttention(AttentionBackend):
 
     def schedule(self, plan: AttentionPlan) -> PersistentSchedule:
         problem, options, tables, state, workspace = plan.problem, plan.options, plan.tables, plan.state, plan.workspace
-        has_wide = self.has_wide_tiles(problem, tables.max_qo_len)
+        has_wide = self.has_wide_tiles(problem, tables)
         launch = _planned_launch(self, problem, has_wide, options.variant, options.window_left)
         if not problem.cuda_graph:
             launch.planner.launch(tables, state)
@@ -177,7 +181,7 @@ class PersistentAttention(AttentionBackend):
         more = self.more_arguments(plan, *views)
         kernel = launch.spec.load(call.q.device).prepare(
             launch.work.groups * launch.work.lanes,
-            self.threads,
+            launch.threads,
             params,
             *more,
             smem=launch.shape.smem,
@@ -201,7 +205,7 @@ class PersistentAttention(AttentionBackend):
         params = _params(plan, call, variant_arguments(launch.variants, plan, call), q, k, v, out)
         kernel = launch.spec.load(call.q.device)
         more = self.more_arguments(plan, *(TensorView.of(x) for x in (q, k, v, out)))
-        kernel.launch(launch.work.groups * launch.work.lanes, self.threads, params, *more, smem=launch.shape.smem)
+        kernel.launch(launch.work.groups * launch.work.lanes, launch.threads, params, *more, smem=launch.shape.smem)
         if out is not call.out:
             call.out.copy_(out)
 
@@ -219,7 +223,8 @@ def _planned_launch(
     spec = backend.kernel_spec(problem, has_wide, shape, variant_source(variants))
     blocks = problem.sm_count * shape.blocks_per_sm
     work = work_shape(problem, window_left, blocks, backend.tile_sizes(problem, has_wide))
-    return PlannedLaunch(spec, shape, work, variants, Planner(work))
+    threads = backend.block_threads(problem, has_wide)
+    return PlannedLaunch(spec, shape, has_wide, threads, work, variants, Planner(work))
 
 
 @dataclass(slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import ClassVar, NamedTuple
@@ -14,8 +13,10 @@ from warploom.attention.backends.cuda.attention_kernel import NARROW_ROWS, Atten
 from warploom.attention.backends.cuda.persistent_attention import PersistentAttention
 from warploom.attention.backends.cuda.schedule import TileSizes
 from warploom.attention.backends.cuda.variant_source import VariantSource
+from warploom.attention.backends.hopper.boxes import NO_MAP, SPAN, box_rows, key_value_map
 from warploom.attention.plan import AttentionPlan
 from warploom.attention.problems.attention import AttentionProblem
+from warploom.attention.tables import RequestTables
 from warploom.core.backends import Support
 from warploom.core.descriptors import TensorMap, TensorView, tensor_map
 from warploom.core.jit import KernelSpec
@@ -25,13 +26,12 @@ __all__ = ["HopperAttention", "hopper_spec"]
 _ROWS = 128  # of a query tile
 _GROUP_ROWS = 64  # of a warpgroup
 _WARPS = 8  # that compute
+_THREADS = 384  # with those that copy
 # What a tile of keys takes with few rows of queries and with many, and the rest of an item, as measured in batches of both.
 _NARROW_UNITS, _WIDE_UNITS, _ITEM_UNITS = 3, 4, 9
 _SHARED_BYTES = 220 * 1024  # of a block, beside its static part
 _MOST_STAGES = 3
-_BOX_COLUMNS = 64  # the span of TMA's exchange of pieces, which repeats after so many rows:
-_SWIZZLED_ROWS = 8
-_NO_MAP = TensorMap(bytes(128))
+_BOX_COLUMNS = SPAN // 2  # of 16 bits
 
 
 class HopperTiles(NamedTuple):
@@ -93,7 +93,6 @@ class HopperAttention(PersistentAttention):
     name = "hopper"
     needs_gpu = True
     min_arch = 90
-    threads = 384
     query_alignment = 16
     output_columns = 8
     head_dims: ClassVar[Iterable[tuple[int, int]]] = _TILES.keys()
@@ -109,12 +108,15 @@ class HopperAttention(PersistentAttention):
             (problem.phase != "decode", "its tiles of 128 query rows would be empty"),
         )
 
-    def has_wide_tiles(self, problem: AttentionProblem, longest: int | None) -> bool:
+    def has_wide_tiles(self, problem: AttentionProblem, tables: RequestTables) -> bool:
         return True
 
     def kernel_shape(self, problem: AttentionProblem, has_wide: bool) -> KernelShape:
         tiles = _tiles(problem)
         return KernelShape(1, tiles.stages, tiles.smem)
+
+    def block_threads(self, problem: AttentionProblem, has_wide: bool) -> int:
+        return _THREADS
 
     def tile_sizes(self, problem: AttentionProblem, has_wide: bool) -> TileSizes:
         keys = _tiles(problem).keys
@@ -132,7 +134,7 @@ class HopperAttention(PersistentAttention):
         self, plan: AttentionPlan, q: TensorView, k: TensorView, v: TensorView, out: TensorView
     ) -> tuple[TensorMap, ...]:
         rows, group_size = _rows_at_once(plan.problem), plan.problem.group_size
-        return _row_map(q, group_size), _map(k, rows), _map(v, rows), _row_map(out, group_size)
+        return _row_map(q, group_size), key_value_map(k, rows), key_value_map(v, rows), _row_map(out, group_size)
 
 
 def _tiles(problem: AttentionProblem) -> HopperTiles:
@@ -143,37 +145,13 @@ def _rows_at_once(problem: AttentionProblem) -> int:
     return box_rows(problem.page_size, _tiles(problem).keys)
 
 
-def box_rows(page_size: int, tile_keys: int) -> int:
-    """Rows of keys that TMA copies at once, all of one page; 0 where pages are too small. Without pages: a tile of keys.
-
-    Examples
-    --------
-    >>> [box_rows(page_size, 128) for page_size in (0, 1, 16, 24, 256)]
-    [128, 0, 16, 8, 128]
-    """
-    rows = math.gcd(page_size, tile_keys)
-    return rows if rows >= _SWIZZLED_ROWS else 0
-
-
 def _row_map(rows: TensorView, group_size: int) -> TensorMap:
     """Queries or outputs ``[tokens, heads, dim]``; a box has a group's heads, of as many tokens as fill a warpgroup's rows."""
     if _GROUP_ROWS % group_size or rows.dtype.itemsize != 2:
-        return _NO_MAP
+        return NO_MAP
     tokens, heads, dim = rows.shape
     token, head, element = rows.strides
     by_group = replace(
         rows, shape=(tokens, heads // group_size, group_size, dim), strides=(token, group_size * head, head, element)
     )
     return tensor_map(by_group, (_GROUP_ROWS // group_size, 1, group_size, _BOX_COLUMNS))
-
-
-def _map(rows: TensorView, box_rows: int) -> TensorMap:
-    """Rows of keys or values, of shape ``[pages, page_size, heads, dim]`` or ``[rows, heads, dim]``, head by head."""
-    if not box_rows or 0 in rows.shape:
-        return _NO_MAP
-    *pages, page_size, heads, dim = rows.shape
-    *page, row, head, element = rows.strides
-    by_head = replace(
-        rows, shape=(*(pages or [1]), heads, page_size, dim), strides=(*(page or [0]), head, row, element)
-    )
-    return tensor_map(by_head, (1, 1, box_rows, _BOX_COLUMNS))

@@ -118,7 +118,7 @@ struct AttentionBlock {
 
   // The rows of keys that the warp has copied, of a tile whose first key is `first_key` of the request.
   WL_DEVICE void turn_keys(int first_key) {
-    using Keys = KeysToTurn<typename QueryTile<Config>::Load, typename Ring::KeyRows>;
+    using Keys = KeysToTurn<Operands<typename Config::Query, typename Config::Kv>, typename Ring::KeyRows>;
     constexpr int kRows = Ring::Rows::kRows;
     const int first_row = warp_id() * kRows;
     __syncwarp();  // rows of all lanes have come
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kThreads, Base::kBlocksPerSm)
   copy_cursor(items[warp_id()], start.cursor);
   const int64_t chunk = start.chunk;
   KeyValueRing<Config> ring(params, memory, copies[warp_id()]);
-  clear_padding_rows<Config>(params);
+  clear_padding_rows<Config>(params, threadIdx.x, int(blockDim.x));
   AttentionBlock<Config>{params, storage, ring, rotation, chunk, 0}.work(items[warp_id()]);
   cp_async_wait<0>();
 }

@@ -215,7 +215,7 @@ WL_DEVICE void work_as_hopper_block(const AttentionParams& params, const HopperM
   storage.open(params, start, maps.outputs);
   WorkCursor& next = storage.copies[Warpgroup::warp()].cursor;  // of each warp that copies
   if (Warpgroup::number() == kComputingGroups) copy_cursor(next, start.cursor);
-  clear_padding_rows<Config>(params);
+  clear_padding_rows<Config>(params, threadIdx.x, int(blockDim.x));
   __syncthreads();
   if (Warpgroup::number() == kComputingGroups) {
     give_registers<56>();

@@ -62,15 +62,15 @@ WL_DEVICE bool arrive_at_item(const AttentionParams& params, const ItemShares& s
   return is_last;
 }
 
-// Rows of queries that belong to no request.
+// Rows of queries that belong to no request; by some threads of each block.
 template <class Config>
-WL_DEVICE void clear_padding_rows(const AttentionParams& params) {
+WL_DEVICE void clear_padding_rows(const AttentionParams& params, int thread, int threads) {
   using T = typename Config::Out;
   const int heads = params.num_kv_heads * int(params.group_size.divisor);
 #pragma unroll 1
   for (int64_t row = params.qo_indptr[params.batch] + blockIdx.x; row < params.q_rows; row += gridDim.x) {
 #pragma unroll 1
-    for (int i = threadIdx.x; i < heads * Config::kValueDim; i += int(blockDim.x)) {
+    for (int i = thread; i < heads * Config::kValueDim; i += threads) {
       const int head = i / Config::kValueDim, column = i % Config::kValueDim;
       static_cast<T*>(params.out)[row * params.out_stride[0] + head * params.out_stride[1] + column] = from_float<T>(0.0f);
       if (column == 0 && params.lse) {

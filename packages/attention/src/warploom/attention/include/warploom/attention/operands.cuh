@@ -7,10 +7,14 @@
 
 namespace warploom::attention {
 
-// Keys and values of the queries' type T. Others are in attention_fp8.cuh, because their header takes time to compile.
+// What keys or values of type Kv are multiplied as: those of 8 bits become float16, which costs the fewest instructions.
+template <class Query, class Kv>
+using ProductType = conditional_t<sizeof(Kv) == 1, __half, Query>;
+
+// Keys and values of the products' type T. Others are in operands_fp8.cuh, because their header takes time to compile.
 template <class T, class Kv>
 struct Operands {
-  static_assert(is_same_v<T, Kv>, "include attention_fp8.cuh for keys and values of 8 bits");
+  static_assert(is_same_v<T, Kv>, "include operands_fp8.cuh for keys and values of 8 bits");
   // The two blocks of 8 columns of an output's 16 are the first and the second half.
   static constexpr bool kInterleaved = false;
 
@@ -19,16 +23,16 @@ struct Operands {
 
   // 16 rows of keys, 16 of their components: operands B of both blocks of 8 keys.
   template <class Rows>
-  WL_DEVICE static void load_keys(uint32_t (&to)[4], uint32_t tile, int first_row, int step) {
-    const int matrix = lane_id() / 8, row = first_row + lane_id() % 8 + matrix / 2 * 8;
-    load_matrices(to, tile + Rows::onwards(Rows::offset(row, matrix % 2), 2 * step));
+  WL_DEVICE static void load_keys(uint32_t (&to)[4], uint32_t rows, int step) {
+    const int matrix = lane_id() / 8, row = lane_id() % 8 + matrix / 2 * 8;
+    load_matrices(to, Rows::onwards(rows + Rows::offset(row, matrix % 2), 2 * step));
   }
 
   // 16 rows of values, 16 of their components: operands B of both blocks of 8 components.
   template <class Rows>
-  WL_DEVICE static void load_values(uint32_t (&to)[4], uint32_t tile, int first_row, int step) {
-    const int matrix = lane_id() / 8, row = first_row + lane_id() % 8 + matrix % 2 * 8;
-    load_matrices_transposed(to, tile + Rows::onwards(Rows::offset(row, matrix / 2), 2 * step));
+  WL_DEVICE static void load_values(uint32_t (&to)[4], uint32_t rows, int step) {
+    const int matrix = lane_id() / 8, row = lane_id() % 8 + matrix % 2 * 8;
+    load_matrices_transposed(to, Rows::onwards(rows + Rows::offset(row, matrix / 2), 2 * step));
   }
 
   // Pairs of neighbours in a row.

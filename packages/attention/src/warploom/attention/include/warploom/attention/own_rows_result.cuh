@@ -24,7 +24,7 @@ struct OwnRowsResult {
       const float share = is_empty ? 0.0f : __fdividef(1.0f, tile.sum[i]);
       const auto to = writer.start_row(slot, first_row + lane_id() / 4 + 8 * i, lse, lane_id() % 4 == 0);
       if (slot >= 0) {
-        store_floats(to.partial, tile, i, share);
+        if (to.partial) store_floats(to.partial, tile, i, share);
       } else if constexpr (sizeof(T) == 4) {
         if (to.out) store_floats(to.out, tile, i, share * to.factor);
       } else {

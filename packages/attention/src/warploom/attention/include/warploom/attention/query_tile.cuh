@@ -41,16 +41,20 @@ template <class Config, class KeyValues = KeyValueRing<Config>, class Queries = 
 struct QueryTile : SoftmaxRows<Config>, Queries {
   using Softmax = SoftmaxRows<Config>;
   using T = typename Config::Query;
-  using Load = Operands<T, typename Config::Kv>;
-  using LoadKeys = Operands<T, typename KeyValues::KeyOperand>;
+  using KeyProduct = ProductType<T, typename KeyValues::KeyOperand>;
+  using ValueProduct = ProductType<T, typename Config::Kv>;
+  using Load = Operands<ValueProduct, typename Config::Kv>;
+  using LoadKeys = Operands<KeyProduct, typename KeyValues::KeyOperand>;
   static constexpr bool kInterleaved = Load::kInterleaved;
   static constexpr int kSteps = ceil_div(Config::kHeadDim, 16);
   static constexpr int kColumns = ceil_div(Config::kValueDim, 16);  // of 16
   static constexpr bool kHoldsQueries = kSteps <= 8;  // else registers are too few: they are loaded for every tile of keys
   static constexpr float kProductScale = Config::Rotation::kScale * Config::Rotation::kScale;
+  static constexpr bool kConverts = !is_same_v<KeyProduct, T>;  // queries, each row by a power of 2 that float16 has room for
 
   uint32_t q[kHoldsQueries ? kSteps : 1][4];
   float out[2 * kColumns][4] = {};
+  float row_scale[kConverts ? 2 : 1];  // what products are too small by
 
   WL_DEVICE QueryTile(const AttentionParams& params, const WorkCursor& item) : Softmax(params) {
     this->start(item);
@@ -58,6 +62,9 @@ struct QueryTile : SoftmaxRows<Config>, Queries {
       const LaneRows rows = this->rows();
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) load_queries(rows, step, q[step]);
+      if constexpr (kConverts) convert_held();
+    } else if constexpr (kConverts) {
+      find_row_scales();
     }
   }
 
@@ -86,7 +93,7 @@ struct QueryTile : SoftmaxRows<Config>, Queries {
   WL_DEVICE void multiply_keys(const KeyValues& ring, int stage, int first_row, float (&logits)[kBlocks][4]) {
     const uint32_t keys = shared_address(ring.key_operands(stage));
     // Few blocks would wait for their own sums: every other step has its own.
-    constexpr int kSums = kBlocks <= 2 && kHoldsQueries ? 2 : 1;
+    constexpr int kSums = kBlocks <= 2 && kHoldsQueries && !kConverts ? 2 : 1;
     float sums[kSums][kBlocks][4] = {};
 #pragma unroll(kHoldsQueries ? kSteps : 2)
     for (int step = 0; step < kSteps; ++step) {
@@ -94,19 +101,24 @@ struct QueryTile : SoftmaxRows<Config>, Queries {
       uint32_t(&queries)[4] = q[kHoldsQueries ? step : 0];
       if constexpr (!kHoldsQueries && Queries::kAreShared) load_shared_queries(step, queries);
       if constexpr (!kHoldsQueries && !Queries::kAreShared) load_queries(this->rows(), step, queries);
+      if constexpr (!kHoldsQueries && kConverts) convert(queries);
 #pragma unroll
       for (int block = 0; block < kBlocks; block += 2) {
         uint32_t k[4];
-        LoadKeys::template load_keys<typename KeyValues::KeyOperandRows>(k, keys, first_row + block * 8, step);
-        multiply_add<T>(of_step[block], queries, k[0], k[1]);
-        multiply_add<T>(of_step[block + 1], queries, k[2], k[3]);
+        using Rows = typename KeyValues::KeyOperandRows;
+        LoadKeys::template load_keys<Rows>(k, keys + Rows::rows_on(first_row + block * 8), step);
+        multiply_add<KeyProduct>(of_step[block], queries, k[0], k[1]);
+        multiply_add<KeyProduct>(of_step[block + 1], queries, k[2], k[3]);
       }
     }
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) logits[block][i] = kSums == 2 ? sums[0][block][i] + sums[kSums - 1][block][i] : sums[0][block][i];
-      if constexpr (kProductScale != 1.0f) {
+      if constexpr (kConverts) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) logits[block][i] *= row_scale[i / 2];
+      } else if constexpr (kProductScale != 1.0f) {
 #pragma unroll
         for (float& logit : logits[block]) logit *= 1.0f / kProductScale;
       }
@@ -120,7 +132,7 @@ struct QueryTile : SoftmaxRows<Config>, Queries {
     float factor[2];
     this->weigh(logits, factor);
     this->rescale(out, factor);
-    this->pack(logits, weights);
+    this->template pack<ValueProduct>(logits, weights);
   }
 
   // and their values, times that.
@@ -132,17 +144,63 @@ struct QueryTile : SoftmaxRows<Config>, Queries {
 #pragma unroll
       for (int column = 0; column < kColumns; ++column) {
         uint32_t v[4];
-        Load::template load_values<typename KeyValues::ValueRows>(v, values, first_row + block * 16, column);
-        multiply_add<T>(out[2 * column], weights[block], v[0], v[1]);
-        multiply_add<T>(out[2 * column + 1], weights[block], v[2], v[3]);
+        using Rows = typename KeyValues::ValueRows;
+        Load::template load_values<Rows>(v, values + Rows::rows_on(first_row + block * 16), column);
+        multiply_add<ValueProduct>(out[2 * column], weights[block], v[0], v[1]);
+        multiply_add<ValueProduct>(out[2 * column + 1], weights[block], v[2], v[3]);
       }
     }
   }
 
  private:
+  // `row_scale` from the largest components that the lane has of its rows.
+  WL_DEVICE void set_row_scales(float (&most)[2]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      // 2^-100 and less are too small for what they become to matter, and the inverse of 2^127 has no room in a float.
+      const float of_row = fminf(fmaxf(warp_reduce<4>(most[i], Max()), 0x1p-100f), 0x1p126f);
+      row_scale[i] = __uint_as_float(__float_as_uint(of_row) & 0x7f800000);
+    }
+  }
+  WL_DEVICE static void add_largest(const uint32_t (&queries)[4], float (&most)[2]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 pair = unpack_operand<T>(queries[i]);
+      most[i % 2] = fmaxf(most[i % 2], fmaxf(fabsf(pair.x), fabsf(pair.y)));
+    }
+  }
+  WL_DEVICE void convert(uint32_t (&queries)[4]) const {
+    float factor[2];  // the inverse of a power of 2
+#pragma unroll
+    for (int i = 0; i < 2; ++i) factor[i] = __uint_as_float((254u << 23) - __float_as_uint(row_scale[i]));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 pair = unpack_operand<T>(queries[i]);
+      queries[i] = pack_operand<KeyProduct>(pair.x * factor[i % 2], pair.y * factor[i % 2]);
+    }
+  }
+  WL_DEVICE void convert_held() {
+    float most[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (auto& of_step : q) add_largest(of_step, most);
+    set_row_scales(most);
+#pragma unroll
+    for (auto& of_step : q) convert(of_step);
+  }
+  WL_DEVICE void find_row_scales() {
+    float most[2] = {0.0f, 0.0f};
+    const LaneRows rows = this->rows();
+#pragma unroll 1
+    for (int step = 0; step < kSteps; ++step) {
+      load_queries(rows, step, q[0]);
+      add_largest(q[0], most);
+    }
+    set_row_scales(most);
+  }
+
   WL_DEVICE void load_shared_queries(int step, uint32_t (&to)[4]) const {
     using Rows = typename Queries::QueryRows;
-    load_matrices(to, this->query_rows + Rows::onwards(Rows::offset(lane_id() % 16, lane_id() / 16), 2 * step));
+    load_matrices(to, Rows::onwards(this->query_rows + Rows::offset(lane_id() % 16, lane_id() / 16), 2 * step));
   }
 
   WL_DEVICE void load_queries(const LaneRows& rows, int step, uint32_t (&to)[4]) const {

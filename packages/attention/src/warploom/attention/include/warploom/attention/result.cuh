@@ -65,6 +65,7 @@ struct ResultWriter {
   // A row of the tile; one of its threads writes its log-sum-exp there. `slot`: of partial results, -1 for results that are complete.
   WL_DEVICE Row start_row(int slot, int row, float lse, bool writes_lse) const {
     if (slot >= 0) {
+      if (row >= rows_of(params, item)) return {nullptr, nullptr, 0.0f};
       const int64_t at = int64_t(slot) * kTileRows + row;
       if (writes_lse) params.partial_lse[at] = lse;
       return {nullptr, params.partial_out + at * Config::kValueDim, 1.0f};

@@ -123,13 +123,13 @@ struct SoftmaxRows {
   }
 
   // Weights as operands of the product with values.
-  template <int kBlocks>
+  template <class Operand = T, int kBlocks>
   WL_DEVICE static void pack(const float (&weights)[2 * kBlocks][4], uint32_t (&to)[kBlocks][4]) {
 #pragma unroll
     for (int block = 0; block < 2 * kBlocks; ++block) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        to[block / 2][block % 2 * 2 + i] = pack_operand<T>(weights[block][2 * i], weights[block][2 * i + 1]);
+        to[block / 2][block % 2 * 2 + i] = pack_operand<Operand>(weights[block][2 * i], weights[block][2 * i + 1]);
       }
     }
   }

@@ -1,0 +1,6 @@
+// attention_decode.cuh with keys and values of 8 bits.
+#pragma once
+
+#include "warploom/attention/operands_fp8.cuh"
+
+#include "warploom/attention/attention_decode.cuh"
