@@ -31,10 +31,10 @@ from warploom.core.descriptors import TensorView
 from warploom.core.jit import KernelSpec, PreparedLaunch, divisor_fields
 from warploom.core.workspace import WorkspaceLayout
 
-__all__ = ["PersistentAttention"]
+__all__ = ["WIDE_DTYPES", "PersistentAttention"]
 
-_DTYPES = (torch.float16, torch.bfloat16)
-_OUTPUTS = (*_DTYPES, torch.float32)
+WIDE_DTYPES = (torch.float16, torch.bfloat16)
+_OUTPUTS = (*WIDE_DTYPES, torch.float32)
 _MOST_PLACES = 1024  # of keys and values: a cache for each layer
 _CALL_TENSORS = 5  # with which `AttentionParams` begins: those of `PreparedCall`
 _PLAN_TENSORS = (
@@ -71,12 +71,15 @@ class PersistentAttention(AttentionBackend):
 
     Attributes
     ----------
+    query_dtypes : tuple of torch.dtype
+        Types of queries.
     query_alignment : int
         Bytes to which rows of queries are aligned.
     output_columns : int
         That are written at once, which rows of outputs are aligned to, up to 16 bytes.
     """
 
+    query_dtypes: ClassVar[tuple[torch.dtype, ...]] = WIDE_DTYPES
     query_alignment: ClassVar[int]
     output_columns: ClassVar[int]
 
@@ -110,8 +113,9 @@ class PersistentAttention(AttentionBackend):
 
     def common_conditions(self, problem: AttentionProblem) -> tuple[tuple[bool, str], ...]:
         """What every such kernel needs, each with the reason why it refuses else."""
+        known = ", ".join(str(dtype) for dtype in self.query_dtypes)
         return (
-            (problem.dtype_q in _DTYPES, f"takes float16 and bfloat16 queries, not {problem.dtype_q}"),
+            (problem.dtype_q in self.query_dtypes, f"takes queries of {known}, not {problem.dtype_q}"),
             (problem.dtype_o in _OUTPUTS, f"writes float16, bfloat16 and float32, not {problem.dtype_o}"),
         )
 

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 
 from warploom.attention.backends.cuda.attention_kernel import NARROW_ROWS, AttentionParams, KernelShape, common_config
-from warploom.attention.backends.cuda.persistent_attention import PersistentAttention
+from warploom.attention.backends.cuda.persistent_attention import WIDE_DTYPES, PersistentAttention
 from warploom.attention.backends.cuda.schedule import TileSizes
 from warploom.attention.backends.cuda.variant_source import VariantSource
 from warploom.attention.backends.hopper.boxes import NO_MAP, SPAN, box_rows, key_value_map
@@ -31,7 +31,6 @@ _THREADS = 384  # with those that copy
 _NARROW_UNITS, _WIDE_UNITS, _ITEM_UNITS = 3, 4, 9
 _SHARED_BYTES = 220 * 1024  # of a block, beside its static part
 _MOST_STAGES = 3
-_BOX_COLUMNS = SPAN // 2  # of 16 bits
 
 
 class HopperTiles(NamedTuple):
@@ -43,24 +42,34 @@ class HopperTiles(NamedTuple):
     smem: int
 
 
+_UNTURNED = 2  # stages of values of 8 bits before they are turned
 # Of heads of keys and values: keys of a tile, as many as have registers beside the outputs, and items.
 _TILES = {(64, 64): (128, 2), (96, 96): (128, 2), (128, 128): (128, 2), (192, 128): (128, 1), (256, 256): (64, 1)}
 
 
+_FP8_HEADS = ((64, 64), (128, 128))  # that have 8 bits
+
+
 @functools.cache
-def hopper_tiles(head_dim: int, value_dim: int) -> HopperTiles:
-    """Of the kernel for these heads.
+def hopper_tiles(head_dim: int, value_dim: int, itemsize: int = 2) -> HopperTiles:
+    """Of the kernel for these heads, of 16 or 8 bits.
 
     Examples
     --------
     >>> hopper_tiles(128, 128)
     HopperTiles(keys=128, items=2, stages=2, smem=197632)
+    >>> hopper_tiles(128, 128, itemsize=1)
+    HopperTiles(keys=128, items=2, stages=3, smem=197632)
     """
     keys, items = _TILES[head_dim, value_dim]
-    of_row, of_values = (-(-dim // _BOX_COLUMNS) * _BOX_COLUMNS * 2 for dim in (head_dim, value_dim))
-    queries, stage = items * _ROWS * of_row, keys * (of_row + of_values)
-    stages = min((_SHARED_BYTES - queries) // stage, _MOST_STAGES)
-    return HopperTiles(keys, items, stages, queries + stages * stage + 1024)
+    of_row, of_values, of_output = (
+        -(-nbytes // SPAN) * SPAN for nbytes in (head_dim * itemsize, value_dim * itemsize, value_dim * 2)
+    )
+    queries = items * _ROWS * max(of_row, of_output)  # whose place outputs take
+    unturned = _UNTURNED * keys * of_values if itemsize == 1 else 0
+    stage = keys * of_row + (keys * of_values if itemsize == 2 else value_dim * SPAN)
+    stages = min((_SHARED_BYTES - queries - unturned) // stage, _MOST_STAGES)
+    return HopperTiles(keys, items, stages, queries + unturned + stages * stage + 1024)
 
 
 @functools.lru_cache(256)
@@ -68,10 +77,10 @@ def hopper_spec(
     dtype: torch.dtype, dtype_o: torch.dtype, head_dim: int, value_dim: int, box_rows: int, variant: VariantSource
 ) -> KernelSpec:
     """The kernel for these types, with the variants compiled in; TMA copies so many rows at once, or none."""
-    tiles = hopper_tiles(head_dim, value_dim)
+    tiles = hopper_tiles(head_dim, value_dim, dtype.itemsize)
     return KernelSpec(
         family="attention",
-        header="warploom/attention/attention_hopper.cuh",
+        header=f"warploom/attention/attention_hopper{'_fp8' if dtype.itemsize == 1 else ''}.cuh",
         kernel="warploom::attention::attention_hopper_kernel",
         prelude=variant.prelude,
         config={
@@ -83,7 +92,12 @@ def hopper_spec(
         },
         params=(AttentionParams, *["warploom::TensorMap"] * 4),
         archs=("sm_90a",),
-        expect_sass=("HGMMA", "USETMAXREG", "LDGSTS", *(("UTMALDG",) if box_rows else ())),
+        expect_sass=(
+            "QGMMA" if dtype.itemsize == 1 else "HGMMA",
+            "USETMAXREG",
+            "LDGSTS",
+            *(("UTMALDG",) if box_rows else ()),
+        ),
     )
 
 
@@ -93,16 +107,20 @@ class HopperAttention(PersistentAttention):
     name = "hopper"
     needs_gpu = True
     min_arch = 90
+    query_dtypes: ClassVar[tuple[torch.dtype, ...]] = (*WIDE_DTYPES, torch.float8_e4m3fn)
     query_alignment = 16
     output_columns = 8
     head_dims: ClassVar[Iterable[tuple[int, int]]] = _TILES.keys()
 
     def supports(self, problem: AttentionProblem) -> Support:
-        dims, heads = (problem.head_dim_qk, problem.head_dim_vo), list(self.head_dims)
+        is_fp8 = problem.dtype_q == torch.float8_e4m3fn
+        dims, heads = (problem.head_dim_qk, problem.head_dim_vo), list(_FP8_HEADS if is_fp8 else self.head_dims)
+        pages_fit = not is_fp8 or box_rows(problem.page_size, _ROWS) > 0
         return Support.of(
             (problem.arch == 90, f"wgmma is an instruction of sm_90a, not of sm_{problem.arch}"),
             (problem.dtype_kv == problem.dtype_q, f"keys and values must be {problem.dtype_q}, not {problem.dtype_kv}"),
             (dims in heads, f"takes heads of keys and values of {heads}, not {dims}"),
+            (pages_fit, f"pages of fp8 keys must have a multiple of 8 entries, not {problem.page_size}"),
             *self.common_conditions(problem),
             (problem.pos_encoding != "ROPE_LLAMA", "does not rotate queries and keys on the fly"),
             (problem.phase != "decode", "its tiles of 128 query rows would be empty"),
@@ -121,7 +139,8 @@ class HopperAttention(PersistentAttention):
     def tile_sizes(self, problem: AttentionProblem, has_wide: bool) -> TileSizes:
         keys = _tiles(problem).keys
         # So few rows are no work for wgmma: warps share the keys of a tile, 16 each at least.
-        narrow = NARROW_ROWS if keys >= _WARPS * 16 else _ROWS
+        has_few = keys >= _WARPS * 16 and problem.dtype_q.itemsize == 2
+        narrow = NARROW_ROWS if has_few else _ROWS
         return TileSizes(narrow, _ROWS, keys, _NARROW_UNITS, _WIDE_UNITS, _ITEM_UNITS)
 
     def kernel_spec(
@@ -138,7 +157,7 @@ class HopperAttention(PersistentAttention):
 
 
 def _tiles(problem: AttentionProblem) -> HopperTiles:
-    return hopper_tiles(problem.head_dim_qk, problem.head_dim_vo)
+    return hopper_tiles(problem.head_dim_qk, problem.head_dim_vo, problem.dtype_q.itemsize)
 
 
 def _rows_at_once(problem: AttentionProblem) -> int:
@@ -147,11 +166,11 @@ def _rows_at_once(problem: AttentionProblem) -> int:
 
 def _row_map(rows: TensorView, group_size: int) -> TensorMap:
     """Queries or outputs ``[tokens, heads, dim]``; a box has a group's heads, of as many tokens as fill a warpgroup's rows."""
-    if _GROUP_ROWS % group_size or rows.dtype.itemsize != 2:
+    if _GROUP_ROWS % group_size or rows.dtype.itemsize > 2:
         return NO_MAP
     tokens, heads, dim = rows.shape
     token, head, element = rows.strides
     by_group = replace(
         rows, shape=(tokens, heads // group_size, group_size, dim), strides=(token, group_size * head, head, element)
     )
-    return tensor_map(by_group, (_GROUP_ROWS // group_size, 1, group_size, _BOX_COLUMNS))
+    return tensor_map(by_group, (_GROUP_ROWS // group_size, 1, group_size, SPAN // rows.dtype.itemsize))

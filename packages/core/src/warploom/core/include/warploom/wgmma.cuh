@@ -1,4 +1,4 @@
-// Matrix products of a warpgroup, 128 threads, on 16-bit operands with float32 sums (sm_90a).
+// Matrix products of a warpgroup, 128 threads, on operands of 16 or 8 bits with float32 sums (sm_90a).
 //
 // Operand B lies in shared memory, A there or in registers as for warps (mma.cuh), 16 rows a warp. Sums lie as there too: of
 // column block j of 8, a lane has sums[j][0..3]. Products run on their own: wgmma_fence() before the first that touches
@@ -95,63 +95,76 @@ constexpr uint32_t kWgmmaLayout = (1024 >> 4) | 1u << 30;
   WL_WGMMA_BLOCK(24), WL_WGMMA_BLOCK(25), WL_WGMMA_BLOCK(26), WL_WGMMA_BLOCK(27), \
   WL_WGMMA_BLOCK(28), WL_WGMMA_BLOCK(29), WL_WGMMA_BLOCK(30), WL_WGMMA_BLOCK(31)
 
-// Both operands in shared memory; `a` to `layout` are the names of what follows the sums.
-#define WL_WGMMA_OF_ROWS(columns, type, blocks, a, b, adds_up, layout) \
+// Both operands in shared memory; `a` to `layout` are the names of what follows the sums, `type` is that of the operands with how
+// many of them are summed over at once, `order` whether they lie along what is summed over, which those of 8 bits have to.
+#define WL_WGMMA_OF_ROWS(columns, type, depth, order, blocks, a, b, adds_up, layout) \
   asm volatile( \
       "{\n.reg .pred p;\n.reg .b64 a, b;\nmov.b64 a, {" a ", " layout "};\nmov.b64 b, {" b ", " layout "};\n" \
-      "setp.ne.b32 p, " adds_up ", 0;\nwgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type \
-      " {" WL_WGMMA_NAMES_##blocks "}, a, b, p, 1, 1, 0, 0;\n}" \
+      "setp.ne.b32 p, " adds_up ", 0;\nwgmma.mma_async.sync.aligned.m64n" columns depth ".f32." type "." type \
+      " {" WL_WGMMA_NAMES_##blocks "}, a, b, p, 1, 1" order ";\n}" \
       : WL_WGMMA_SUMS_##blocks \
       : "r"(rows_of_a), "r"(rows_of_b), "r"(int(adds)), "r"(kWgmmaLayout))
 
 // A in registers, with the names `a`.
-#define WL_WGMMA_OF_REGISTERS(columns, type, blocks, a, b, layout) \
+#define WL_WGMMA_OF_REGISTERS(columns, type, depth, order, blocks, a, b, layout) \
   asm volatile( \
       "{\n.reg .pred p;\n.reg .b64 b;\nmov.b64 b, {" b ", " layout "};\nsetp.ne.b32 p, 1, 0;\n" \
-      "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type \
-      " {" WL_WGMMA_NAMES_##blocks "}, {" a "}, b, p, 1, 1, 1;\n}" \
+      "wgmma.mma_async.sync.aligned.m64n" columns depth ".f32." type "." type \
+      " {" WL_WGMMA_NAMES_##blocks "}, {" a "}, b, p, 1, 1" order ";\n}" \
       : WL_WGMMA_SUMS_##blocks \
-      : "r"(registers_of_a[0]), "r"(registers_of_a[1]), "r"(registers_of_a[2]), "r"(registers_of_a[3]), "r"(columns_of_b), \
+      : "r"(registers_of_a[0]), "r"(registers_of_a[1]), "r"(registers_of_a[2]), "r"(registers_of_a[3]), "r"(operand_b), \
         "r"(kWgmmaLayout))
 
-#define WL_WGMMA_OF_REGISTERS_AND_TYPE(columns, blocks, a, b, layout) \
-  if constexpr (kIsHalf) { \
-    WL_WGMMA_OF_REGISTERS(columns, "f16", blocks, a, b, layout); \
+#define WL_WGMMA_OF_TYPE(of, columns, order, ...) \
+  if constexpr (kType == WgmmaType::kHalf) { \
+    of(columns, "f16", "k16", order, __VA_ARGS__); \
+  } else if constexpr (kType == WgmmaType::kBfloat) { \
+    of(columns, "bf16", "k16", order, __VA_ARGS__); \
   } else { \
-    WL_WGMMA_OF_REGISTERS(columns, "bf16", blocks, a, b, layout); \
+    of(columns, "e4m3", "k32", "", __VA_ARGS__); \
   }
+
+enum class WgmmaType { kHalf, kBfloat, kE4m3 };
+
+// Of operands; e4m3 is in wgmma_fp8.cuh, because its header takes time to compile.
+template <class T>
+struct WgmmaTypeOf;
+template <>
+struct WgmmaTypeOf<__half> {
+  static constexpr WgmmaType kType = WgmmaType::kHalf;
+};
+template <>
+struct WgmmaTypeOf<__nv_bfloat16> {
+  static constexpr WgmmaType kType = WgmmaType::kBfloat;
+};
 
 // Products with sums of 8 * kBlocks columns.
 template <class T, int kBlocks>
 struct Wgmma {
-  static constexpr bool kIsHalf = is_same_v<T, __half>;
-  static_assert(kIsHalf || is_same_v<T, __nv_bfloat16>, "operands are float16 or bfloat16");
+  static constexpr WgmmaType kType = WgmmaTypeOf<T>::kType;
+  static constexpr int kDepth = 32 / int(sizeof(T));  // elements that are summed over
 
   // sums = A B, or sums += A B, of operands by wgmma_rows().
   WL_DEVICE static void run(float (&sums)[kBlocks][4], uint32_t rows_of_a, uint32_t rows_of_b, bool adds) {
     static_assert(kBlocks == 8 || kBlocks == 16, "sums have 64 or 128 columns");
-    if constexpr (kBlocks == 8 && kIsHalf) {
-      WL_WGMMA_OF_ROWS("64", "f16", 8, "%32", "%33", "%34", "%35");
-    } else if constexpr (kBlocks == 8) {
-      WL_WGMMA_OF_ROWS("64", "bf16", 8, "%32", "%33", "%34", "%35");
-    } else if constexpr (kIsHalf) {
-      WL_WGMMA_OF_ROWS("128", "f16", 16, "%64", "%65", "%66", "%67");
+    if constexpr (kBlocks == 8) {
+      WL_WGMMA_OF_TYPE(WL_WGMMA_OF_ROWS, "64", ", 0, 0", 8, "%32", "%33", "%34", "%35");
     } else {
-      WL_WGMMA_OF_ROWS("128", "bf16", 16, "%64", "%65", "%66", "%67");
+      WL_WGMMA_OF_TYPE(WL_WGMMA_OF_ROWS, "128", ", 0, 0", 16, "%64", "%65", "%66", "%67");
     }
   }
 
-  // sums += A B, with A in registers and B by wgmma_columns().
-  WL_DEVICE static void add(float (&sums)[kBlocks][4], const uint32_t (&registers_of_a)[4], uint32_t columns_of_b) {
+  // sums += A B, with A in registers and B by wgmma_columns(), or by wgmma_rows() if it has 8 bits.
+  WL_DEVICE static void add(float (&sums)[kBlocks][4], const uint32_t (&registers_of_a)[4], uint32_t operand_b) {
     static_assert(kBlocks == 8 || kBlocks == 12 || kBlocks == 16 || kBlocks == 32, "sums have 64, 96, 128 or 256 columns");
     if constexpr (kBlocks == 8) {
-      WL_WGMMA_OF_REGISTERS_AND_TYPE("64", 8, "%32, %33, %34, %35", "%36", "%37");
+      WL_WGMMA_OF_TYPE(WL_WGMMA_OF_REGISTERS, "64", ", 1", 8, "%32, %33, %34, %35", "%36", "%37");
     } else if constexpr (kBlocks == 12) {
-      WL_WGMMA_OF_REGISTERS_AND_TYPE("96", 12, "%48, %49, %50, %51", "%52", "%53");
+      WL_WGMMA_OF_TYPE(WL_WGMMA_OF_REGISTERS, "96", ", 1", 12, "%48, %49, %50, %51", "%52", "%53");
     } else if constexpr (kBlocks == 16) {
-      WL_WGMMA_OF_REGISTERS_AND_TYPE("128", 16, "%64, %65, %66, %67", "%68", "%69");
+      WL_WGMMA_OF_TYPE(WL_WGMMA_OF_REGISTERS, "128", ", 1", 16, "%64, %65, %66, %67", "%68", "%69");
     } else {
-      WL_WGMMA_OF_REGISTERS_AND_TYPE("256", 32, "%128, %129, %130, %131", "%132", "%133");
+      WL_WGMMA_OF_TYPE(WL_WGMMA_OF_REGISTERS, "256", ", 1", 32, "%128, %129, %130, %131", "%132", "%133");
     }
   }
 };
@@ -167,7 +180,7 @@ struct Wgmma {
 #undef WL_WGMMA_SUMS_32
 #undef WL_WGMMA_OF_ROWS
 #undef WL_WGMMA_OF_REGISTERS
-#undef WL_WGMMA_OF_REGISTERS_AND_TYPE
+#undef WL_WGMMA_OF_TYPE
 
 #endif
 

@@ -114,7 +114,7 @@ struct CutlassGroup : HopperGroup<Config, CutlassGroup<Config>> {
       tile.prepare(tiles.at * Config::kTileKeys, tiles.hides_some(), logits);
       tile.weigh(logits, factor);
       tile.rescale(tile.out, factor);
-      tile.pack(logits, weights);
+      WeightOperands<typename Config::Query>::pack(logits, weights);
 
       storage.of_values.wait_full(keys, kByThreads);
       Products::multiply_values(weights, uniform(Storage::values(memory, keys.stage())), tile.out);

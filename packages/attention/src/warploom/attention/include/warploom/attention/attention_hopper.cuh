@@ -24,8 +24,9 @@ struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
   using Base::item_place, Base::kByThreads, Base::keys, Base::kKeyBlocks, Base::memory, Base::storage;
   using T = typename Config::Query;
   using Variant = typename Config::Variant;
-  // The largest is searched for in every tile: variants and large heads leave no registers for make_weights() to look twice.
-  static constexpr bool kSearches = Config::kHeadDim > 128 || Variant::kHasLogits || Variant::kHasMask;
+  // The largest is searched for in every tile: variants and large heads leave no registers for make_weights() to look twice, and
+  // operands of 8 bits no room for more.
+  static constexpr bool kSearches = Config::kHeadDim > 128 || Variant::kHasLogits || Variant::kHasMask || Storage::kIsTurned;
 
   WL_DEVICE void work() {
     if (Warpgroup::number() == 1) give_turn();
@@ -46,7 +47,7 @@ struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
       make_weights(tile, tiles, logits, factor);
       storage.of_keys.release(keys);
       keys.next();
-      tile.pack(logits, weights);
+      WeightOperands<T>::pack(logits, weights);
       if constexpr (Storage::kItems > 1) Base::settle();
     }
 #pragma unroll 1
@@ -66,7 +67,8 @@ struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
   }
   WL_DEVICE uint32_t next_keys() const { return wgmma_uniform(wgmma_rows(Storage::keys(memory, keys.stage()))); }
   WL_DEVICE uint32_t values_at(const RingPlace<Storage::kStages>& place) const {
-    return wgmma_uniform(wgmma_columns(Storage::values(memory, place.stage()), Storage::Values::kColumnBytes));
+    const uint8_t* values = Storage::values(memory, place.stage());
+    return wgmma_uniform(Storage::kIsTurned ? wgmma_rows(values) : wgmma_columns(values, Storage::Values::kColumnBytes));
   }
 
   // Warpgroups begin their products in turns.
@@ -93,7 +95,7 @@ struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
       make_weights(tile, tiles, logits, factor);
       storage.of_keys.release(keys);
       tile.rescale(tile.out, factor);
-      tile.pack(logits, weights);
+      WeightOperands<T>::pack(logits, weights);
       storage.of_values.wait_full(keys, kByThreads);
       multiply_values(tile, weights, v);
       wgmma_wait<0>();
@@ -124,17 +126,18 @@ struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
     storage.of_values.release(keys.before());
     keys.next();
     tile.rescale(tile.out, factor);
-    tile.pack(logits, weights);
+    WeightOperands<T>::pack(logits, weights);
   }
 
   // logits = queries times keys. Begins; wgmma_wait() ends it.
   WL_DEVICE static void multiply_keys(Logits& logits, uint32_t q, uint32_t k) {
     using Keys = typename Storage::Keys;
     using Queries = typename Storage::Queries;
+    using Product = Wgmma<T, kKeyBlocks>;
     wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < Config::kHeadDim / 16; ++step) {
-      Wgmma<T, kKeyBlocks>::run(logits, wgmma_onwards(q, Queries::step(step)), wgmma_onwards(k, Keys::step(step)), step > 0);
+    for (int step = 0; step < Config::kHeadDim / Product::kDepth; ++step) {
+      Product::run(logits, wgmma_onwards(q, Queries::step(step)), wgmma_onwards(k, Keys::step(step)), step > 0);
     }
     wgmma_commit();
   }
@@ -142,10 +145,12 @@ struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
   // out += weights times values.
   WL_DEVICE static void multiply_values(Tile& tile, const Weights& weights, uint32_t v) {
     using Values = typename Storage::Values;
+    using Product = Wgmma<T, 2 * Tile::kColumns>;
     wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < Config::kTileKeys / 16; ++step) {
-      Wgmma<T, 2 * Tile::kColumns>::add(tile.out, weights[step], wgmma_onwards(v, step * 16 * Values::kPitch));
+    for (int step = 0; step < Config::kTileKeys / Product::kDepth; ++step) {
+      const int at = Storage::kIsTurned ? Values::step(step) : step * Product::kDepth * Values::kPitch;
+      Product::add(tile.out, weights[step], wgmma_onwards(v, at));
     }
     wgmma_commit();
   }
@@ -162,7 +167,7 @@ struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
       if (searches) tile.raise_largest(logits, factor);
       tile.exponentiate(logits, added);
       if (searches || !__any_sync(kFullMask, fmaxf(added[0], added[1]) > kMostAdded)) break;
-      multiply_keys_again(tiles, logits);
+      if constexpr (!kSearches) multiply_keys_again(tiles, logits);
       searches = true;
     }
     tile.add(added);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "warploom/attention/hopper_storage.cuh"
+#include "warploom/attention/value_turn.cuh"
 
 namespace warploom::attention {
 
@@ -38,7 +39,7 @@ struct KeyValueBoxes {
     if (has_box()) {
 #pragma unroll
       for (int column = 0; column < Rows::kColumns; ++column) {
-        tma_load_4d(to + column * Rows::kColumnBytes + box() * kBytes, map, full, column * 64, in_page, head, page);
+        tma_load_4d(to + column * Rows::kColumnBytes + box() * kBytes, map, full, column * Rows::kColumnElements, in_page, head, page);
       }
     }
     __syncwarp();
@@ -58,6 +59,7 @@ struct CopyingGroup {
   WorkCursor& item;
   RingPlace<Storage::kItems> item_place;
   RingPlace<Storage::kStages> key_place, value_place;
+  RingPlace<Storage::kUnturned> copied_place, turned_place;
 
   WL_DEVICE void work() {
 #pragma unroll 1
@@ -66,7 +68,9 @@ struct CopyingGroup {
       const bool has_tiles = item.begin() < item.end();
       announce(has_tiles);
       if (!has_tiles) continue;
-      if constexpr (Storage::kHasBoxes) {
+      if constexpr (Storage::kIsTurned) {
+        copy_and_turn();
+      } else if constexpr (Storage::kHasBoxes) {
         copy_boxes();
       } else {
         copy_rows();
@@ -78,7 +82,6 @@ struct CopyingGroup {
   }
 
  private:
-  using Ring = warploom::attention::Ring<Storage::kStages>;
   using Keys = typename Storage::Keys;
   using Values = typename Storage::Values;
 
@@ -109,7 +112,8 @@ struct CopyingGroup {
     uint8_t* to = Storage::queries(memory, item_place.stage(), group);
 #pragma unroll 1
     for (int column = first; column < Queries::kColumns; column += kWarps) {
-      tma_load_4d(to + column * Queries::kColumnBytes, maps.queries, full, column * 64, 0, item.head, item.work.qo_start + query);
+      const int first = column * Queries::kColumnElements;
+      tma_load_4d(to + column * Queries::kColumnBytes, maps.queries, full, first, 0, item.head, item.work.qo_start + query);
     }
   }
 
@@ -123,9 +127,9 @@ struct CopyingGroup {
       const int row = i / Queries::kPieces, piece = i % Queries::kPieces;
       const TileRow of_tile = TileRow::of(params, item, row);
       const int64_t at = item.work.qo_start + of_tile.query;
-      const T* from = static_cast<const T*>(params.q) + at * params.q_stride[0] + of_tile.head * params.q_stride[1] + piece * 8;
-      cp_async_16_or_zero(to + row / kGroupRows * Queries::kBytes + Queries::offset(row % kGroupRows, piece), from,
-                          row < existing && at < params.q_rows);
+      const T* head = static_cast<const T*>(params.q) + at * params.q_stride[0] + of_tile.head * params.q_stride[1];
+      cp_async_16_or_zero(to + row / kGroupRows * Storage::kGroupBytes + Queries::offset(row % kGroupRows, piece),
+                          head + piece * (16 / int(sizeof(T))), row < existing && at < params.q_rows);
     }
     wait_for_copies();
   }
@@ -174,10 +178,39 @@ struct CopyingGroup {
     }
   }
 
+  // The same with values that are turned before products need them.
+  WL_DEVICE void copy_and_turn() {
+    auto& state = storage.copies[Warpgroup::warp()];
+    const int begin = item.begin(), end = item.end();
+    using Boxes = KeyValueBoxes<Config>;
+    Boxes now = Boxes::of(params, item, begin);
+#pragma unroll 1
+    for (int tile = begin; tile <= end; ++tile) {
+      if (tile < end) {
+        copy_tile<Keys>(tile, now, maps.keys, storage.of_keys, key_place, keys(), state.keys);
+        uint8_t* to = Storage::unturned(memory, copied_place.stage());
+        copy_tile<typename Storage::ValuesInMemory>(tile, now, maps.values, storage.of_unturned, copied_place, to, state.values);
+        now = Boxes::of(params, item, tile + 1);
+      }
+      if (tile > begin) turn_values();
+    }
+  }
+
+  // Of the tile that comes next.
+  WL_DEVICE void turn_values() {
+    storage.of_unturned.wait_full(turned_place, false);
+    storage.of_values.wait_free(value_place);
+    ValueTurn<Storage>::run(Storage::unturned(memory, turned_place.stage()), values());
+    fence_async_proxy();
+    storage.of_unturned.release(turned_place);
+    if (lane_id() == 0) mbarrier_arrive(&storage.of_values.full[value_place.stage()]);
+    turned_place.next(), value_place.next();
+  }
+
   // `found`: rows of the tile, once they are looked up, for one that has more rows than there are keys: these have to be 0.
-  template <class Rows, int kRows>
-  WL_DEVICE void copy_tile(int tile, const KeyValueBoxes<Config>& boxes, const TensorMap* map, Ring& ring,
-                           RingPlace<Storage::kStages>& place, uint8_t* to, const uint8_t* const (&found)[kRows]) {
+  template <class Rows, class AnyRing, class Place, int kRows>
+  WL_DEVICE void copy_tile(int tile, const KeyValueBoxes<Config>& boxes, const TensorMap* map, AnyRing& ring, Place& place,
+                           uint8_t* to, const uint8_t* const (&found)[kRows]) {
     uint64_t* full = &ring.full[place.stage()];
     ring.wait_free(place);
     if ((tile + 1) * Config::kTileKeys <= item.work.kv_len) {

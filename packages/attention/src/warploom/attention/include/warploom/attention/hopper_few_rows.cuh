@@ -15,7 +15,7 @@ struct FewRows {
   using Storage = HopperStorage<Config>;
   static constexpr int kWarps = kComputingGroups * kGroupWarps;
   static constexpr int kKeys = Config::kTileKeys / kWarps;  // of a tile, that a warp takes
-  static constexpr bool kAreServed = kKeys % 16 == 0;       // as HopperAttention.tile_sizes() has it
+  static constexpr bool kAreServed = kKeys % 16 == 0 && !Storage::kIsTurned;  // as HopperAttention.tile_sizes() has it
 
   // Where queries, keys and values lie, for a QueryTile.
   struct Queries {

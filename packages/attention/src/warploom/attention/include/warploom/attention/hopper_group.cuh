@@ -71,7 +71,7 @@ struct HopperGroup {
   static constexpr bool kByThreads = !Storage::kHasBoxes;
   static constexpr int kKeyBlocks = Config::kTileKeys / 8;
   using Logits = float[kKeyBlocks][4];
-  using Weights = uint32_t[kKeyBlocks / 2][4];
+  using Weights = uint32_t[Config::kTileKeys * int(sizeof(typename Config::Kv)) / 32][4];
 
   const AttentionParams& params;
   Storage& storage;

@@ -99,10 +99,17 @@ struct HopperStorage {
   static constexpr int kStages = Config::kStages;
   static constexpr bool kHasBoxes = Config::kBoxRows > 0;
   static constexpr int kItems = Config::kItems;  // whose queries have room: that is worked on, and the next
-  using Queries = HopperRows<kGroupRows, Config::kHeadDim>;
-  using Keys = HopperRows<Config::kTileKeys, Config::kHeadDim>;
-  using Values = HopperRows<Config::kTileKeys, Config::kValueDim>;
-  static constexpr int kQueryBytes = kComputingGroups * Queries::kBytes;
+  using Kv = typename Config::Kv;
+  using Queries = HopperRows<kGroupRows, Config::kHeadDim, typename Config::Query>;
+  using Outputs = HopperRows<kGroupRows, Config::kValueDim>;  // which go where queries were
+  using Keys = HopperRows<Config::kTileKeys, Config::kHeadDim, Kv>;
+  using ValuesInMemory = HopperRows<Config::kTileKeys, Config::kValueDim, Kv>;
+  // Those of 8 bits have to lie along what products sum over, which are keys: they are turned on their way.
+  static constexpr bool kIsTurned = sizeof(Kv) == 1;
+  static constexpr int kUnturned = 2;  // stages before that
+  using Values = conditional_t<kIsTurned, HopperRows<Config::kValueDim, Config::kTileKeys, Kv>, ValuesInMemory>;
+  static constexpr int kGroupBytes = Queries::kBytes > Outputs::kBytes ? Queries::kBytes : Outputs::kBytes;
+  static constexpr int kQueryBytes = kComputingGroups * kGroupBytes;
 
   typename KeyValueRows<Config>::State copies[kGroupWarps];
   WorkCursor items[kItems];
@@ -110,18 +117,22 @@ struct HopperStorage {
   bool is_leaving[kComputingGroups * kGroupThreads];  // that registers are too few for
   Ring<kItems> of_items;  // and their queries
   Ring<kStages> of_keys, of_values;
+  Ring<kUnturned> of_unturned;
   int64_t chunk;  // of the schedule
   int group;      // of blocks, that this one is in
   const TensorMap* output_map;  // as that of queries
   bool has_row_boxes;  // a warpgroup's rows are all heads of some tokens, so that TMA can copy them
 
-  // Dynamic shared memory: queries, keys, values.
+  // Dynamic shared memory: queries, keys, values, and those that are not turned yet.
   WL_DEVICE static uint8_t* queries(uint8_t* memory, int item, int group) {
-    return memory + item * kQueryBytes + group * Queries::kBytes;
+    return memory + item * kQueryBytes + group * kGroupBytes;
   }
   WL_DEVICE static uint8_t* keys(uint8_t* memory, int stage) { return memory + kItems * kQueryBytes + stage * Keys::kBytes; }
   WL_DEVICE static uint8_t* values(uint8_t* memory, int stage) {
     return keys(memory, kStages) + stage * Values::kBytes;
+  }
+  WL_DEVICE static uint8_t* unturned(uint8_t* memory, int stage) {
+    return values(memory, kStages) + stage * ValuesInMemory::kBytes;
   }
 
   WL_DEVICE void open(const AttentionParams& params, const WorkStart& start, const TensorMap* outputs) {
@@ -134,6 +145,7 @@ struct HopperStorage {
       constexpr int kFillers = kHasBoxes ? kGroupWarps : kGroupThreads;
       of_keys.open(kFillers, kReaders);
       of_values.open(kFillers, kReaders);
+      if constexpr (kIsTurned) of_unturned.open(kGroupWarps, kGroupWarps);
       fence_barrier_init();
     }
   }

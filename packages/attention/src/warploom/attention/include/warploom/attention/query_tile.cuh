@@ -132,7 +132,7 @@ struct QueryTile : SoftmaxRows<Config>, Queries {
     float factor[2];
     this->weigh(logits, factor);
     this->rescale(out, factor);
-    this->template pack<ValueProduct>(logits, weights);
+    WeightOperands<ValueProduct>::pack(logits, weights);
   }
 
   // and their values, times that.

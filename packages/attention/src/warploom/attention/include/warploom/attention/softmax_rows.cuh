@@ -28,6 +28,23 @@ struct LaneRows {
 // multiplied (as in FlashAttention-4).
 constexpr float kSlack = 8.0f;
 
+// Weights as operands, whose keys lie in the order that the sums of a product have.
+template <class Operand>
+struct WeightOperands {
+  static constexpr float kMost = 0.0f;  // exponent of the largest weight when it is found
+
+  template <int kBlocks>
+  WL_DEVICE static void pack(const float (&weights)[2 * kBlocks][4], uint32_t (&to)[kBlocks][4]) {
+#pragma unroll
+    for (int block = 0; block < 2 * kBlocks; ++block) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        to[block / 2][block % 2 * 2 + i] = pack_operand<Operand>(weights[block][2 * i], weights[block][2 * i + 1]);
+      }
+    }
+  }
+};
+
 template <class Config>
 struct SoftmaxRows {
   using T = typename Config::Query;
@@ -86,7 +103,7 @@ struct SoftmaxRows {
       for (int j = 1; j < kChains; ++j) most[0] = fmaxf(most[0], most[j]);
       const float of_row = warp_reduce<4>(most[0], Max());
       const float seen = of_row * unit;
-      const float next = seen > largest[i] + kSlack ? seen : largest[i];
+      const float next = seen > largest[i] + kSlack ? seen - WeightOperands<T>::kMost : largest[i];
       factor[i] = exp2_approx(largest[i] - finite(next));
       largest[i] = next;
       sum[i] *= factor[i];
@@ -119,18 +136,6 @@ struct SoftmaxRows {
     for (auto& block : out) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) block[i] *= factor[i / 2];
-    }
-  }
-
-  // Weights as operands of the product with values.
-  template <class Operand = T, int kBlocks>
-  WL_DEVICE static void pack(const float (&weights)[2 * kBlocks][4], uint32_t (&to)[kBlocks][4]) {
-#pragma unroll
-    for (int block = 0; block < 2 * kBlocks; ++block) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        to[block / 2][block % 2 * 2 + i] = pack_operand<Operand>(weights[block][2 * i], weights[block][2 * i + 1]);
-      }
     }
   }
 
