@@ -158,11 +158,11 @@ def test_deterministic_results_do_not_depend_on_the_batch():
         assert torch.equal(lse, together[1][request : request + 1])
 
 
-def test_few_requests_have_large_tiles():
-    few, many = Step([1] * 2, [9, 30], heads=(16, 8)), Step([1] * 60, [9, 300] * 30, heads=(16, 8))
-    assert [plan(step, BACKEND).planned().schedule.work.tile_keys for step in (few, many)] == [128, 64]
-    check(few)
-    check(many)
+def test_an_item_for_each_sm_has_large_tiles():
+    steps = [Step([1] * batch, [9, 300] * (batch // 2), heads=(16, 8)) for batch in (2, 16, 60)]
+    assert [plan(step, BACKEND).planned().schedule.work.tile_keys for step in steps] == [64, 128, 64]
+    for step in steps:
+        check(step)
 
 
 def test_addresses_beyond_32_bits(tile):

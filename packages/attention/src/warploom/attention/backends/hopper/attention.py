@@ -42,7 +42,7 @@ class HopperTiles(NamedTuple):
     smem: int
 
 
-_UNTURNED = 2  # stages of values of 8 bits before they are turned
+_UNTURNED = 3  # stages of values of 8 bits before they are turned
 # Of heads of keys and values: keys of a tile, as many as have registers beside the outputs, and items.
 _TILES = {(64, 64): (128, 2), (96, 96): (128, 2), (128, 128): (128, 2), (192, 128): (128, 1), (256, 256): (64, 1)}
 
@@ -59,7 +59,7 @@ def hopper_tiles(head_dim: int, value_dim: int, itemsize: int = 2) -> HopperTile
     >>> hopper_tiles(128, 128)
     HopperTiles(keys=128, items=2, stages=2, smem=197632)
     >>> hopper_tiles(128, 128, itemsize=1)
-    HopperTiles(keys=128, items=2, stages=3, smem=197632)
+    HopperTiles(keys=128, items=2, stages=3, smem=214016)
     """
     keys, items = _TILES[head_dim, value_dim]
     of_row, of_values, of_output = (

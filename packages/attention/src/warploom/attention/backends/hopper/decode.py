@@ -22,7 +22,9 @@ from warploom.core.jit import KernelSpec
 
 __all__ = ["DecodeTiles", "HopperDecode", "decode_spec", "decode_tiles"]
 
-_KEYS = 16  # of a tile, that a warp takes: those of a product
+_KEYS = (
+    16  # of a tile, that a warp takes: those of a product, of 8 bits twice as many where bytes are to count for as much
+)
 _REGISTER_DIM = 128  # of heads up to which threads need no more than 168 registers
 _SHARED_BYTES = 200 * 1024  # of an SM, beside the static part
 _MOST_STAGES = 6
@@ -52,7 +54,7 @@ def decode_tiles(head_dim: int, value_dim: int, itemsize: int, is_wide: bool) ->
     of_key = sum(-(-dim * itemsize // SPAN) * SPAN for dim in (head_dim, value_dim))
     is_small = max(head_dim, value_dim) <= _REGISTER_DIM
     warps, blocks = (8, 1) if is_wide and is_small else (4, 2 if is_small else 1)
-    keys = _KEYS * warps
+    keys = _KEYS * warps * (2 if itemsize == 1 and is_small and not is_wide else 1)
     stage = keys * of_key
     stages = min(_SHARED_BYTES // blocks // stage, _MOST_STAGES)
     return DecodeTiles(warps, keys, stages, blocks, stages * stage + 1024)
@@ -113,8 +115,9 @@ class HopperDecode(PersistentAttention):
         )
 
     def has_wide_tiles(self, problem: AttentionProblem, tables: RequestTables) -> bool:
-        """Of few items: then most are a block's alone. Deterministic results do not depend on how many there are."""
-        return tables.batch * problem.num_kv_heads <= problem.sm_count and not problem.deterministic
+        """Of about as many items as SMs: most are a block's alone. Deterministic results do not depend on their number."""
+        items = tables.batch * problem.num_kv_heads
+        return problem.sm_count // 2 < items <= problem.sm_count and not problem.deterministic
 
     def kernel_shape(self, problem: AttentionProblem, has_wide: bool) -> KernelShape:
         tiles = _tiles(problem, has_wide)

@@ -40,11 +40,16 @@ WL_DEVICE void store_matrices(uint32_t address, const uint32_t (&from)[4]) {
 }
 #endif
 
-// sums += A B, 16 x 16 by 16 x 8.
+// sums += A B, 16 x 16 by 16 x 8. `T` of 8 bits is e4m3 (sm_89), whose operands are the same bytes: 32 columns of A.
 template <class T>
 WL_DEVICE void multiply_add(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  static_assert(is_same_v<T, __half> || is_same_v<T, __nv_bfloat16>, "16-bit operands");
-  if constexpr (is_same_v<T, __half>) {
+  static_assert(is_same_v<T, __half> || is_same_v<T, __nv_bfloat16> || sizeof(T) == 1, "operands of 16 bits, or e4m3");
+  if constexpr (sizeof(T) == 1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  } else if constexpr (is_same_v<T, __half>) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])

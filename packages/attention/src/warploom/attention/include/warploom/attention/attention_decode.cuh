@@ -50,6 +50,12 @@ struct DecodeKeyValues {
   }
 };
 
+// What a warp looks up for every tile, because registers are few.
+struct ItemEnds {
+  SeenKeys seen;
+  int end;
+};
+
 template <class Config>
 struct DecodeStorage {
   struct Team {
@@ -61,7 +67,7 @@ struct DecodeStorage {
 
   Ring<Config::kStages> ring;
   WorkCursor items[Config::kWarps + 1];  // each warp goes its own way
-  SeenKeys seen[Config::kWarps];         // of the items that they are at: registers are few
+  ItemEnds ends[Config::kWarps];         // of the items that they are at
   int64_t chunk;                         // of the schedule
   SharedRows<Team> rows;
 };
@@ -171,15 +177,15 @@ struct DecodeGroup {
   WL_DEVICE void work_on(const WorkCursor& item) {
     const int first_row = warp_id() * Config::kKeys, end_row = first_row + Config::kKeys;
     Tile tile(params, item);
-    SeenKeys& seen = storage.seen[warp_id()];
-    if (lane_id() == 0) seen = SeenKeys::of<Config>(params, item);
+    ItemEnds& ends = storage.ends[warp_id()];
+    if (lane_id() == 0) ends = {SeenKeys::of<Config>(params, item), item.end()};
     __syncwarp();
 #pragma unroll 1
-    for (int at = item.begin(), end = item.end(); at < end; ++at, place.next()) {
+    for (int at = item.begin(); at < ends.end; ++at, place.next()) {
       storage.ring.wait_full(place, false);
       const int existing = item.work.kv_len - at * Config::kTileKeys;
       if (existing < end_row) tiles.clear_values(place.stage(), max(existing, first_row), end_row);
-      tile.template visit<Config::kKeys>(tiles, place.stage(), first_row, at * Config::kTileKeys + first_row, seen.hides_some(at));
+      tile.template visit<Config::kKeys>(tiles, place.stage(), first_row, at * Config::kTileKeys + first_row, ends.seen.hides_some(at));
       storage.ring.release(place);
     }
     finish(tile, item);

@@ -13,9 +13,6 @@ namespace warploom::attention {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// What a lane's weights of a row may add up to in a tile whose largest was not searched for: they are no problem for float16.
-constexpr float kMostAdded = 4096.0f;
-
 // A warpgroup that computes. Values are one tile behind keys.
 template <class Config>
 struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
@@ -24,9 +21,8 @@ struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
   using Base::item_place, Base::kByThreads, Base::keys, Base::kKeyBlocks, Base::memory, Base::storage;
   using T = typename Config::Query;
   using Variant = typename Config::Variant;
-  // The largest is searched for in every tile: variants and large heads leave no registers for make_weights() to look twice, and
-  // operands of 8 bits no room for more.
-  static constexpr bool kSearches = Config::kHeadDim > 128 || Variant::kHasLogits || Variant::kHasMask || Storage::kIsTurned;
+  // The largest is searched for in every tile: variants and large heads leave no registers for make_weights() to look twice.
+  static constexpr bool kSearches = Config::kHeadDim > 128 || Variant::kHasLogits || Variant::kHasMask;
 
   WL_DEVICE void work() {
     if (Warpgroup::number() == 1) give_turn();
@@ -166,7 +162,7 @@ struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
       tile.prepare(tiles.at * Config::kTileKeys, hides_some, logits);
       if (searches) tile.raise_largest(logits, factor);
       tile.exponentiate(logits, added);
-      if (searches || !__any_sync(kFullMask, fmaxf(added[0], added[1]) > kMostAdded)) break;
+      if (searches || !__any_sync(kFullMask, fmaxf(added[0], added[1]) > WeightOperands<T>::kMostAdded)) break;
       if constexpr (!kSearches) multiply_keys_again(tiles, logits);
       searches = true;
     }
@@ -188,7 +184,7 @@ struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
       for (float& each : block) each = 0.0f;
     }
 #pragma unroll 1
-    for (int step = 0; step < Config::kHeadDim / 16; ++step) {
+    for (int step = 0; step < Config::kHeadDim / Wgmma<T, kKeyBlocks>::kDepth; ++step) {
       uint32_t queries[4], of_keys[4];
       load_matrices(queries, Queries::onwards(q, 2 * step));
 #pragma unroll

@@ -11,8 +11,10 @@ namespace warploom::attention {
 // values lie in that order too (value_turn.cuh).
 template <>
 struct WeightOperands<__nv_fp8_e4m3> {
-  // The largest number is 448, the smallest 2^-9: there is room for 2^8, and for weights of 2^-13 beside the largest.
-  static constexpr float kMost = 4.0f;
+  // The largest number is 448, the smallest 2^-9: there is room for 2^8, and for weights of 2^-12 beside the largest. A lane's 32
+  // weights of a row can't add up to more than is allowed when they are as large as when the largest is found.
+  static constexpr float kMost = 3.0f;
+  static constexpr float kMostAdded = 448.0f;
 
   template <int kBlocks>
   WL_DEVICE static void pack(const float (&weights)[4 * kBlocks][4], uint32_t (&to)[kBlocks][4]) {

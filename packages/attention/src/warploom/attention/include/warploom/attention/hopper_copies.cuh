@@ -178,21 +178,22 @@ struct CopyingGroup {
     }
   }
 
-  // The same with values that are turned before products need them.
+  // The same with values that are turned before products need them: once as many are on their way as there is room for.
   WL_DEVICE void copy_and_turn() {
     auto& state = storage.copies[Warpgroup::warp()];
+    constexpr int kAhead = Storage::kUnturned - 1;
     const int begin = item.begin(), end = item.end();
     using Boxes = KeyValueBoxes<Config>;
     Boxes now = Boxes::of(params, item, begin);
 #pragma unroll 1
-    for (int tile = begin; tile <= end; ++tile) {
+    for (int tile = begin; tile < end + kAhead; ++tile) {
       if (tile < end) {
         copy_tile<Keys>(tile, now, maps.keys, storage.of_keys, key_place, keys(), state.keys);
         uint8_t* to = Storage::unturned(memory, copied_place.stage());
         copy_tile<typename Storage::ValuesInMemory>(tile, now, maps.values, storage.of_unturned, copied_place, to, state.values);
         now = Boxes::of(params, item, tile + 1);
       }
-      if (tile > begin) turn_values();
+      if (tile - kAhead >= begin) turn_values();
     }
   }
 

@@ -106,7 +106,7 @@ struct HopperStorage {
   using ValuesInMemory = HopperRows<Config::kTileKeys, Config::kValueDim, Kv>;
   // Those of 8 bits have to lie along what products sum over, which are keys: they are turned on their way.
   static constexpr bool kIsTurned = sizeof(Kv) == 1;
-  static constexpr int kUnturned = 2;  // stages before that
+  static constexpr int kUnturned = 3;  // stages before that
   using Values = conditional_t<kIsTurned, HopperRows<Config::kValueDim, Config::kTileKeys, Kv>, ValuesInMemory>;
   static constexpr int kGroupBytes = Queries::kBytes > Outputs::kBytes ? Queries::kBytes : Outputs::kBytes;
   static constexpr int kQueryBytes = kComputingGroups * kGroupBytes;
