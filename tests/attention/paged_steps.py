@@ -5,7 +5,11 @@ import contextlib
 import torch
 from hypothesis import strategies as st
 
-from warploom.attention import BatchAttention, BatchPrefillWithPagedKVCacheWrapper
+from warploom.attention import (
+    BatchAttention,
+    BatchDecodeWithPagedKVCacheWrapper,
+    BatchPrefillWithPagedKVCacheWrapper,
+)
 from warploom.attention.backends.cutlass.attention import LIBRARIES
 from warploom.core.errors import UnsupportedError
 from warploom.core.testing import assert_close, why_no_gpu
@@ -100,6 +104,17 @@ class Step:
             dtype_kv=dtype or self.dtype_kv, page_size=self.page_size, **options,
         )  # fmt: skip
         return attention
+
+    def plan_decode(self, backend, dtype=None, **options):
+        """For requests of as many queries each, which plans know then."""
+        decode = BatchDecodeWithPagedKVCacheWrapper(backend=backend)
+        lens = torch.tensor(self.kv_lens, dtype=torch.int32, device="cuda")
+        decode.plan(
+            None, None, None, *self.heads, self.dims[0], self.page_size, q_data_type=dtype or self.dtype,
+            kv_data_type=dtype or self.dtype_kv, head_dim_vo=self.dims[1], block_tables=self.table, seq_lens=lens,
+            q_len_per_req=self.qo_lens[0], **options,
+        )  # fmt: skip
+        return decode
 
     def run(self, backend="cuda", **options):
         return self.plan(BatchAttention(backend=backend), **options).run(self.q, self.cache)

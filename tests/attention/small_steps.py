@@ -22,11 +22,22 @@ HOPPER = (
     {"dim": 64, "page_size": 1, "heads": (6, 2)},
     {"dim": 192, "dim_v": 128, "page_size": 8},
     {"dim": 96, "dtype": torch.bfloat16},
+    {"dim": 128, "dtype": torch.float8_e4m3fn},
+)
+DECODES = (([1] * 4, [1, 64, 1500, 129]), ([2] * 17, [300, 0, 5000, 16] * 4 + [40]))
+WHOLE_DECODES = (([1] * 4, [128, 256, 1536, 128]), ([2] * 17, [384, 128, 5120, 256] * 4 + [128]))
+DECODE = (
+    {"dim": 128},
+    {"dim": 64, "page_size": 64, "heads": (6, 2)},
+    {"dim": 256},
+    {"dim": 128, "dtype": torch.bfloat16, "dtype_kv": torch.float8_e4m3fn},
 )
 # Backend, requests and shapes, by the name that the sanitizer's tests give.
 STEPS = {
     "cuda": ("cuda", LENS, CUDA),
     "hopper": ("hopper", LENS, HOPPER),
+    "hopper_decode": ("hopper_decode", DECODES, DECODE),
+    "hopper_decode, whole tiles": ("hopper_decode", WHOLE_DECODES, DECODE),
     "hopper, whole tiles": ("hopper", WHOLE_TILES, tuple({**case, "page_size": 16} for case in HOPPER)),
 }
 
@@ -38,7 +49,11 @@ def main(steps):
         shape = {name: value for name, value in case.items() if name not in plan}
         for lens in requests:
             for options in OPTIONS:
-                Step(*lens, **shape).run(backend, **options, **plan)
+                step = Step(*lens, **shape)
+                if backend == "hopper_decode":
+                    step.plan_decode(backend, **options, **plan).run(step.q, step.cache)
+                else:
+                    step.run(backend, **options, **plan)
     torch.cuda.synchronize()
 
 

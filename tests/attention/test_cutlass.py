@@ -40,7 +40,7 @@ def test_refuses_on_a_gpu_without_headers_and_says_what_to_install(monkeypatch):
         (request(arch=80), "needs sm_90"),
         (request(arch=100), "not of sm_100"),
         (request(dim=256), "takes heads of"),
-        (request(dtype=torch.float32), "takes float16 and bfloat16"),
+        (request(dtype=torch.float32), "takes queries of torch.float16, torch.bfloat16"),
         (request(pos_encoding="ROPE_LLAMA"), "does not rotate"),
     ],
 )

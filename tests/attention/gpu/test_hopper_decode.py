@@ -26,21 +26,10 @@ def tile(request, monkeypatch):
     monkeypatch.setattr(HopperDecode, "has_wide_tiles", lambda *_: request.param)
 
 
-def plan(step, backend, dtype=None, **options):
-    decode = BatchDecodeWithPagedKVCacheWrapper(backend=backend)
-    lens = torch.tensor(step.kv_lens, dtype=torch.int32, device="cuda")
-    decode.plan(
-        None, None, None, *step.heads, step.dims[0], step.page_size, q_data_type=dtype or step.dtype,
-        kv_data_type=dtype or step.dtype_kv, head_dim_vo=step.dims[1], block_tables=step.table, seq_lens=lens,
-        q_len_per_req=step.qo_lens[0], **options,
-    )  # fmt: skip
-    return decode
-
-
 def check(step, **options):
     cache = tuple(x.double() for x in step.cache)
-    want = plan(step, "reference", torch.float64, **options).run_return_lse(step.q.double(), cache)
-    got = plan(step, BACKEND, **options).run_return_lse(step.q, step.cache)
+    want = step.plan_decode("reference", torch.float64, **options).run_return_lse(step.q.double(), cache)
+    got = step.plan_decode(BACKEND, **options).run_return_lse(step.q, step.cache)
     close(got, want, step.dtype)
 
 
@@ -137,7 +126,7 @@ def test_one_tensor_for_keys_and_values(layout, tile):
 
 def test_runs_are_the_same_and_leave_nothing_behind(tile):
     step = Step([1] * 9, [4000, 70, 0, 900, 8000, 1, 64, 65, 2222], heads=(16, 4), dim=128)
-    decode = plan(step, BACKEND)
+    decode = step.plan_decode(BACKEND)
     first = decode.run_return_lse(step.q, step.cache)
     for _ in range(20):
         again = decode.run_return_lse(step.q, step.cache)
@@ -149,18 +138,18 @@ def test_runs_are_the_same_and_leave_nothing_behind(tile):
 
 def test_deterministic_results_do_not_depend_on_the_batch():
     step = Step([1] * 200, [5000, 64, 777, 130] * 50, heads=(16, 8), dim=64)
-    together = plan(step, BACKEND, deterministic=True).run_return_lse(step.q, step.cache)
+    together = step.plan_decode(BACKEND, deterministic=True).run_return_lse(step.q, step.cache)
     for request in (0, 1, 2, 3, 150):
         alone = Step([1], step.kv_lens[request : request + 1], heads=(16, 8), dim=64)
         alone.cache, alone.table, alone.q = step.cache, step.table[request : request + 1], step.q[request : request + 1]
-        out, lse = plan(alone, BACKEND, deterministic=True).run_return_lse(alone.q, alone.cache)
+        out, lse = alone.plan_decode(BACKEND, deterministic=True).run_return_lse(alone.q, alone.cache)
         assert torch.equal(out, together[0][request : request + 1])
         assert torch.equal(lse, together[1][request : request + 1])
 
 
 def test_an_item_for_each_sm_has_large_tiles():
     steps = [Step([1] * batch, [9, 300] * (batch // 2), heads=(16, 8)) for batch in (2, 16, 60)]
-    assert [plan(step, BACKEND).planned().schedule.work.tile_keys for step in steps] == [64, 128, 64]
+    assert [step.plan_decode(BACKEND).planned().schedule.work.tile_keys for step in steps] == [64, 128, 64]
     for step in steps:
         check(step)
 
@@ -206,11 +195,11 @@ def test_replays_plan_for_the_lengths_that_they_find(tile):
         step.kv_lens = kv_lens
         plan_for(kv_lens)
         graph.replay()
-        close(got, plan(step, "cuda").run_return_lse(step.q, step.cache), step.dtype)
+        close(got, step.plan_decode("cuda").run_return_lse(step.q, step.cache), step.dtype)
 
 
 def test_refuses_with_its_reasons():
     with pytest.raises(UnsupportedError, match="multiple of 16 entries"):
-        plan(Step([1], [100], page_size=8), BACKEND)
+        Step([1], [100], page_size=8).plan_decode(BACKEND)
     with pytest.raises(UnsupportedError, match="at most 16 rows"):
-        plan(Step([4], [100], heads=(16, 2)), BACKEND)
+        Step([4], [100], heads=(16, 2)).plan_decode(BACKEND)

@@ -16,7 +16,14 @@ STEPS = Path(__file__).parents[1] / "small_steps.py"
 @pytest.mark.skipif(SANITIZER is None, reason="needs compute-sanitizer")
 @pytest.mark.parametrize(
     ("tool", "steps"),
-    [("memcheck", "cuda"), ("racecheck", "cuda"), ("memcheck", "hopper"), ("racecheck", "hopper, whole tiles")],
+    [
+        ("memcheck", "cuda"),
+        ("racecheck", "cuda"),
+        ("memcheck", "hopper"),
+        ("racecheck", "hopper, whole tiles"),
+        ("memcheck", "hopper_decode"),
+        ("racecheck", "hopper_decode, whole tiles"),
+    ],
 )
 def test_sanitizer_has_nothing_to_say(tool, steps):
     command = [SANITIZER, "--tool", tool, "--kernel-name", "kns=attention_", "--error-exitcode", "9"]

@@ -39,7 +39,8 @@ class AttentionOperator(Operator):
         if problem.device_type == "cpu":
             first = ["reference"]
         elif isinstance(problem, AttentionProblem) and problem.phase == "prefill":
-            first = ["hopper", "sdpa"]  # torch's flash attention is faster there than the kernels for sm_80
+            # torch's flash attention is faster there than the kernels for sm_80
+            first = ["hopper_decode", "hopper", "sdpa"]
         first = [name for name in first if name in names]
         return first + [name for name in names if name not in first], why
 
@@ -48,12 +49,12 @@ ATTENTION = AttentionOperator(
     "attention",
     family="attention",
     backends=(
+        HopperDecode(),
         HopperAttention(),
         CudaAttention(),
         SdpaAttention(),
         ReferenceAttention(),
         CutlassAttention(),
-        HopperDecode(),
     ),
 )
 

@@ -14,6 +14,7 @@ from warploom.attention.backends.cuda.schedule import SCHEDULE_SPEC
 from warploom.attention.backends.cuda.variant_source import variant_source
 from warploom.attention.backends.cutlass.attention import LIBRARIES, cutlass_spec
 from warploom.attention.backends.hopper.attention import hopper_spec
+from warploom.attention.backends.hopper.decode import decode_spec
 from warploom.attention.variants import AttentionVariant
 from warploom.attention.variants.alibi import ALIBI
 from warploom.attention.variants.custom_mask import PACKED_MASK
@@ -53,6 +54,16 @@ _HOPPER = (
     hopper_spec(_FP16, _FP16, 64, 64, 0, variant_source((SOFT_CAP,))),
 )
 _HOPPER_HEADS = ((96, 96), (192, 128))
+_NO_VARIANT = variant_source(())
+# Types of queries and outputs, and of keys and values; heads; size of pages.
+_DECODES = (
+    (_BF16, _BF16, (128, 128), 16),
+    (_FP16, _FP16, (64, 64), 0),
+    (_BF16, _BF16, (256, 256), 64),
+    (_BF16, _E4M3, (128, 128), 16),
+    (_FP16, _E5M2, (128, 128), 32),
+    (_BF16, _E4M3, (256, 256), 16),
+)
 _HAS_CUTLASS = not any(library.why_missing() for library in LIBRARIES)
 
 SHIPPED = [
@@ -62,7 +73,14 @@ SHIPPED = [
     _attention(_BF16, 128, 128, False, dtype_kv=_E4M3),
     _attention(_FP16, 64, 64, True, dtype_kv=_E5M2),
     *_HOPPER,
-    *(hopper_spec(_BF16, _BF16, *heads, 16, variant_source(())) for heads in _HOPPER_HEADS),
+    *(hopper_spec(_BF16, _BF16, *heads, 16, _NO_VARIANT) for heads in _HOPPER_HEADS),
+    *(hopper_spec(_E4M3, _BF16, dim, dim, 16, _NO_VARIANT) for dim in (64, 128)),
+    *(
+        decode_spec((dtype, dtype_kv, dtype), dims, is_wide, page_size, _NO_VARIANT)
+        for dtype, dtype_kv, dims, page_size in _DECODES
+        for is_wide in (False, True)
+    ),
+    decode_spec((_BF16, _BF16, _BF16), (128, 128), False, 16, variant_source((ALIBI,))),
     *(cutlass_spec(spec) for spec in _HOPPER if _HAS_CUTLASS),
     *(_attention(_BF16, 128, 128, True, variant) for variant in (SOFT_CAP, ALIBI, PACKED_MASK)),
     *(_attention(_BF16, *heads, has_rope=True) for heads in _HEADS_WITH_ROPE),

@@ -36,10 +36,15 @@ struct QueriesToTurn {
   WL_DEVICE typename Writer::Place place(int row) const { return Writer{params, item}.place(first + row); }
 };
 
+// Whether queries become another type for their products with keys, each row by a power of 2 that there is room for.
+template <class Config, class KeyValues>
+constexpr bool kConvertsQueries = !is_same_v<ProductType<typename Config::Query, typename KeyValues::KeyOperand>, typename Config::Query>;
+
 // `KeyValues`: where keys and values lie. `Queries`: whether queries lie in shared memory.
 template <class Config, class KeyValues = KeyValueRing<Config>, class Queries = typename Config::Rotation::Queries>
-struct QueryTile : SoftmaxRows<Config>, Queries {
-  using Softmax = SoftmaxRows<Config>;
+struct QueryTile : SoftmaxRows<Config, kConvertsQueries<Config, KeyValues>>, Queries {
+  static constexpr bool kConverts = kConvertsQueries<Config, KeyValues>;
+  using Softmax = SoftmaxRows<Config, kConverts>;
   using T = typename Config::Query;
   using KeyProduct = ProductType<T, typename KeyValues::KeyOperand>;
   using ValueProduct = ProductType<T, typename Config::Kv>;
@@ -50,11 +55,10 @@ struct QueryTile : SoftmaxRows<Config>, Queries {
   static constexpr int kColumns = ceil_div(Config::kValueDim, 16);  // of 16
   static constexpr bool kHoldsQueries = kSteps <= 8;  // else registers are too few: they are loaded for every tile of keys
   static constexpr float kProductScale = Config::Rotation::kScale * Config::Rotation::kScale;
-  static constexpr bool kConverts = !is_same_v<KeyProduct, T>;  // queries, each row by a power of 2 that float16 has room for
 
   uint32_t q[kHoldsQueries ? kSteps : 1][4];
   float out[2 * kColumns][4] = {};
-  float row_scale[kConverts ? 2 : 1];  // what products are too small by
+  float row_scale[kConverts ? 2 : 1];  // what products are too small by, as units know too
 
   WL_DEVICE QueryTile(const AttentionParams& params, const WorkCursor& item) : Softmax(params) {
     this->start(item);
@@ -115,10 +119,7 @@ struct QueryTile : SoftmaxRows<Config>, Queries {
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) logits[block][i] = kSums == 2 ? sums[0][block][i] + sums[kSums - 1][block][i] : sums[0][block][i];
-      if constexpr (kConverts) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) logits[block][i] *= row_scale[i / 2];
-      } else if constexpr (kProductScale != 1.0f) {
+      if constexpr (kProductScale != 1.0f) {
 #pragma unroll
         for (float& logit : logits[block]) logit *= 1.0f / kProductScale;
       }
@@ -160,6 +161,7 @@ struct QueryTile : SoftmaxRows<Config>, Queries {
       // 2^-100 and less are too small for what they become to matter, and the inverse of 2^127 has no room in a float.
       const float of_row = fminf(fmaxf(warp_reduce<4>(most[i], Max()), 0x1p-100f), 0x1p126f);
       row_scale[i] = __uint_as_float(__float_as_uint(of_row) & 0x7f800000);
+      this->unit[i] *= row_scale[i];
     }
   }
   WL_DEVICE static void add_largest(const uint32_t (&queries)[4], float (&most)[2]) {

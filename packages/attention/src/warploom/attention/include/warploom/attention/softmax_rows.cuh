@@ -46,7 +46,8 @@ struct WeightOperands {
   }
 };
 
-template <class Config>
+// `kScalesRows`: products of each row are too small by a power of 2 of its own.
+template <class Config, bool kScalesRows = false>
 struct SoftmaxRows {
   using T = typename Config::Query;
   using Variant = typename Config::Variant;
@@ -55,7 +56,7 @@ struct SoftmaxRows {
   const WorkCursor* item;
   float largest[2];  // exponents, of rows: at most kSlack are larger
   float sum[2];      // of this lane's columns
-  float unit;        // from logits to exponents of 2, not negative
+  float unit[kScalesRows ? 2 : 1];  // from logits to exponents of 2, not negative; of products, where they are scaled first
 
   // Not kept: few tiles of keys need them.
   WL_DEVICE LaneRows rows() const { return LaneRows::of(params, *item, first_row()); }
@@ -67,7 +68,8 @@ struct SoftmaxRows {
 
   WL_DEVICE void start(const WorkCursor& of_warp) {
     item = &of_warp;
-    unit = scales_first() ? kLog2e : params.logits_scale * kLog2e;
+    unit[0] = scales_first() ? kLog2e : params.logits_scale * kLog2e;
+    if constexpr (kScalesRows) unit[1] = unit[0];
 #pragma unroll
     for (int i = 0; i < 2; ++i) largest[i] = negative_infinity(), sum[i] = 0.0f;
   }
@@ -103,7 +105,7 @@ struct SoftmaxRows {
 #pragma unroll
       for (int j = 1; j < kChains; ++j) most[0] = fmaxf(most[0], most[j]);
       const float of_row = warp_reduce<4>(most[0], Max());
-      const float seen = of_row * unit;
+      const float seen = of_row * unit_of(i);
       const float next = seen > largest[i] + kSlack ? seen - WeightOperands<T>::kMost : largest[i];
       factor[i] = exp2_approx(largest[i] - finite(next));
       largest[i] = next;
@@ -114,11 +116,11 @@ struct SoftmaxRows {
   // makes weights, whose sums over the lane's columns are `added`,
   template <int kBlocks>
   WL_DEVICE void exponentiate(float (&logits)[kBlocks][4], float (&added)[2]) const {
-    const float from[2] = {finite(largest[0]), finite(largest[1])};
+    const float from[2] = {finite(largest[0]), finite(largest[1])}, units[2] = {unit_of(0), unit_of(1)};
 #pragma unroll
     for (auto& block : logits) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) block[i] = exp2_approx(fmaf(block[i], unit, -from[i / 2]));
+      for (int i = 0; i < 4; ++i) block[i] = exp2_approx(fmaf(block[i], units[i / 2], -from[i / 2]));
     }
     add_up(logits, added);
   }
@@ -158,6 +160,11 @@ struct SoftmaxRows {
   }
 
  private:
+  WL_DEVICE float unit_of(int i) const {
+    if constexpr (!kScalesRows) return unit[0];
+    return scales_first() ? kLog2e : unit[i];
+  }
+
   // Of a tile of more rows than a warp has, each warp has others; of one that has few, those of the next warpgroup the same again.
   WL_DEVICE int first_row() const {
     constexpr int kGroupRows = 4 * kWarpRows;
@@ -200,6 +207,7 @@ struct SoftmaxRows {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if (params.logits_scales) scale[i] *= params.logits_scales[rows.head[i] * params.logits_scales_step];
+      if constexpr (kScalesRows) scale[i] *= unit[i] * kLn2;
     }
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
