@@ -27,16 +27,23 @@ def box_rows(page_size: int, tile_keys: int, least: int = 8) -> int:
     return rows if rows >= least else 0
 
 
-def key_value_map(rows: TensorView, box_rows: int) -> TensorMap:
+def key_value_map(rows: TensorView, box_rows: int, whole_rows: bool = False) -> TensorMap:
     """Rows of keys or values, of shape ``[pages, page_size, heads, dim]`` or ``[rows, heads, dim]``, head by head.
 
-    L2 fetches no more than is asked for: 256 bytes at a time read 6 % slower.
+    A box has some rows' components within the span, or, with `whole_rows` and where they fill the span several times, all of
+    them, span after span. L2 fetches no more than is asked for: with 256 bytes at a time all reads are 8 % slower.
     """
     if not box_rows or 0 in rows.shape:
         return NO_MAP
     *pages, page_size, heads, dim = rows.shape
     *page, row, head, element = rows.strides
-    by_head = replace(
-        rows, shape=(*(pages or [1]), heads, page_size, dim), strides=(*(page or [0]), head, row, element)
+    shape, strides = (*(pages or [1]), heads, page_size, dim), (*(page or [0]), head, row, element)
+    columns = SPAN // rows.dtype.itemsize
+    if not whole_rows or dim % columns:
+        return tensor_map(replace(rows, shape=shape, strides=strides), (1, 1, box_rows, columns), l2="128B")
+    by_span = replace(
+        rows,
+        shape=(*shape[:2], dim // columns, page_size, columns),
+        strides=(*strides[:2], columns * element, row, element),
     )
-    return tensor_map(by_head, (1, 1, box_rows, SPAN // rows.dtype.itemsize), l2="128B")
+    return tensor_map(by_span, (1, 1, dim // columns, box_rows, columns), l2="128B")

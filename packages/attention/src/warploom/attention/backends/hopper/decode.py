@@ -140,7 +140,7 @@ class HopperDecode(PersistentAttention):
         self, plan: AttentionPlan, q: TensorView, k: TensorView, v: TensorView, out: TensorView
     ) -> tuple[TensorMap, ...]:
         rows = _rows_at_once(plan.problem.page_size, _tiles(plan.problem, plan.schedule.launch.has_wide))
-        return key_value_map(k, rows), key_value_map(v, rows)
+        return key_value_map(k, rows, whole_rows=True), key_value_map(v, rows, whole_rows=True)
 
 
 def _tiles(problem: AttentionProblem, is_wide: bool) -> DecodeTiles:

@@ -39,6 +39,13 @@ WL_DEVICE void tma_load_4d(void* destination, const TensorMap* map, uint64_t* ba
       "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "r"(w)
       : "memory");
 }
+WL_DEVICE void tma_load_5d(void* destination, const TensorMap* map, uint64_t* barrier, int x, int y, int z, int w, int v) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(
+          shared_address(destination)),
+      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "r"(w), "r"(v)
+      : "memory");
+}
 
 // One thread issues, after fence_async_proxy() by the writers and a barrier.
 WL_DEVICE void tma_store_2d(const TensorMap* map, const void* source, int x, int y) {

@@ -25,25 +25,50 @@ struct DecodeConfig : Base {
   static_assert(kKeys % 16 == 0 && Base::kBoxRows % 16 == 0 && kWarpSize % kBoxes == 0, "what a product takes lies in one box");
 };
 
+// Keys or values of a tile: box by box, as TMA brings them.
+template <class Config, int kDim>
+struct BoxRows : HopperRows<Config::kBoxRows, kDim, typename Config::Kv> {
+  using Box = HopperRows<Config::kBoxRows, kDim, typename Config::Kv>;
+  static constexpr int kTileBytes = Config::kBoxes * Box::kBytes;
+  // One copy brings whole rows: 1.5 % faster than column after column.
+  static constexpr bool kAreWhole = kDim % Box::kColumnElements == 0;
+  static constexpr int kCopies = kAreWhole ? 1 : Box::kColumns;  // of a box
+
+  WL_DEVICE static constexpr int rows_on(int rows) {
+    return rows / Config::kBoxRows * Box::kBytes + rows % Config::kBoxRows * Box::kPitch;
+  }
+
+  WL_DEVICE static void copy(uint8_t* tile, int box, int number, const TensorMap* map, uint64_t* full, int row, int head, int page) {
+    uint8_t* to = tile + box * Box::kBytes;
+    if constexpr (kAreWhole) {
+      tma_load_5d(to, map, full, 0, row, 0, head, page);
+    } else {
+      tma_load_4d(to + number * Box::kColumnBytes, map, full, number * Box::kColumnElements, row, head, page);
+    }
+  }
+};
+
 // Dynamic shared memory: stages of keys and values.
 template <class Config>
 struct DecodeKeyValues {
   using KeyOperand = typename Config::Kv;
-  using KeyOperandRows = HopperRows<Config::kTileKeys, Config::kHeadDim, typename Config::Kv>;
-  using ValueRows = HopperRows<Config::kTileKeys, Config::kValueDim, typename Config::Kv>;
-  static constexpr int kStageBytes = KeyOperandRows::kBytes + ValueRows::kBytes;
+  using KeyOperandRows = BoxRows<Config, Config::kHeadDim>;
+  using ValueRows = BoxRows<Config, Config::kValueDim>;
+  static constexpr int kStageBytes = KeyOperandRows::kTileBytes + ValueRows::kTileBytes;
 
   uint8_t* memory;
 
   WL_DEVICE uint8_t* key_operands(int stage) const { return memory + stage * kStageBytes; }
-  WL_DEVICE uint8_t* values(int stage) const { return key_operands(stage) + KeyOperandRows::kBytes; }
+  WL_DEVICE uint8_t* values(int stage) const { return key_operands(stage) + KeyOperandRows::kTileBytes; }
 
   // Values from one row of a tile to another become 0, by a warp: they are not the request's, and may be anything.
   WL_DEVICE void clear_values(int stage, int first_row, int end_row) const {
     constexpr int kPieces = ValueRows::kPieces;
 #pragma unroll 1
     for (int i = first_row * kPieces + lane_id(); i < end_row * kPieces; i += kWarpSize) {
-      *reinterpret_cast<uint4*>(values(stage) + ValueRows::offset(i / kPieces, i % kPieces)) = uint4{0, 0, 0, 0};
+      const int row = i / kPieces;
+      uint8_t* to = values(stage) + ValueRows::rows_on(row / 8 * 8) + ValueRows::offset(row % 8, i % kPieces);
+      *reinterpret_cast<uint4*>(to) = uint4{0, 0, 0, 0};
     }
     fence_async_proxy();  // TMA writes there next
     __syncwarp();
@@ -122,25 +147,21 @@ struct DecodeCopies {
 
   // Those of a tile that have keys of the request.
   WL_DEVICE void copy(const WorkCursor& item, int tile, const Boxes& boxes) {
-    constexpr int kColumns = KeyRows::kColumns + ValueRows::kColumns, kCopies = Config::kBoxes * kColumns;
-    constexpr int kBoxBytes = Config::kBoxRows * KeyRows::kPitch;
+    constexpr int kOfBox = KeyRows::kCopies + ValueRows::kCopies, kCopies = Config::kBoxes * kOfBox;
     const int left = item.work.kv_len - tile * Config::kTileKeys, existing = min(ceil_div(left, Config::kBoxRows), Config::kBoxes);
     uint64_t* full = &ring.full[place.stage()];
     ring.wait_free(place);
-    if (lane_id() == 0) mbarrier_expect_bytes(full, existing * kColumns * kBoxBytes);
+    if (lane_id() == 0) mbarrier_expect_bytes(full, existing * (KeyRows::kBytes + ValueRows::kBytes));
     __syncwarp();
 #pragma unroll
     for (int first = 0; first < kCopies; first += kWarpSize) {
-      const int box = (first + lane_id()) / kColumns, column = (first + lane_id()) % kColumns, lane = tile * Config::kBoxes + box;
+      const int box = (first + lane_id()) / kOfBox, number = (first + lane_id()) % kOfBox, lane = tile * Config::kBoxes + box;
       const int page = __shfl_sync(kFullMask, boxes.page, lane), in_page = __shfl_sync(kFullMask, boxes.in_page, lane);
       if (box >= existing) continue;
-      if (column < KeyRows::kColumns) {
-        uint8_t* to = tiles.key_operands(place.stage()) + column * KeyRows::kColumnBytes + box * kBoxBytes;
-        tma_load_4d(to, keys, full, column * KeyRows::kColumnElements, in_page, item.head, page);
+      if (number < KeyRows::kCopies) {
+        KeyRows::copy(tiles.key_operands(place.stage()), box, number, keys, full, in_page, item.head, page);
       } else {
-        const int of_values = column - KeyRows::kColumns;
-        uint8_t* to = tiles.values(place.stage()) + of_values * ValueRows::kColumnBytes + box * kBoxBytes;
-        tma_load_4d(to, values, full, of_values * ValueRows::kColumnElements, in_page, item.head, page);
+        ValueRows::copy(tiles.values(place.stage()), box, number - KeyRows::kCopies, values, full, in_page, item.head, page);
       }
     }
     __syncwarp();
@@ -218,6 +239,7 @@ __global__ void __launch_bounds__((Base::kWarps + 1) * kWarpSize, Base::kBlocksP
   WorkCursor& item = storage.items[warp_id()];
   copy_cursor(item, start.cursor);
   if (threadIdx.x == 0) {
+    tma_prefetch(&key_map), tma_prefetch(&value_map);
     storage.chunk = start.chunk;
     storage.ring.open(1, Config::kWarps);
     fence_barrier_init();

@@ -16,8 +16,8 @@ struct TileRows {
   static constexpr int kPitch = ceil_div(kDim * int(sizeof(T)), 128) * 128;
 
   WL_DEVICE static int offset(int row, int piece) { return row * kPitch + ((piece ^ (row & 7)) << 4); }
-  // offset(row, first | piece) from offset(row, first), if they have no bits in common, also of a tile's address and an offset:
-  // else compilers keep what to add for each piece, in registers.
+  // offset(row, first | piece) from offset(row, first), if they have no bits in common, also of an address that is a multiple
+  // of 128 bytes and an offset: else compilers keep what to add for each piece, in registers.
   WL_DEVICE static uint32_t onwards(uint32_t offset, int piece) { return (offset ^ (piece & 7) << 4) + piece / 8 * 128; }
   // From the first of eight rows to the first of others.
   WL_DEVICE static constexpr int rows_on(int rows) { return rows * kPitch; }

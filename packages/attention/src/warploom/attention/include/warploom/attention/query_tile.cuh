@@ -161,7 +161,8 @@ struct QueryTile : SoftmaxRows<Config, kConvertsQueries<Config, KeyValues>>, Que
       // 2^-100 and less are too small for what they become to matter, and the inverse of 2^127 has no room in a float.
       const float of_row = fminf(fmaxf(warp_reduce<4>(most[i], Max()), 0x1p-100f), 0x1p126f);
       row_scale[i] = __uint_as_float(__float_as_uint(of_row) & 0x7f800000);
-      this->unit[i] *= row_scale[i];
+      // Not 0, and not infinite: hidden logits are -inf, and products may be 0.
+      this->unit[i] = fminf(fmaxf(this->unit[i] * row_scale[i], 0x1p-126f), 0x1p127f);
     }
   }
   WL_DEVICE static void add_largest(const uint32_t (&queries)[4], float (&most)[2]) {
@@ -202,7 +203,7 @@ struct QueryTile : SoftmaxRows<Config, kConvertsQueries<Config, KeyValues>>, Que
 
   WL_DEVICE void load_shared_queries(int step, uint32_t (&to)[4]) const {
     using Rows = typename Queries::QueryRows;
-    load_matrices(to, Rows::onwards(this->query_rows + Rows::offset(lane_id() % 16, lane_id() / 16), 2 * step));
+    load_matrices(to, this->query_rows + Rows::onwards(Rows::offset(lane_id() % 16, lane_id() / 16), 2 * step));
   }
 
   WL_DEVICE void load_queries(const LaneRows& rows, int step, uint32_t (&to)[4]) const {

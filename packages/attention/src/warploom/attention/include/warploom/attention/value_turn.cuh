@@ -23,13 +23,20 @@ struct ValueTurn {
     // Where the row of a matrix goes that the lane has the address of: even components first, then odd ones.
     const int component = lane_id() % 8 * 2 + lane_id() / 16, piece = warp * 2 + lane_id() / 8 % 2;
     const uint32_t row = shared_address(to) + To::offset(component, piece);
-#pragma unroll 4
-    for (int group = 0; group < From::kPieces; ++group) {
-      uint32_t pairs[4];  // of components, of two keys
-      load_matrices_transposed(pairs, From::onwards(keys, group));
-      const uint32_t fours[4] = {__byte_perm(pairs[0], pairs[1], 0x6420), __byte_perm(pairs[2], pairs[3], 0x6420),
-                                 __byte_perm(pairs[0], pairs[1], 0x7531), __byte_perm(pairs[2], pairs[3], 0x7531)};
-      store_matrices(row + To::rows_on(group * kComponents), fours);
+    constexpr int kAtOnce = 4;  // groups whose loads do not wait for one another
+    static_assert(From::kPieces % kAtOnce == 0, "heads of 64 and 128");
+#pragma unroll 1
+    for (int first = 0; first < From::kPieces; first += kAtOnce) {
+      uint32_t pairs[kAtOnce][4];  // of components, of two keys
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) load_matrices_transposed(pairs[i], From::onwards(keys, first + i));
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const uint32_t(&of)[4] = pairs[i];
+        const uint32_t fours[4] = {__byte_perm(of[0], of[1], 0x6420), __byte_perm(of[2], of[3], 0x6420),
+                                   __byte_perm(of[0], of[1], 0x7531), __byte_perm(of[2], of[3], 0x7531)};
+        store_matrices(row + To::rows_on((first + i) * kComponents), fours);
+      }
     }
   }
 };
