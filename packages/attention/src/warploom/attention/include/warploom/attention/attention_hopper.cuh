@@ -23,6 +23,8 @@ struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
   using Variant = typename Config::Variant;
   // The largest is searched for in every tile: variants and large heads leave no registers for make_weights() to look twice.
   static constexpr bool kSearches = Config::kHeadDim > 128 || Variant::kHasLogits || Variant::kHasMask;
+  // Products of 8 bits take so little time that one after the other would leave both making weights at once.
+  static constexpr bool kTurnsAreForWeights = Storage::kIsTurned;
 
   WL_DEVICE void work() {
     if (Warpgroup::number() == 1) give_turn();
@@ -67,7 +69,7 @@ struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
     return wgmma_uniform(Storage::kIsTurned ? wgmma_rows(values) : wgmma_columns(values, Storage::Values::kColumnBytes));
   }
 
-  // Warpgroups begin their products in turns.
+  // Warpgroups begin their products in turns, or make weights in turns.
   WL_DEVICE void take_turn() { sync_threads_of(kTurnBarrier + Warpgroup::number(), kComputingGroups * kGroupThreads); }
   WL_DEVICE void give_turn() { arrive_for_threads_of(kTurnBarrier + 1 - Warpgroup::number(), kComputingGroups * kGroupThreads); }
 
@@ -106,14 +108,16 @@ struct ComputingGroup : HopperGroup<Config, ComputingGroup<Config>> {
     float factor[2];
     const uint32_t q = next_queries(tiles), k = next_keys(), v = values_at(keys.before());
     storage.of_keys.wait_full(keys, kByThreads);
-    take_turn();
+    if constexpr (!kTurnsAreForWeights) take_turn();
     multiply_keys(logits, q, k);
     storage.of_values.wait_full(keys.before(), kByThreads);
     multiply_values(tile, weights, v);
-    give_turn();
+    if constexpr (!kTurnsAreForWeights) give_turn();
     wgmma_wait<1>();
     wgmma_done(logits);
+    if constexpr (kTurnsAreForWeights) take_turn();
     make_weights(tile, tiles, logits, factor);
+    if constexpr (kTurnsAreForWeights) give_turn();
     storage.of_keys.release(keys);
     wgmma_done(logits);
     wgmma_hold(tile.sum[0] + tile.sum[1] < 0.0f);
