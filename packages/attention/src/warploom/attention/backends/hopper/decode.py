@@ -22,9 +22,7 @@ from warploom.core.jit import KernelSpec
 
 __all__ = ["DecodeTiles", "HopperDecode", "decode_spec", "decode_tiles"]
 
-_KEYS = (
-    16  # of a tile, that a warp takes: those of a product, of 8 bits twice as many where bytes are to count for as much
-)
+_KEYS = 16  # of a tile, that a warp takes: those of a product; of 8 bits twice as many, or what a tile takes counts for more
 _REGISTER_DIM = 128  # of heads up to which threads need no more than 168 registers
 _SHARED_BYTES = 200 * 1024  # of an SM, beside the static part
 _MOST_STAGES = 6

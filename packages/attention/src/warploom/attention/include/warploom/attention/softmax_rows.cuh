@@ -31,7 +31,7 @@ constexpr float kSlack = 8.0f;
 // Weights as operands, whose keys lie in the order that the sums of a product have.
 template <class Operand>
 struct WeightOperands {
-  static constexpr float kMost = 0.0f;         // exponent of the largest weight when it is found
+  static constexpr float kMost = 0.0f;          // exponent of the largest weight when it is found
   static constexpr float kMostAdded = 4096.0f;  // what a lane's weights of a row may add up to: no problem for float16
 
   template <int kBlocks>
