@@ -55,14 +55,17 @@ _HOPPER = (
 )
 _HOPPER_HEADS = ((96, 96), (192, 128))
 _NO_VARIANT = variant_source(())
-# Types of queries and outputs, and of keys and values; heads; size of pages.
+# Types of queries and outputs, and of keys and values; heads; size of pages; whether tiles are large.
 _DECODES = (
-    (_BF16, _BF16, (128, 128), 16),
-    (_FP16, _FP16, (64, 64), 0),
-    (_BF16, _BF16, (256, 256), 64),
-    (_BF16, _E4M3, (128, 128), 16),
-    (_FP16, _E5M2, (128, 128), 32),
-    (_BF16, _E4M3, (256, 256), 16),
+    (_BF16, _BF16, (128, 128), 16, False),
+    (_BF16, _BF16, (128, 128), 16, True),
+    (_FP16, _FP16, (64, 64), 0, False),
+    (_FP16, _FP16, (64, 64), 0, True),
+    (_BF16, _BF16, (256, 256), 64, False),
+    (_BF16, _E4M3, (128, 128), 16, False),
+    (_BF16, _E4M3, (128, 128), 16, True),
+    (_FP16, _E5M2, (128, 128), 32, False),
+    (_BF16, _E4M3, (256, 256), 16, False),
 )
 _HAS_CUTLASS = not any(library.why_missing() for library in LIBRARIES)
 
@@ -77,8 +80,7 @@ SHIPPED = [
     *(hopper_spec(_E4M3, _BF16, dim, dim, 16, _NO_VARIANT) for dim in (64, 128)),
     *(
         decode_spec((dtype, dtype_kv, dtype), dims, is_wide, page_size, _NO_VARIANT)
-        for dtype, dtype_kv, dims, page_size in _DECODES
-        for is_wide in (False, True)
+        for dtype, dtype_kv, dims, page_size, is_wide in _DECODES
     ),
     decode_spec((_BF16, _BF16, _BF16), (128, 128), False, 16, variant_source((ALIBI,))),
     *(cutlass_spec(spec) for spec in _HOPPER if _HAS_CUTLASS),
