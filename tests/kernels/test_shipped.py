@@ -20,7 +20,9 @@ from warploom.core.testing import disassemble, resources_of, why_no_disassembler
 BUDGET_S = 4.0
 # The largest have a goal of 3 s, and twice that: the same kernel takes up to 1.7 times as long on another day.
 LARGE, LARGE_BUDGET_S = ("attention_hopper_kernel",), 6.0
-LIBRARY_BUDGET_S = 12.0  # of kernels that include another project's headers, which take most of it
+# Those that include another project's headers, which take most of it, have a goal of 12 s, and 1.7 times that: unchanged code
+# has taken 6.5 and 13.3 s.
+LIBRARY_BUDGET_S = 20.0
 MAX_REGISTERS = 255
 
 INSTANCES = [
