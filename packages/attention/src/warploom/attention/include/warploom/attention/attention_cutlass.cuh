@@ -23,7 +23,7 @@ struct CuteProducts {
   static constexpr auto kAlongRows = cute::GMMA::Major::K;
   static constexpr auto kAcrossRows = cute::GMMA::Major::MN;
 
-  // Shared memory as HopperRows has it: 64 columns of all rows, then the next 64. Values are seen with their columns first.
+  // Shared memory as SwizzledRows has it: 64 columns of all rows, then the next 64. Values are seen with their columns first.
   using RowsAtom = cute::GMMA::Layout_K_SW128_Atom<T>;
   using QueryLayout = decltype(cute::tile_to_shape(RowsAtom{}, cute::Shape<Rows, HeadDim>{}));
   using KeyLayout = decltype(cute::tile_to_shape(RowsAtom{}, cute::Shape<Keys, HeadDim>{}));

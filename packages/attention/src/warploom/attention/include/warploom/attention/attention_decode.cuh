@@ -5,9 +5,12 @@
 // in attention.cuh, whose schedule, partial results and merge these are.
 #pragma once
 
-#include "warploom/attention/hopper_storage.cuh"
 #include "warploom/attention/query_tile.cuh"
 #include "warploom/attention/shared_rows_result.cuh"
+#include "warploom/ring.cuh"
+#include "warploom/swizzled_rows.cuh"
+#include "warploom/sync.cuh"
+#include "warploom/tma.cuh"
 
 namespace warploom::attention {
 
@@ -27,8 +30,8 @@ struct DecodeConfig : Base {
 
 // Keys or values of a tile: box by box, as TMA brings them.
 template <class Config, int kDim>
-struct BoxRows : HopperRows<Config::kBoxRows, kDim, typename Config::Kv> {
-  using Box = HopperRows<Config::kBoxRows, kDim, typename Config::Kv>;
+struct BoxRows : SwizzledRows<Config::kBoxRows, kDim, typename Config::Kv> {
+  using Box = SwizzledRows<Config::kBoxRows, kDim, typename Config::Kv>;
   static constexpr int kTileBytes = Config::kBoxes * Box::kBytes;
   // One copy brings whole rows: 1.5 % faster than column after column.
   static constexpr bool kAreWhole = kDim % Box::kColumnElements == 0;

@@ -14,7 +14,7 @@ template <class Config, class Tile>
 struct HopperResult {
   using Writer = ResultWriter<Config>;
   using T = typename Config::Out;
-  using Rows = HopperRows<kGroupRows, Config::kValueDim>;
+  using Rows = SwizzledRows<kGroupRows, Config::kValueDim>;
 
   const Writer& writer;
   int slot;
