@@ -82,7 +82,7 @@ SHIPPED = [
         decode_spec((dtype, dtype_kv, dtype), dims, is_wide, page_size, _NO_VARIANT)
         for dtype, dtype_kv, dims, page_size, is_wide in _DECODES
     ),
-    decode_spec((_BF16, _BF16, _BF16), (128, 128), False, 16, variant_source((ALIBI,))),
+    decode_spec((_BF16, _BF16, _BF16), (128, 128), False, 16, variant_source((SOFT_CAP,))),
     *(cutlass_spec(spec) for spec in _HOPPER if _HAS_CUTLASS),
     *(_attention(_BF16, 128, 128, True, variant) for variant in (SOFT_CAP, ALIBI, PACKED_MASK)),
     *(_attention(_BF16, *heads, has_rope=True) for heads in _HEADS_WITH_ROPE),
