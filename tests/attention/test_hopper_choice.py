@@ -54,6 +54,8 @@ def problem(**changes):
         ({"phase": "prefill", "few_rows": False, "dtype_q": E4M3, "dtype_kv": E4M3}, "hopper"),
         ({"phase": "mixed", "few_rows": False, "dtype_q": E4M3, "dtype_kv": E4M3}, "hopper"),
         ({"phase": "mixed", "few_rows": False, "dtype_kv": E4M3}, "cuda"),
+        ({"phase": "mixed", "few_rows": False, "sinks": True}, "hopper"),
+        ({"phase": "mixed", "few_rows": False, "sinks": True, "dtype_q": E4M3, "dtype_kv": E4M3}, "reference"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:attention is served by its plain torch reference")

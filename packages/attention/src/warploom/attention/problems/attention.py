@@ -90,3 +90,8 @@ class AttentionProblem(Problem):
     def group_size(self) -> int:
         """Query heads that share one key-value head."""
         return self.num_qo_heads // self.num_kv_heads
+
+    @property
+    def has_other_variants(self) -> bool:
+        """Others than causal masks, windows and soft caps."""
+        return bool(self.variant) or self.mask != "none" or self.sinks or self.pos_encoding != "NONE"

@@ -123,6 +123,10 @@ class HopperAttention(PersistentAttention):
             (pages_fit, f"pages of fp8 keys must have a multiple of 8 entries, not {problem.page_size}"),
             *self.common_conditions(problem),
             (problem.pos_encoding != "ROPE_LLAMA", "does not rotate queries and keys on the fly"),
+            (
+                not (is_fp8 and problem.has_other_variants),
+                "with fp8 queries takes causal masks, windows and soft caps, no other variants",
+            ),
             (problem.phase != "decode", "its tiles of 128 query rows would be empty"),
         )
 

@@ -110,7 +110,7 @@ class HopperDecode(PersistentAttention):
             (least % 16 == 0, f"pages must have a multiple of 16 entries, not {problem.page_size}"),
             *self.common_conditions(problem),
             (problem.pos_encoding != "ROPE_LLAMA", "does not rotate queries and keys on the fly"),
-            (not _has_other_variants(problem), "of the variants it takes causal masks, windows and soft caps"),
+            (not problem.has_other_variants, "of the variants it takes causal masks, windows and soft caps"),
         )
 
     def has_wide_tiles(self, problem: AttentionProblem, tables: RequestTables) -> bool:
@@ -140,10 +140,6 @@ class HopperDecode(PersistentAttention):
     ) -> tuple[TensorMap, ...]:
         rows = _rows_at_once(plan.problem.page_size, _tiles(plan.problem, plan.schedule.launch.has_wide))
         return key_value_map(k, rows, whole_rows=True), key_value_map(v, rows, whole_rows=True)
-
-
-def _has_other_variants(problem: AttentionProblem) -> bool:
-    return bool(problem.variant) or problem.mask != "none" or problem.sinks or problem.pos_encoding == "ALIBI"
 
 
 def _tiles(problem: AttentionProblem, is_wide: bool) -> DecodeTiles:
