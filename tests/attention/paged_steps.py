@@ -116,6 +116,13 @@ class Step:
         )  # fmt: skip
         return decode
 
+    def packed_table(self):
+        """Offsets into all pages, these, and what the last ones hold, for the lengths that the step has now."""
+        lens = torch.tensor(self.kv_lens, dtype=torch.int32, device=self.table.device)
+        counts = -(-lens // self.page_size)
+        packed = torch.cat([self.table[i, : int(n)] for i, n in enumerate(counts)])
+        return torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int(), packed, (lens - 1) % self.page_size + 1
+
     def run(self, backend="cuda", **options):
         return self.plan(BatchAttention(backend=backend), **options).run(self.q, self.cache)
 
@@ -138,12 +145,8 @@ def replays(step, backend, **options):
     prefill = BatchPrefillWithPagedKVCacheWrapper(use_cuda_graph=True, backend=backend)
 
     def plan():
-        lens = torch.tensor(step.kv_lens, dtype=torch.int32, device="cuda")
-        counts = -(-lens // step.page_size)
-        packed = torch.cat([step.table[i, : int(n)] for i, n in enumerate(counts)])
+        kv_indptr, packed, last = step.packed_table()
         packed = torch.nn.functional.pad(packed, (0, requests * pages - len(packed)))
-        kv_indptr = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
-        last = (lens - 1) % step.page_size + 1
         prefill.plan(indptr, kv_indptr, packed, last, *step.heads, step.dims[0], step.page_size, **options)
 
     plan()

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hopper_problem import decode_problem
 
 from warploom.attention.attention import ATTENTION, workspace_bytes
 from warploom.attention.backends.hopper.attention import hopper_tiles
 from warploom.attention.backends.hopper.boxes import box_rows
 from warploom.attention.backends.hopper.decode import decode_tiles
 from warploom.attention.options import AttentionOptions
-from warploom.attention.problems.attention import AttentionProblem
 from warploom.core.errors import UnsupportedError
 
 BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
@@ -21,13 +21,7 @@ DECODE = ATTENTION.backends["hopper_decode"]
 
 def problem(**changes):
     """Of a decode on an H200."""
-    fields = {
-        "phase": "decode", "kv_source": "paged", "page_size": 16, "few_rows": True,
-        "dtype_q": BF16, "dtype_kv": BF16, "dtype_o": BF16,
-        "num_qo_heads": 32, "num_kv_heads": 8, "head_dim_qk": 128, "head_dim_vo": 128,
-        "sm_count": 132, "device_type": "cuda", "arch": 90, "device_name": "NVIDIA H200",
-    }  # fmt: skip
-    return AttentionProblem(**fields | changes)
+    return decode_problem(**{"few_rows": True} | changes)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +90,7 @@ DIMS = (16, 64, 80, 96, 128, 192, 256)
 def test_decode_has_room(dims, itemsize, is_wide):
     tiles = decode_tiles(*dims, itemsize, is_wide)
     # What warps leave for one another, cursors, and barriers.
-    columns = 32 if tiles.warps == 4 or tiles.warps * 32 >= 8 * 16 else 16
-    static = tiles.warps * 16 * (columns + 6) * 4 + (tiles.warps + 1) * 128 + 512
+    static = tiles.warps * 16 * (32 + 6) * 4 + (tiles.warps + 1) * 128 + 512
     assert tiles.stages >= 2
     assert tiles.smem + static <= OF_A_BLOCK
     assert tiles.blocks_per_sm * (tiles.smem + static + OF_THE_SYSTEM) <= OF_AN_SM

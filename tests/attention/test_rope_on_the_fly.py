@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hopper_problem import decode_problem
 
 from warploom.attention.attention import ATTENTION
 from warploom.attention.backends.cuda.attention_kernel import kernel_shape, tile_keys
 from warploom.attention.backends.cuda.rope_turns import rope_turns
-from warploom.attention.problems.attention import AttentionProblem
 from warploom.core.testing import cases
 
 REVOLUTION = 2 * Fraction("3.14159265358979323846264338327950288419716939937510")  # in radians
@@ -75,14 +75,8 @@ def test_rotated_keys_have_room_in_shared_memory(case):
 
 
 def problem(**changes):
-    """Of a decode on an H200."""
-    fields = {
-        "phase": "decode", "kv_source": "paged", "page_size": 16, "pos_encoding": "ROPE_LLAMA",
-        "dtype_q": torch.bfloat16, "dtype_kv": torch.bfloat16, "dtype_o": torch.bfloat16,
-        "num_qo_heads": 32, "num_kv_heads": 8, "head_dim_qk": 128, "head_dim_vo": 128,
-        "sm_count": 132, "device_type": "cuda", "arch": 90, "device_name": "NVIDIA H200",
-    }  # fmt: skip
-    return AttentionProblem(**fields | changes)
+    """Of a decode on an H200 that rotates."""
+    return decode_problem(**{"pos_encoding": "ROPE_LLAMA"} | changes)
 
 
 @pytest.mark.parametrize(

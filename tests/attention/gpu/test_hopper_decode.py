@@ -179,21 +179,17 @@ def test_replays_plan_for_the_lengths_that_they_find(tile):
     buffers = [torch.zeros(n, dtype=torch.int32, device="cuda") for n in (5, 600, 4)]
     decode = CUDAGraphBatchDecodeWithPagedKVCacheWrapper(None, *buffers, backend=BACKEND)
 
-    def plan_for(kv_lens):
-        lens = torch.tensor(kv_lens, dtype=torch.int32, device="cuda")
-        counts = -(-lens // 16)
-        packed = torch.cat([step.table[i, : int(n)] for i, n in enumerate(counts)])
-        indptr = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
-        decode.plan(indptr, packed, (lens - 1) % 16 + 1, *step.heads, 128, 16)
+    def plan():
+        decode.plan(*step.packed_table(), *step.heads, 128, 16)
 
-    plan_for(step.kv_lens)
+    plan()
     decode.run_return_lse(step.q, step.cache)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         got = decode.run_return_lse(step.q, step.cache)
     for kv_lens in ([300, 2000, 64, 5], [1, 1, 1, 1], [16, 1999, 3, 5]):
         step.kv_lens = kv_lens
-        plan_for(kv_lens)
+        plan()
         graph.replay()
         close(got, step.plan_decode("cuda").run_return_lse(step.q, step.cache), step.dtype)
 

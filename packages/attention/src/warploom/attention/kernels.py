@@ -49,12 +49,12 @@ def _attention(
     return attention_spec(dtype, dtype_kv, dtype, head_dim, value_dim, has_wide, shape, source, has_rope)
 
 
+_NO_VARIANT = variant_source(())
 _HOPPER = (
-    hopper_spec(_BF16, _BF16, 128, 128, 16, variant_source(())),
+    hopper_spec(_BF16, _BF16, 128, 128, 16, _NO_VARIANT),
     hopper_spec(_FP16, _FP16, 64, 64, 0, variant_source((SOFT_CAP,))),
 )
 _HOPPER_HEADS = ((96, 96), (192, 128))
-_NO_VARIANT = variant_source(())
 # Types of queries and outputs, and of keys and values; heads; size of pages; whether tiles are large.
 _DECODES = (
     (_BF16, _BF16, (128, 128), 16, False),

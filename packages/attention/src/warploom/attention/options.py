@@ -16,7 +16,7 @@ from warploom.core.device import sm_count
 from warploom.core.errors import ArgumentError
 from warploom.core.tensors import as_dtype
 
-__all__ = ["FP8_DTYPES", "AttentionOptions"]
+__all__ = ["FEW_ROWS", "FP8_DTYPES", "AttentionOptions"]
 
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 WIDE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

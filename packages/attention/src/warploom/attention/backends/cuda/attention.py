@@ -34,16 +34,14 @@ class CudaAttention(PersistentAttention):
     name = "cuda"
     needs_gpu = True
     min_arch = 80
+    takes_fp8_caches = True
+    rotates = True
     query_alignment = 4
     output_columns = 4
 
     def supports(self, problem: AttentionProblem) -> Support:
         stages, is_fp8 = self.kernel_shape(problem, False).stages, problem.dtype_kv in FP8_DTYPES
         return Support.of(
-            (
-                problem.dtype_kv == problem.dtype_q or is_fp8,
-                f"keys and values must be {problem.dtype_q} or fp8, not {problem.dtype_kv}",
-            ),
             (
                 not is_fp8 or (problem.head_dim_qk % 16 == 0 and problem.head_dim_vo % 16 == 0),
                 "head dims of fp8 keys and values must be multiples of 16, which is what is copied at once",

@@ -9,12 +9,13 @@ import torch
 
 from warploom.attention.backends.cuda.rope_turns import RopeTurns
 from warploom.attention.backends.cuda.variant_source import MAX_ARGUMENTS, VariantSource
+from warploom.attention.options import FEW_ROWS
 from warploom.core.jit import Divisor, KernelSpec, ParamStruct, cpp_type, f32, i32, i64, ptr
 
 __all__ = ["THREADS", "AttentionParams", "KernelShape", "attention_spec", "common_config", "kernel_shape", "tile_keys"]
 
 THREADS = 128
-NARROW_ROWS, WIDE_ROWS = 16, 64  # of query tiles
+NARROW_ROWS, WIDE_ROWS = FEW_ROWS, 64  # of query tiles
 
 _STATIC_BYTES = 12 * 1024  # of each block, with what the driver takes
 _SHARED_KILOBYTES = {80: 164, 87: 164, 90: 228, 100: 228, 103: 228}  # of an SM; others have 100

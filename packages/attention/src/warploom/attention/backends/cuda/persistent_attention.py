@@ -22,6 +22,7 @@ from warploom.attention.backends.cuda.variant_source import (
     variant_arguments,
     variant_source,
 )
+from warploom.attention.options import FP8_DTYPES
 from warploom.attention.plan import AttentionBackend, AttentionCall, AttentionPlan, PreparedCall
 from warploom.attention.problems.attention import AttentionProblem
 from warploom.attention.schedule import WorkSchedule, WorkShape
@@ -31,10 +32,10 @@ from warploom.core.descriptors import TensorView
 from warploom.core.jit import KernelSpec, PreparedLaunch, divisor_fields
 from warploom.core.workspace import WorkspaceLayout
 
-__all__ = ["WIDE_DTYPES", "PersistentAttention"]
+__all__ = ["HALF_DTYPES", "PersistentAttention"]
 
-WIDE_DTYPES = (torch.float16, torch.bfloat16)
-_OUTPUTS = (*WIDE_DTYPES, torch.float32)
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+_OUTPUTS = (*HALF_DTYPES, torch.float32)
 _MOST_PLACES = 1024  # of keys and values: a cache for each layer
 _CALL_TENSORS = 5  # with which `AttentionParams` begins: those of `PreparedCall`
 _PLAN_TENSORS = (
@@ -73,13 +74,19 @@ class PersistentAttention(AttentionBackend):
     ----------
     query_dtypes : tuple of torch.dtype
         Types of queries.
+    takes_fp8_caches : bool
+        With queries of 16 bits.
+    rotates : bool
+        Queries and keys, on the fly.
     query_alignment : int
         Bytes to which rows of queries are aligned.
     output_columns : int
         That are written at once, which rows of outputs are aligned to, up to 16 bytes.
     """
 
-    query_dtypes: ClassVar[tuple[torch.dtype, ...]] = WIDE_DTYPES
+    query_dtypes: ClassVar[tuple[torch.dtype, ...]] = HALF_DTYPES
+    takes_fp8_caches: ClassVar[bool]
+    rotates: ClassVar[bool] = False
     query_alignment: ClassVar[int]
     output_columns: ClassVar[int]
 
@@ -114,8 +121,14 @@ class PersistentAttention(AttentionBackend):
     def common_conditions(self, problem: AttentionProblem) -> tuple[tuple[bool, str], ...]:
         """What every such kernel needs, each with the reason why it refuses else."""
         known = ", ".join(str(dtype) for dtype in self.query_dtypes)
+        or_fp8 = " or fp8" if self.takes_fp8_caches else ""
         return (
             (problem.dtype_q in self.query_dtypes, f"takes queries of {known}, not {problem.dtype_q}"),
+            (
+                problem.dtype_kv == problem.dtype_q or (self.takes_fp8_caches and problem.dtype_kv in FP8_DTYPES),
+                f"keys and values must be {problem.dtype_q}{or_fp8}, not {problem.dtype_kv}",
+            ),
+            (self.rotates or problem.pos_encoding != "ROPE_LLAMA", "does not rotate queries and keys on the fly"),
             (problem.dtype_o in _OUTPUTS, f"writes float16, bfloat16 and float32, not {problem.dtype_o}"),
         )
 

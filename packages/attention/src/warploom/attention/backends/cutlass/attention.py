@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from warploom.attention.backends.cuda.attention_kernel import KernelShape
-from warploom.attention.backends.cuda.persistent_attention import WIDE_DTYPES
+from warploom.attention.backends.cuda.persistent_attention import HALF_DTYPES
 from warploom.attention.backends.cuda.variant_source import VariantSource
 from warploom.attention.backends.hopper.attention import HopperAttention
 from warploom.attention.backends.reference.attention import ReferenceAttention
@@ -56,7 +56,7 @@ class CuteAttention(HopperAttention):
     """What serves tensors on a GPU."""
 
     name = "cutlass"
-    query_dtypes = WIDE_DTYPES
+    query_dtypes = HALF_DTYPES
     head_dims = ((64, 64), (128, 128))
 
     def supports(self, problem: AttentionProblem) -> Support:

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 
 from warploom.attention.backends.cuda.attention_kernel import NARROW_ROWS, AttentionParams, KernelShape, common_config
-from warploom.attention.backends.cuda.persistent_attention import WIDE_DTYPES, PersistentAttention
+from warploom.attention.backends.cuda.persistent_attention import HALF_DTYPES, PersistentAttention
 from warploom.attention.backends.cuda.schedule import TileSizes
 from warploom.attention.backends.cuda.variant_source import VariantSource
 from warploom.attention.backends.hopper.boxes import NO_MAP, SPAN, box_rows, key_value_map
@@ -45,8 +45,6 @@ class HopperTiles(NamedTuple):
 _UNTURNED = 3  # stages of values of 8 bits before they are turned
 # Of heads of keys and values: keys of a tile, as many as have registers beside the outputs, and items.
 _TILES = {(64, 64): (128, 2), (96, 96): (128, 2), (128, 128): (128, 2), (192, 128): (128, 1), (256, 256): (64, 1)}
-
-
 _FP8_HEADS = ((64, 64), (128, 128))  # that have 8 bits
 
 
@@ -107,7 +105,8 @@ class HopperAttention(PersistentAttention):
     name = "hopper"
     needs_gpu = True
     min_arch = 90
-    query_dtypes: ClassVar[tuple[torch.dtype, ...]] = (*WIDE_DTYPES, torch.float8_e4m3fn)
+    query_dtypes: ClassVar[tuple[torch.dtype, ...]] = (*HALF_DTYPES, torch.float8_e4m3fn)
+    takes_fp8_caches = False
     query_alignment = 16
     output_columns = 8
     head_dims: ClassVar[Iterable[tuple[int, int]]] = _TILES.keys()
@@ -115,14 +114,12 @@ class HopperAttention(PersistentAttention):
     def supports(self, problem: AttentionProblem) -> Support:
         is_fp8 = problem.dtype_q == torch.float8_e4m3fn
         dims, heads = (problem.head_dim_qk, problem.head_dim_vo), list(_FP8_HEADS if is_fp8 else self.head_dims)
-        pages_fit = not is_fp8 or box_rows(problem.page_size, _ROWS) > 0
+        pages_fit = not is_fp8 or dims not in heads or _rows_at_once(problem) > 0
         return Support.of(
             (problem.arch == 90, f"wgmma is an instruction of sm_90a, not of sm_{problem.arch}"),
-            (problem.dtype_kv == problem.dtype_q, f"keys and values must be {problem.dtype_q}, not {problem.dtype_kv}"),
             (dims in heads, f"takes heads of keys and values of {heads}, not {dims}"),
             (pages_fit, f"pages of fp8 keys must have a multiple of 8 entries, not {problem.page_size}"),
             *self.common_conditions(problem),
-            (problem.pos_encoding != "ROPE_LLAMA", "does not rotate queries and keys on the fly"),
             (
                 not (is_fp8 and problem.has_other_variants),
                 "with fp8 queries takes causal masks, windows and soft caps, no other variants",

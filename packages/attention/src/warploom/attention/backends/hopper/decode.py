@@ -12,7 +12,6 @@ from warploom.attention.backends.cuda.persistent_attention import PersistentAtte
 from warploom.attention.backends.cuda.schedule import TileSizes
 from warploom.attention.backends.cuda.variant_source import VariantSource
 from warploom.attention.backends.hopper.boxes import SPAN, box_rows, key_value_map
-from warploom.attention.options import FP8_DTYPES
 from warploom.attention.plan import AttentionPlan
 from warploom.attention.problems.attention import AttentionProblem
 from warploom.attention.tables import RequestTables
@@ -93,23 +92,18 @@ class HopperDecode(PersistentAttention):
     name = "hopper_decode"
     needs_gpu = True
     min_arch = 90
+    takes_fp8_caches = True
     query_alignment = 4
     output_columns = 4
 
     def supports(self, problem: AttentionProblem) -> Support:
-        is_fp8, dims = problem.dtype_kv in FP8_DTYPES, (problem.head_dim_qk, problem.head_dim_vo)
-        least = _tiles(problem, False).keys if not problem.page_size else problem.page_size
+        dims = problem.head_dim_qk, problem.head_dim_vo
         return Support.of(
             (problem.arch == 90, f"its barriers and copies are those of sm_90, not of sm_{problem.arch}"),
             (problem.few_rows, f"takes requests that are known to have at most {NARROW_ROWS} rows of queries"),
-            (
-                problem.dtype_kv == problem.dtype_q or is_fp8,
-                f"keys and values must be {problem.dtype_q} or fp8, not {problem.dtype_kv}",
-            ),
             (all(dim % 16 == 0 for dim in dims), f"head dims must be multiples of 16, not {dims}"),
-            (least % 16 == 0, f"pages must have a multiple of 16 entries, not {problem.page_size}"),
+            (problem.page_size % 16 == 0, f"pages must have a multiple of 16 entries, not {problem.page_size}"),
             *self.common_conditions(problem),
-            (problem.pos_encoding != "ROPE_LLAMA", "does not rotate queries and keys on the fly"),
             (not problem.has_other_variants, "of the variants it takes causal masks, windows and soft caps"),
         )
 

@@ -78,6 +78,8 @@ struct DecodeKeyValues {
   }
 };
 
+constexpr int kDecodeBarrier = 1;  // of the warps that compute
+
 // What a warp looks up for every tile, because registers are few.
 struct ItemEnds {
   SeenKeys seen;
@@ -88,9 +90,9 @@ template <class Config>
 struct DecodeStorage {
   struct Team {
     static constexpr int kWarps = Config::kWarps;
-    static constexpr int kColumns = Config::kWarps * kWarpSize >= 8 * kWarpRows ? 32 : 16;
+    static constexpr int kColumns = 32;
 
-    WL_DEVICE static void sync() { sync_threads_of(1, kWarps * kWarpSize); }
+    WL_DEVICE static void sync() { sync_threads_of(kDecodeBarrier, kWarps * kWarpSize); }
   };
 
   Ring<Config::kStages> ring;
@@ -221,9 +223,7 @@ struct DecodeGroup {
     const ItemShares shares = ItemShares::of(group, storage.chunk, item);
     const int slot = writer.slot_of(group, shares);
     SharedRowsResult<Config, Tile, typename Storage::Team>{storage.rows, writer, slot}.write(tile);
-    if (slot < 0) return;
-    Storage::Team::sync();
-    if (any_of_threads(1, kThreads, threadIdx.x == 0 && arrive_at_item(params, shares))) writer.merge(shares, threadIdx.x, kThreads);
+    if (slot >= 0) writer.merge_if_last(shares, kDecodeBarrier, kThreads);
   }
 };
 

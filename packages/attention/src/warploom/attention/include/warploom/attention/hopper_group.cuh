@@ -152,7 +152,7 @@ struct HopperGroup {
     Few::Team::sync();  // nobody reads queries any more
     typename Few::Result{reinterpret_cast<SharedRows<typename Few::Team>&>(*queries), writer, slot}.write(tile);
     fence_async_proxy();  // the next queries may come by TMA
-    if (slot >= 0) merge(writer, shares, kItemBarrier, kComputingGroups * kGroupThreads);
+    if (slot >= 0) writer.merge_if_last(shares, kItemBarrier, kComputingGroups * kGroupThreads);
   }
 
   // Puts together what the warpgroups have of the same rows, by way of where the queries were: whether this one has it then.
@@ -194,14 +194,7 @@ struct HopperGroup {
     if (slot < 0) return;
     // A barrier for each number of threads: the other warpgroup may be at the end of the next item already.
     const int threads = (tiles.is_shared ? kComputingGroups : 1) * kGroupThreads;
-    merge(writer, shares, tiles.is_shared ? kItemBarrier : kGroupBarrier + Warpgroup::number(), threads);
-  }
-
-  // Leaves an item that is shared by blocks; merges their results if all have left.
-  WL_DEVICE void merge(const Writer& writer, const ItemShares& shares, int barrier, int threads) const {
-    sync_threads_of(barrier, threads);
-    const bool is_last = any_of_threads(barrier, threads, threadIdx.x == 0 && arrive_at_item(params, shares));
-    if (is_last) writer.merge(shares, threadIdx.x, threads);
+    writer.merge_if_last(shares, tiles.is_shared ? kItemBarrier : kGroupBarrier + Warpgroup::number(), threads);
   }
 };
 

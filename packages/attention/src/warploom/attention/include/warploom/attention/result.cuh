@@ -4,6 +4,7 @@
 
 #include "warploom/attention/softmax_rows.cuh"
 #include "warploom/reduce.cuh"
+#include "warploom/sync.cuh"
 #include "warploom/vec.cuh"
 
 namespace warploom::attention {
@@ -151,6 +152,13 @@ struct ResultWriter {
 #pragma unroll
       for (int i = 0; i < kRows; ++i) write_merged(merged[i], (first + i * threads) / kLanes, (first + i * threads) % kLanes * 4);
     }
+  }
+
+  // By threads 0 to `threads` - 1 of a block, who meet at `barrier`, once they have written the block's partial results.
+  WL_DEVICE void merge_if_last(const ItemShares& shares, int barrier, int threads) const {
+    sync_threads_of(barrier, threads);
+    const bool is_last = any_of_threads(barrier, threads, threadIdx.x == 0 && arrive_at_item(params, shares));
+    if (is_last) merge(shares, threadIdx.x, threads);
   }
 
   WL_DEVICE void write_merged(const Merged& merged, int row, int column) const {
