@@ -11,8 +11,8 @@ ADVERSARIAL_SCALES = (0.0, 1.0, 1e-3, 1e-40, 1e30, 3e-39, 1e-20, 7.0)
 
 def elementwise(scale, shape, granularity):
     """A block scale ``[row_blocks, column_blocks]`` for every element of `shape`, in float64."""
-    rows = torch.arange(shape[0]) // granularity[0]
-    columns = torch.arange(shape[1]) // granularity[1]
+    rows = torch.arange(shape[0], device=scale.device) // granularity[0]
+    columns = torch.arange(shape[1], device=scale.device) // granularity[1]
     return scale.double()[rows][:, columns]
 
 
@@ -73,3 +73,30 @@ def quantize_block(block, dtype, eps, power_of_two=False):
         elif power_of_two:
             inverse = np.float32(1) / scale
         return round_to_fp8(x * inverse, dtype), scale
+
+
+def product_bound(a, b):
+    """How far a product of tensor cores may be from the exact one, as a share of the product of magnitudes.
+
+    Of 16-bit operands sums are float32, cut rather than rounded: at most one unit of 2**-23 for each of K / 8 additions
+    and a few more. Of 8-bit operands an instruction adds 32 products to what is there, all cut to 13 bits after the
+    largest's first.
+    """
+    return 33 * 2.0**-13 if a.element_size() == 1 else max(a.shape[-1], 8) / 8 * 2.0**-22
+
+
+def assert_product(actual, a, b, a_scale=None, b_scale=None, granularity=None, bias=None):
+    """``actual == a @ b.T`` of float64, with scales of blocks, up to the tensor cores' sums and its own rounding."""
+    left, right = a.double(), b.double()
+    if a_scale is not None:
+        gm, gn, gk = granularity
+        left = left * elementwise(a_scale.to(a.device), a.shape, (gm, gk))
+        right = right * elementwise(b_scale.to(b.device), b.shape, (gn, gk))
+    exact = left @ right.T if bias is None else left @ right.T + bias.double()
+    magnitudes = left.abs() @ right.abs().T
+    bound = exact.abs() * torch.finfo(actual.dtype).eps + magnitudes * product_bound(a, b) + 1e-30
+    wrong = ~((actual.double() - exact).abs() <= bound)
+    if wrong.any():
+        first = tuple(wrong.nonzero()[0].tolist())
+        shown = f"{int(wrong.sum())} of {wrong.numel()}, first at {first}: {actual[first]} for {exact[first]}"
+        raise AssertionError(shown)

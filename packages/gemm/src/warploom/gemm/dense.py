@@ -11,14 +11,15 @@ from warploom.core.device import device_guard
 from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.cublaslt.dense import CublasltBmm, CublasltMm
+from warploom.gemm.backends.hopper.dense import HopperDense
 from warploom.gemm.backends.reference.dense import ReferenceDense
 from warploom.gemm.formats import FLOAT_DTYPES, HALF_DTYPES, output
 from warploom.gemm.problems.dense import DenseProblem
 
 __all__ = ["BMM_BF16", "MM_BF16", "bmm_bf16", "mm_bf16"]
 
-MM_BF16 = Operator("mm_bf16", family="gemm", backends=(CublasltMm(), ReferenceDense()))
-BMM_BF16 = Operator("bmm_bf16", family="gemm", backends=(CublasltBmm(), ReferenceDense()))
+MM_BF16 = Operator("mm_bf16", family="gemm", backends=(CublasltMm(), HopperDense(), ReferenceDense()))
+BMM_BF16 = Operator("bmm_bf16", family="gemm", backends=(CublasltBmm(), HopperDense(), ReferenceDense()))
 
 
 def mm_bf16(

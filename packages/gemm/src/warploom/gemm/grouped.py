@@ -16,6 +16,7 @@ from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker, as_dtype
 from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.cublaslt.grouped import CublasltGrouped, CublasltGroupedScaled
+from warploom.gemm.backends.hopper.grouped import HopperGrouped, HopperGroupedScaled
 from warploom.gemm.backends.reference.grouped import ReferenceGrouped, ReferenceGroupedScaled
 from warploom.gemm.formats import FP8_DTYPES, HALF_DTYPES, check_out_dtype, output
 from warploom.gemm.offsets import check_offsets, group_offsets
@@ -24,8 +25,12 @@ from warploom.gemm.scaled import scale_rows
 
 __all__ = ["GROUPED_MM_BF16", "GROUPED_MM_FP8", "grouped_mm_bf16", "grouped_mm_fp8"]
 
-GROUPED_MM_BF16 = Operator("grouped_mm_bf16", family="gemm", backends=(CublasltGrouped(), ReferenceGrouped()))
-GROUPED_MM_FP8 = Operator("grouped_mm_fp8", family="gemm", backends=(CublasltGroupedScaled(), ReferenceGroupedScaled()))
+GROUPED_MM_BF16 = Operator(
+    "grouped_mm_bf16", family="gemm", backends=(HopperGrouped(), CublasltGrouped(), ReferenceGrouped())
+)
+GROUPED_MM_FP8 = Operator(
+    "grouped_mm_fp8", family="gemm", backends=(HopperGroupedScaled(), CublasltGroupedScaled(), ReferenceGroupedScaled())
+)
 
 
 def grouped_mm_bf16(

@@ -13,6 +13,7 @@ from warploom.core.backends import Operator
 from warploom.core.device import device_guard
 from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op
+from warploom.gemm.backends.hopper.grouped_groupwise import HopperGroupedGroupwise
 from warploom.gemm.backends.reference.grouped_groupwise import ReferenceGroupedGroupwise
 from warploom.gemm.formats import FP8_DTYPES, output
 from warploom.gemm.offsets import check_offsets, group_offsets
@@ -22,7 +23,7 @@ from warploom.gemm.scales import Granularity, ceil_div, check_granularity, check
 __all__ = ["GROUP_GEMM_FP8_NT_GROUPWISE", "group_gemm_fp8_nt_groupwise"]
 
 GROUP_GEMM_FP8_NT_GROUPWISE = Operator(
-    "group_gemm_fp8_nt_groupwise", family="gemm", backends=(ReferenceGroupedGroupwise(),)
+    "group_gemm_fp8_nt_groupwise", family="gemm", backends=(HopperGroupedGroupwise(), ReferenceGroupedGroupwise())
 )
 
 

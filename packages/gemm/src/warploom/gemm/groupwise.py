@@ -12,6 +12,7 @@ from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker, as_tensor
 from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.cublaslt.groupwise import CublasltGroupwise
+from warploom.gemm.backends.hopper.groupwise import HopperGroupwise
 from warploom.gemm.backends.reference.groupwise import ReferenceGroupwise
 from warploom.gemm.formats import FP8_DTYPES, output
 from warploom.gemm.problems.groupwise import GroupwiseProblem
@@ -26,7 +27,7 @@ __all__ = [
 ]
 
 GEMM_FP8_NT_GROUPWISE = Operator(
-    "gemm_fp8_nt_groupwise", family="gemm", backends=(CublasltGroupwise(), ReferenceGroupwise())
+    "gemm_fp8_nt_groupwise", family="gemm", backends=(HopperGroupwise(), CublasltGroupwise(), ReferenceGroupwise())
 )
 _BLOCK = 128
 

@@ -10,6 +10,7 @@ from warploom.core.backends import Operator
 from warploom.core.device import device_guard
 from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op
+from warploom.gemm.backends.hopper.masked import HopperMaskedGroupwise
 from warploom.gemm.backends.reference.masked import ReferenceMaskedGroupwise
 from warploom.gemm.formats import FP8_DTYPES, output
 from warploom.gemm.offsets import INDEX_DTYPES, check_indices
@@ -19,7 +20,7 @@ from warploom.gemm.scales import Granularity, ceil_div, check_granularity, check
 __all__ = ["BATCH_GEMM_FP8_NT_GROUPWISE_MASKED", "batch_gemm_fp8_nt_groupwise_masked"]
 
 BATCH_GEMM_FP8_NT_GROUPWISE_MASKED = Operator(
-    "batch_gemm_fp8_nt_groupwise_masked", family="gemm", backends=(ReferenceMaskedGroupwise(),)
+    "batch_gemm_fp8_nt_groupwise_masked", family="gemm", backends=(HopperMaskedGroupwise(), ReferenceMaskedGroupwise())
 )
 
 

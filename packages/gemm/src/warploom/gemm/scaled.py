@@ -12,14 +12,15 @@ from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.cublaslt.scaled import CublasltScaledBmm, CublasltScaledMm
+from warploom.gemm.backends.hopper.scaled import HopperScaled
 from warploom.gemm.backends.reference.scaled import ReferenceScaled
 from warploom.gemm.formats import FLOAT_DTYPES, FP8_DTYPES, output
 from warploom.gemm.problems.scaled import ScaledProblem
 
 __all__ = ["BMM_FP8", "MM_FP8", "bmm_fp8", "mm_fp8", "scale_rows"]
 
-MM_FP8 = Operator("mm_fp8", family="gemm", backends=(CublasltScaledMm(), ReferenceScaled()))
-BMM_FP8 = Operator("bmm_fp8", family="gemm", backends=(CublasltScaledBmm(), ReferenceScaled()))
+MM_FP8 = Operator("mm_fp8", family="gemm", backends=(HopperScaled(), CublasltScaledMm(), ReferenceScaled()))
+BMM_FP8 = Operator("bmm_fp8", family="gemm", backends=(HopperScaled(), CublasltScaledBmm(), ReferenceScaled()))
 
 
 def scale_rows(check: Checker, name: str, scale: Any, rows: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.cublaslt.segment import CublasltSegment
+from warploom.gemm.backends.hopper.segment import HopperSegment
 from warploom.gemm.backends.reference.segment import ReferenceSegment
 from warploom.gemm.formats import FLOAT_DTYPES, output
 from warploom.gemm.offsets import INDEX_DTYPES, check_indices, check_offsets
@@ -19,7 +20,9 @@ from warploom.gemm.problems.segment import SegmentProblem
 
 __all__ = ["SEGMENT_GEMM", "SegmentGEMMWrapper"]
 
-SEGMENT_GEMM = Operator("segment_gemm", family="gemm", backends=(CublasltSegment(), ReferenceSegment()))
+SEGMENT_GEMM = Operator(
+    "segment_gemm", family="gemm", backends=(HopperSegment(), CublasltSegment(), ReferenceSegment())
+)
 
 
 class SegmentGEMMWrapper:

@@ -38,6 +38,17 @@ WL_DEVICE void store_matrices(uint32_t address, const uint32_t (&from)[4]) {
                "r"(from[2]), "r"(from[3])
                : "memory");
 }
+// What comes to lie in a row there is a column of a matrix.
+WL_DEVICE void store_matrices_transposed(uint32_t address, const uint32_t (&from)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(from[0]), "r"(from[1]),
+               "r"(from[2]), "r"(from[3])
+               : "memory");
+}
+// Two matrices; lanes 0 to 15 have the addresses.
+WL_DEVICE void store_matrices_transposed(uint32_t address, const uint32_t (&from)[2]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(from[0]), "r"(from[1])
+               : "memory");
+}
 #endif
 
 // sums += A B, 16 x 16 by 16 x 8. `T` of 8 bits is e4m3 (sm_89), whose operands are the same bytes: 32 columns of A.

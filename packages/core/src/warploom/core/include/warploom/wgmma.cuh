@@ -62,8 +62,11 @@ WL_DEVICE uint32_t wgmma_uniform(uint32_t operand) { return __shfl_sync(kFullMas
 constexpr uint32_t kWgmmaLayout = (1024 >> 4) | 1u << 30;
 
 // A product is one asm statement that lists all its operands. The sums come first, and have the same names for every type.
+#define WL_WGMMA_NAMES_1 "%0, %1, %2, %3"
+#define WL_WGMMA_NAMES_2 WL_WGMMA_NAMES_1 ", %4, %5, %6, %7"
+#define WL_WGMMA_NAMES_4 WL_WGMMA_NAMES_2 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define WL_WGMMA_NAMES_8 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  WL_WGMMA_NAMES_4 ", " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define WL_WGMMA_NAMES_12 \
   WL_WGMMA_NAMES_8 ", " \
@@ -79,8 +82,11 @@ constexpr uint32_t kWgmmaLayout = (1024 >> 4) | 1u << 30;
   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define WL_WGMMA_BLOCK(j) \
   "+f"(sums[j][0]), "+f"(sums[j][1]), "+f"(sums[j][2]), "+f"(sums[j][3])
+#define WL_WGMMA_SUMS_1 WL_WGMMA_BLOCK(0)
+#define WL_WGMMA_SUMS_2 WL_WGMMA_SUMS_1, WL_WGMMA_BLOCK(1)
+#define WL_WGMMA_SUMS_4 WL_WGMMA_SUMS_2, WL_WGMMA_BLOCK(2), WL_WGMMA_BLOCK(3)
 #define WL_WGMMA_SUMS_8 \
-  WL_WGMMA_BLOCK(0), WL_WGMMA_BLOCK(1), WL_WGMMA_BLOCK(2), WL_WGMMA_BLOCK(3), \
+  WL_WGMMA_SUMS_4, \
   WL_WGMMA_BLOCK(4), WL_WGMMA_BLOCK(5), WL_WGMMA_BLOCK(6), WL_WGMMA_BLOCK(7)
 #define WL_WGMMA_SUMS_12 \
   WL_WGMMA_SUMS_8, \
@@ -96,14 +102,14 @@ constexpr uint32_t kWgmmaLayout = (1024 >> 4) | 1u << 30;
   WL_WGMMA_BLOCK(28), WL_WGMMA_BLOCK(29), WL_WGMMA_BLOCK(30), WL_WGMMA_BLOCK(31)
 
 // Both operands in shared memory; `a` to `layout` are the names of what follows the sums, `type` is that of the operands with how
-// many of them are summed over at once, `order` whether they lie along what is summed over, which those of 8 bits have to.
+// many of them are summed over at once, `order` the names of whether they are wgmma_columns(), which those of 8 bits cannot be.
 #define WL_WGMMA_OF_ROWS(columns, type, depth, order, blocks, a, b, adds_up, layout) \
   asm volatile( \
       "{\n.reg .pred p;\n.reg .b64 a, b;\nmov.b64 a, {" a ", " layout "};\nmov.b64 b, {" b ", " layout "};\n" \
       "setp.ne.b32 p, " adds_up ", 0;\nwgmma.mma_async.sync.aligned.m64n" columns depth ".f32." type "." type \
       " {" WL_WGMMA_NAMES_##blocks "}, a, b, p, 1, 1" order ";\n}" \
       : WL_WGMMA_SUMS_##blocks \
-      : "r"(rows_of_a), "r"(rows_of_b), "r"(int(adds)), "r"(kWgmmaLayout))
+      : "r"(operand_a), "r"(operand_b), "r"(int(adds)), "r"(kWgmmaLayout), "n"(int(kColumnsOfA)), "n"(int(kColumnsOfB)))
 
 // A in registers, with the names `a`.
 #define WL_WGMMA_OF_REGISTERS(columns, type, depth, order, blocks, a, b, layout) \
@@ -144,13 +150,23 @@ struct Wgmma {
   static constexpr WgmmaType kType = WgmmaTypeOf<T>::kType;
   static constexpr int kDepth = 32 / int(sizeof(T));  // elements that are summed over
 
-  // sums = A B, or sums += A B, of operands by wgmma_rows().
-  WL_DEVICE static void run(float (&sums)[kBlocks][4], uint32_t rows_of_a, uint32_t rows_of_b, bool adds) {
-    static_assert(kBlocks == 8 || kBlocks == 16, "sums have 64 or 128 columns");
-    if constexpr (kBlocks == 8) {
-      WL_WGMMA_OF_TYPE(WL_WGMMA_OF_ROWS, "64", ", 0, 0", 8, "%32", "%33", "%34", "%35");
+  // sums = A B, or sums += A B, of operands by wgmma_rows(), or by wgmma_columns() if so said and they have 16 bits.
+  template <bool kColumnsOfA = false, bool kColumnsOfB = false>
+  WL_DEVICE static void run(float (&sums)[kBlocks][4], uint32_t operand_a, uint32_t operand_b, bool adds) {
+    static_assert(kBlocks <= 32 && (kBlocks & (kBlocks - 1)) == 0, "sums have 8, 16, 32, 64, 128 or 256 columns");
+    static_assert(sizeof(T) == 2 || !(kColumnsOfA || kColumnsOfB), "operands of 8 bits lie along what is summed over");
+    if constexpr (kBlocks == 1) {
+      WL_WGMMA_OF_TYPE(WL_WGMMA_OF_ROWS, "8", ", %8, %9", 1, "%4", "%5", "%6", "%7");
+    } else if constexpr (kBlocks == 2) {
+      WL_WGMMA_OF_TYPE(WL_WGMMA_OF_ROWS, "16", ", %12, %13", 2, "%8", "%9", "%10", "%11");
+    } else if constexpr (kBlocks == 4) {
+      WL_WGMMA_OF_TYPE(WL_WGMMA_OF_ROWS, "32", ", %20, %21", 4, "%16", "%17", "%18", "%19");
+    } else if constexpr (kBlocks == 8) {
+      WL_WGMMA_OF_TYPE(WL_WGMMA_OF_ROWS, "64", ", %36, %37", 8, "%32", "%33", "%34", "%35");
+    } else if constexpr (kBlocks == 16) {
+      WL_WGMMA_OF_TYPE(WL_WGMMA_OF_ROWS, "128", ", %68, %69", 16, "%64", "%65", "%66", "%67");
     } else {
-      WL_WGMMA_OF_TYPE(WL_WGMMA_OF_ROWS, "128", ", 0, 0", 16, "%64", "%65", "%66", "%67");
+      WL_WGMMA_OF_TYPE(WL_WGMMA_OF_ROWS, "256", ", %132, %133", 32, "%128", "%129", "%130", "%131");
     }
   }
 
@@ -169,11 +185,17 @@ struct Wgmma {
   }
 };
 
+#undef WL_WGMMA_NAMES_1
+#undef WL_WGMMA_NAMES_2
+#undef WL_WGMMA_NAMES_4
 #undef WL_WGMMA_NAMES_8
 #undef WL_WGMMA_NAMES_12
 #undef WL_WGMMA_NAMES_16
 #undef WL_WGMMA_NAMES_32
 #undef WL_WGMMA_BLOCK
+#undef WL_WGMMA_SUMS_1
+#undef WL_WGMMA_SUMS_2
+#undef WL_WGMMA_SUMS_4
 #undef WL_WGMMA_SUMS_8
 #undef WL_WGMMA_SUMS_12
 #undef WL_WGMMA_SUMS_16

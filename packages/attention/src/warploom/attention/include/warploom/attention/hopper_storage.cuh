@@ -7,16 +7,17 @@
 #include "warploom/swizzled_rows.cuh"
 #include "warploom/sync.cuh"
 #include "warploom/tma.cuh"
+#include "warploom/warpgroup.cuh"
 
 namespace warploom::attention {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 constexpr int kComputingGroups = 2;
-constexpr int kGroupRows = 64;
+constexpr int kGroupRows = Warpgroup::kRows;
 constexpr int kFewRows = kWarpRows;  // of an item, that are no work for wgmma
-constexpr int kGroupWarps = 4;
-constexpr int kGroupThreads = kGroupWarps * kWarpSize;
+constexpr int kGroupWarps = Warpgroup::kWarps;
+constexpr int kGroupThreads = Warpgroup::kThreads;
 
 // Barriers beside 0, which is that of all threads.
 constexpr int kTurnBarrier = 1;                                 // of each computing warpgroup, when it is its turn
@@ -30,12 +31,6 @@ struct HopperMaps {
   const TensorMap* keys;
   const TensorMap* values;
   const TensorMap* outputs;
-};
-
-struct Warpgroup {
-  WL_DEVICE static int number() { return int(threadIdx.x / kGroupThreads); }
-  WL_DEVICE static int thread() { return int(threadIdx.x % kGroupThreads); }
-  WL_DEVICE static int warp() { return int(threadIdx.x / kWarpSize % kGroupWarps); }
 };
 
 template <class Config>

@@ -1,0 +1,37 @@
+"""Products of 16-bit operands on Hopper by the kernel of `gemm_hopper.cuh`."""
+
+from __future__ import annotations
+
+import torch
+
+from warploom.core.backends import Backend, Support
+from warploom.gemm.backends.hopper.gemm_kernel import Operands
+from warploom.gemm.backends.hopper.product import product_support, run_product
+from warploom.gemm.problems.dense import DenseProblem
+
+__all__ = ["HopperDense"]
+
+
+class HopperDense(Backend):
+    """`mm_bf16` and `bmm_bf16`."""
+
+    name = "hopper"
+    needs_gpu = True
+    min_arch = 90
+
+    def supports(self, problem: DenseProblem) -> Support:
+        dtypes = problem.dtype, problem.dtype, problem.out_dtype
+        return product_support(problem.arch, dtypes, (problem.batch, problem.m, problem.n, problem.k))
+
+    def run(
+        self,
+        problem: DenseProblem,
+        out: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        bias: torch.Tensor | None = None,
+    ) -> None:
+        if a.dim() == 2:
+            out, a, b = out.unsqueeze(0), a.unsqueeze(0), b.unsqueeze(0)
+        bias = bias if bias is None else bias.contiguous()
+        run_product(Operands(out, a, b.mT, problem.batch, bias=bias), problem.m)

@@ -1,0 +1,233 @@
+"""Launch of the products of `gemm_hopper.cuh`."""
+
+from __future__ import annotations
+
+import functools
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+
+from warploom.core.descriptors import TensorMap, tensor_map
+from warploom.core.device import sm_count
+from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, i64, ptr
+from warploom.gemm.backends.hopper.split_space import split_space
+from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, GemmTiles, ProductShape, shares_column_scale
+from warploom.gemm.scales import ceil_div
+
+__all__ = ["Activation", "GemmParams", "Grouping", "KernelKind", "Operands", "Scaling", "gemm_spec", "multiply"]
+
+_BIAS_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_BAND_TOKENS = 2048  # whose tiles meet a tile of weights before the next does
+
+
+class Grouping(IntEnum):
+    """How many tokens each matrix of weights has: as many, by offsets in one list of tokens, or by counts."""
+
+    UNIFORM = 0
+    OFFSETS = 1
+    COUNTS = 2
+
+
+class Scaling(IntEnum):
+    NONE = 0
+    AT_END = 1
+    OF_BLOCKS = 2
+
+
+class Activation(IntEnum):
+    NONE = 0
+    RELU = 1
+    GELU = 2
+    SILU = 3
+
+
+class GemmParams(ParamStruct):
+    cpp_name = "warploom::gemm::GemmParams"
+    out: ptr
+    token_scales: ptr
+    weight_scales: ptr
+    bias: ptr
+    sizes: ptr
+    weight_indices: ptr
+    partials: ptr
+    arrivals: ptr
+    out_group_stride: i64
+    out_row_stride: i64
+    token_scale_group_stride: i64
+    weight_scale_group_stride: i64
+    token_scale_row_stride: i32
+    token_scale_k_stride: i32
+    weight_scale_row_stride: i32
+    weight_scale_k_stride: i32
+    token_scale_rows: i32
+    weight_scale_rows: i32
+    scale_steps: i32
+    rows: i32
+    n: i32
+    k_steps: i32
+    groups: i32
+    num_weights: i32
+    weights_step: i32
+    sizes_step: i32
+    indices_step: i32
+    bias_type: i32
+    band: i32
+
+
+class KernelKind(NamedTuple):
+    """What a kernel is compiled for, besides its tiles."""
+
+    dtype: torch.dtype
+    out_dtype: torch.dtype
+    grouping: Grouping = Grouping.UNIFORM
+    scaling: Scaling = Scaling.NONE
+    activation: Activation = Activation.NONE
+    weights_turned: bool = False
+    shares_column_scale: bool = False
+
+
+class Operands(NamedTuple):
+    """Tensors of a product; all have a leading dimension of groups.
+
+    Attributes
+    ----------
+    out, tokens : Tensor ``[batch, rows, n]`` and ``[batch, rows, k]``
+        With offsets, a batch of one whose rows belong to groups.
+    weights : Tensor ``[num_weights, n, k]``
+    token_scales, weight_scales : Tensor ``[batch, row_blocks, k_blocks]`` and ``[num_weights, n_blocks, k_blocks]``
+        One K block if they are factors of rows.
+    granularity : tuple of int
+        Tokens, rows of weights and columns that share a scale.
+    sizes, weight_indices : Tensor ``[groups + 1]`` or ``[groups]``, and ``[groups]``
+    """
+
+    out: torch.Tensor
+    tokens: torch.Tensor
+    weights: torch.Tensor
+    groups: int
+    bias: torch.Tensor | None = None
+    token_scales: torch.Tensor | None = None
+    weight_scales: torch.Tensor | None = None
+    granularity: tuple[int, int, int] = (1, 1, SPAN_BYTES)
+    sizes: torch.Tensor | None = None
+    weight_indices: torch.Tensor | None = None
+
+
+@functools.lru_cache(4096)
+def gemm_spec(tiles: GemmTiles, kind: KernelKind) -> KernelSpec:
+    """The kernel for these tiles."""
+    has_fp8 = torch.float8_e4m3fn in (kind.dtype, kind.out_dtype)
+    return KernelSpec(
+        family="gemm",
+        header=f"warploom/gemm/gemm_hopper{'_fp8' if has_fp8 else ''}.cuh",
+        kernel="warploom::gemm::gemm_kernel",
+        config={
+            "In": cpp_type(kind.dtype),
+            "Out": cpp_type(kind.out_dtype),
+            "kSwapped": tiles.swapped,
+            "kWarpgroups": tiles.warpgroups,
+            "kWaves": tiles.waves,
+            "kColumns": tiles.columns,
+            "kStages": tiles.stages,
+            "kCluster": tiles.cluster,
+            "kSplits": tiles.splits,
+            "kGroupingNumber": kind.grouping,
+            "kScalingNumber": kind.scaling,
+            "kActivationNumber": kind.activation,
+            "kWeightsTurned": kind.weights_turned,
+            "kSharesColumnScale": kind.shares_column_scale,
+        },
+        params=(GemmParams, *["warploom::TensorMap"] * 2),
+        archs=("sm_90a",),
+        expect_sass=("QGMMA" if kind.dtype.itemsize == 1 else "HGMMA", "UTMALDG"),
+    )
+
+
+def multiply(tiles: GemmTiles, kind: KernelKind, shape: ProductShape, operands: Operands) -> None:
+    """Launch one product whose operands are as TMA wants them."""
+    kind = kind._replace(shares_column_scale=shares_column_scale(tiles, shape))
+    device = operands.out.device
+    blocks = _blocks(tiles, kind, operands, sm_count(device))
+    space = split_space(device, blocks * 2 * tiles.rows * tiles.columns) if tiles.splits else (None, None)
+    params = _params(tiles, kind, operands, *space)
+    maps = _token_map(operands.tokens, tiles), _weight_map(operands.weights, tiles, kind)
+    cluster = tiles.cluster if tiles.cluster > 1 else None
+    kernel = gemm_spec(tiles, kind).load(device)
+    kernel.launch(blocks, tiles.threads, params, *maps, smem=tiles.smem, cluster=cluster)
+
+
+def most_tiles(tiles: GemmTiles, grouping: Grouping, groups: int, rows: int, n: int) -> int:
+    """At most so many tiles (of clusters) are there, whatever sizes the groups have."""
+    columns = ceil_div(n, tiles.weight_tile * tiles.cluster)
+    if grouping == Grouping.OFFSETS:
+        return min(rows // tiles.token_tile + groups, rows) * columns
+    return groups * ceil_div(rows, tiles.token_tile) * columns
+
+
+def _blocks(tiles: GemmTiles, kind: KernelKind, operands: Operands, sms: int) -> int:
+    """One for each SM, or fewer if there is less to do."""
+    rows, k = operands.tokens.shape[1:]
+    work = most_tiles(tiles, kind.grouping, operands.groups, rows, operands.weights.shape[1])
+    if tiles.splits:
+        work *= ceil_div(k * operands.tokens.element_size(), SPAN_BYTES)
+    return min(sms // tiles.cluster, work) * tiles.cluster
+
+
+def _params(
+    tiles: GemmTiles, kind: KernelKind, operands: Operands, partials: torch.Tensor | None, arrivals: torch.Tensor | None
+) -> GemmParams:
+    out, tokens, weights = operands.out, operands.tokens, operands.weights
+    a_scales, b_scales, bias = operands.token_scales, operands.weight_scales, operands.bias
+    a_strides = (0, 0, 0) if a_scales is None else a_scales.stride()
+    b_strides = (0, 0, 0) if b_scales is None else b_scales.stride()
+    token_rows, weight_rows, depth = operands.granularity
+    sizes, indices = operands.sizes, operands.weight_indices
+    return GemmParams(
+        out=out,
+        token_scales=a_scales,
+        weight_scales=b_scales,
+        bias=bias,
+        sizes=sizes,
+        weight_indices=indices,
+        partials=partials,
+        arrivals=arrivals,
+        out_group_stride=out.stride(0),
+        out_row_stride=out.stride(1),
+        token_scale_group_stride=a_strides[0],
+        weight_scale_group_stride=b_strides[0],
+        token_scale_row_stride=a_strides[1],
+        token_scale_k_stride=a_strides[2],
+        weight_scale_row_stride=b_strides[1],
+        weight_scale_k_stride=b_strides[2],
+        token_scale_rows=token_rows,
+        weight_scale_rows=weight_rows,
+        scale_steps=depth // SPAN_BYTES,
+        rows=tokens.shape[1],
+        n=weights.shape[1],
+        k_steps=ceil_div(tokens.shape[2] * tokens.element_size(), SPAN_BYTES),
+        groups=operands.groups,
+        num_weights=weights.shape[0],
+        weights_step=int(weights.shape[0] > 1 or operands.groups == 1),
+        sizes_step=_words(sizes),
+        indices_step=_words(indices),
+        bias_type=0 if bias is None else _BIAS_TYPES[bias.dtype],
+        band=max(1, _BAND_TOKENS // tiles.token_tile),
+    )
+
+
+def _words(indices: torch.Tensor | None) -> int:
+    """From one number to the next, in words of 32 bits; of 64 bits the kernel reads the low half."""
+    return 1 if indices is None else indices.stride(0) * indices.element_size() // 4
+
+
+def _token_map(tokens: torch.Tensor, tiles: GemmTiles) -> TensorMap:
+    box = tiles.columns if tiles.swapped else tiles.rows // tiles.cluster
+    return tensor_map(tokens, (1, box, SPAN_BYTES // tokens.element_size()))
+
+
+def _weight_map(weights: torch.Tensor, tiles: GemmTiles, kind: KernelKind) -> TensorMap:
+    depth = SPAN_BYTES // weights.element_size()
+    if kind.weights_turned:
+        return tensor_map(weights.mT, (1, depth, depth))
+    return tensor_map(weights, (1, tiles.weight_tile, depth))

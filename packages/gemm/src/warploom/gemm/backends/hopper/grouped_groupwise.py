@@ -1,0 +1,53 @@
+"""Grouped fp8 products with block scales on Hopper by the kernel of `gemm_hopper.cuh`."""
+
+from __future__ import annotations
+
+import torch
+
+from warploom.core.backends import Backend, Support
+from warploom.gemm.backends.hopper.gemm_kernel import Grouping, Operands, Scaling
+from warploom.gemm.backends.hopper.grouped import group_support, tokens_of_groups
+from warploom.gemm.backends.hopper.groupwise import block_support
+from warploom.gemm.backends.hopper.product import product_support, run_product
+from warploom.gemm.problems.grouped_groupwise import GroupedGroupwiseProblem
+
+__all__ = ["HopperGroupedGroupwise"]
+
+
+class HopperGroupedGroupwise(Backend):
+    """`group_gemm_fp8_nt_groupwise`."""
+
+    name = "hopper"
+    needs_gpu = True
+    min_arch = 90
+
+    def supports(self, problem: GroupedGroupwiseProblem) -> Support:
+        dtypes = problem.a_dtype, problem.b_dtype, problem.out_dtype
+        shape = problem.groups, problem.rows, problem.n, problem.k
+        return (
+            product_support(problem.arch, dtypes, shape)
+            & group_support(problem.groups)
+            & block_support(problem.granularity)
+        )
+
+    def run(
+        self,
+        problem: GroupedGroupwiseProblem,
+        out: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        a_scale: torch.Tensor,
+        b_scale: torch.Tensor,
+        m_indptr: torch.Tensor,
+    ) -> None:
+        operands = Operands(
+            out.unsqueeze(0),
+            a.unsqueeze(0),
+            b,
+            problem.groups,
+            token_scales=a_scale.unsqueeze(0),
+            weight_scales=b_scale,
+            granularity=problem.granularity,
+            sizes=m_indptr,
+        )
+        run_product(operands, tokens_of_groups(problem.rows, problem.groups), Grouping.OFFSETS, Scaling.OF_BLOCKS)

@@ -1,0 +1,53 @@
+"""fp8 products with block scales on Hopper by the kernel of `gemm_hopper.cuh`."""
+
+from __future__ import annotations
+
+import torch
+
+from warploom.core.backends import Backend, Support
+from warploom.gemm.backends.hopper.gemm_kernel import Operands, Scaling
+from warploom.gemm.backends.hopper.product import product_support, run_product
+from warploom.gemm.backends.hopper.tiles import SPAN_BYTES
+from warploom.gemm.problems.groupwise import GroupwiseProblem
+
+__all__ = ["HopperGroupwise", "block_support"]
+
+
+def block_support(granularity: tuple[int, int, int]) -> Support:
+    """Scales hold for whole spans of k; blocks of rows may have any size."""
+    depth = granularity[2]
+    return Support.of((depth % SPAN_BYTES == 0, f"blocks of k must be multiples of {SPAN_BYTES}, not {depth}"))
+
+
+class HopperGroupwise(Backend):
+    """`gemm_fp8_nt_groupwise`."""
+
+    name = "hopper"
+    needs_gpu = True
+    min_arch = 90
+
+    def supports(self, problem: GroupwiseProblem) -> Support:
+        dtypes = problem.a_dtype, problem.b_dtype, problem.out_dtype
+        return product_support(problem.arch, dtypes, (1, problem.m, problem.n, problem.k)) & block_support(
+            problem.granularity
+        )
+
+    def run(
+        self,
+        problem: GroupwiseProblem,
+        out: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        a_scale: torch.Tensor,
+        b_scale: torch.Tensor,
+    ) -> None:
+        operands = Operands(
+            out.unsqueeze(0),
+            a.unsqueeze(0),
+            b.unsqueeze(0),
+            1,
+            token_scales=a_scale.unsqueeze(0),
+            weight_scales=b_scale.unsqueeze(0),
+            granularity=problem.granularity,
+        )
+        run_product(operands, problem.m, scaling=Scaling.OF_BLOCKS)

@@ -1,0 +1,48 @@
+"""Segment products (LoRA) on Hopper by the kernel of `gemm_hopper.cuh`: groups that choose their weights."""
+
+from __future__ import annotations
+
+import torch
+
+from warploom.core.backends import Backend, Support
+from warploom.gemm.backends.hopper.gemm_kernel import Grouping, Operands
+from warploom.gemm.backends.hopper.grouped import group_support, tokens_of_groups
+from warploom.gemm.backends.hopper.product import product_support, run_product
+from warploom.gemm.problems.segment import SegmentProblem
+
+__all__ = ["HopperSegment"]
+
+
+class HopperSegment(Backend):
+    """Shrinking and expanding products alike, with weights in either storage order."""
+
+    name = "hopper"
+    needs_gpu = True
+    min_arch = 90
+
+    def supports(self, problem: SegmentProblem) -> Support:
+        dtypes = problem.dtype, problem.dtype, problem.out_dtype
+        shape = problem.batch, problem.rows, problem.d_out, problem.d_in
+        return product_support(problem.arch, dtypes, shape) & group_support(problem.batch)
+
+    def run(
+        self,
+        problem: SegmentProblem,
+        out: torch.Tensor | None,
+        x: torch.Tensor,
+        weights: torch.Tensor,
+        seg_indptr: torch.Tensor,
+        weight_indices: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if out is None:
+            out = x.new_empty((problem.rows, problem.d_out), dtype=problem.out_dtype)
+        operands = Operands(
+            out.unsqueeze(0),
+            x.unsqueeze(0),
+            weights,
+            problem.batch,
+            sizes=seg_indptr,
+            weight_indices=weight_indices,
+        )
+        run_product(operands, tokens_of_groups(problem.rows, problem.batch), Grouping.OFFSETS)
+        return out

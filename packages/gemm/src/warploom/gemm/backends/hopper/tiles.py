@@ -1,0 +1,200 @@
+"""How a product is cut into tiles: what is valid, stated once, and what is chosen."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+from warploom.core.backends import Support
+from warploom.gemm.scales import ceil_div
+
+__all__ = ["GemmTiles", "ProductShape", "candidate_tiles", "choose_tiles", "tile_support"]
+
+SPAN_BYTES = 128  # of a row that are copied at once, and whose products of 8 bits are summed before float32
+_GROUP_ROWS = 64  # of a warpgroup's product
+_SHARED_BYTES = 227 * 1024  # of a block, static part included
+_RESULT_BYTES = 2048  # of each computing warp
+_MOST_STAGES = 12
+_REGISTERS = 224  # of a computing thread
+_OTHER_REGISTERS = 40  # addresses, scales, loop counters
+
+
+class GemmTiles(NamedTuple):
+    """A tile of the output, and how blocks work on it.
+
+    Attributes
+    ----------
+    swapped : bool
+        Rows of the matrix instruction are weights and its columns tokens, for few tokens.
+    warpgroups, waves : int
+        Warpgroups that compute, and blocks of 64 rows of each: a tile has ``64 * warpgroups * waves`` rows.
+    columns : int
+        Of a tile: 8 to 256.
+    stages : int
+        Spans of 128 bytes of both operands in shared memory.
+    cluster : int
+        Blocks that share the copies of tokens.
+    splits : bool
+        Blocks share tiles by parts of k, so that all have as much to do.
+    """
+
+    swapped: bool
+    warpgroups: int
+    waves: int
+    columns: int
+    stages: int
+    cluster: int = 1
+    splits: bool = False
+
+    @property
+    def rows(self) -> int:
+        return _GROUP_ROWS * self.warpgroups * self.waves
+
+    @property
+    def token_tile(self) -> int:
+        return self.columns if self.swapped else self.rows
+
+    @property
+    def weight_tile(self) -> int:
+        return self.rows if self.swapped else self.columns
+
+    @property
+    def stage_bytes(self) -> int:
+        return (self.rows + self.columns) * SPAN_BYTES
+
+    @property
+    def smem(self) -> int:
+        """Bytes of dynamic shared memory, with what aligning it may cost."""
+        return self.stages * self.stage_bytes + 1024
+
+    @property
+    def threads(self) -> int:
+        return 128 * (self.warpgroups + 1)
+
+    def __str__(self) -> str:
+        of = "weights x tokens" if self.swapped else "tokens x weights"
+        parts = [f"{self.rows}x{self.columns} ({of})", f"{self.stages} stages"]
+        if self.cluster > 1:
+            parts.append(f"clusters of {self.cluster}")
+        if self.splits:
+            parts.append("k in equal shares")
+        return ", ".join(parts)
+
+
+class ProductShape(NamedTuple):
+    """What tiles are chosen by.
+
+    Attributes
+    ----------
+    groups, tokens : int
+        Matrices of weights that are used, and about how many tokens each has.
+    n, k : int
+        Rows and columns of the weights.
+    itemsize : int
+        Bytes of an element: 1 or 2.
+    has_blocks : bool
+        Scales are those of blocks of k.
+    shares_scales : bool
+        128 rows of weights have one such scale.
+    weights_turned : bool
+        Weights are stored ``[k, n]``.
+    """
+
+    groups: int
+    tokens: int
+    n: int
+    k: int
+    itemsize: int
+    has_blocks: bool = False
+    shares_scales: bool = False
+    weights_turned: bool = False
+
+
+def _static_bytes(tiles: GemmTiles, has_blocks: bool, shares_scale: bool) -> int:
+    """About what a block has in shared memory besides its stages."""
+    scales = (tiles.rows + (4 if shares_scale else tiles.columns)) * 4 * tiles.stages if has_blocks else 0
+    return scales + 4 * tiles.warpgroups * _RESULT_BYTES + 1024 * 4 + 512
+
+
+def shares_column_scale(tiles: GemmTiles, shape: ProductShape) -> bool:
+    """Whether all columns of a tile have one scale in each span: weights whose blocks the tile does not cross."""
+    return shape.has_blocks and shape.shares_scales and not tiles.swapped and 128 % tiles.columns == 0
+
+
+def tile_support(tiles: GemmTiles, shape: ProductShape) -> Support:
+    """Whether the kernel has such tiles for such a product, or every reason why not.
+
+    Examples
+    --------
+    >>> shape = ProductShape(groups=1, tokens=4096, n=4096, k=7168, itemsize=2)
+    >>> bool(tile_support(GemmTiles(False, 2, 1, 256, 4), shape))
+    True
+    >>> tile_support(GemmTiles(False, 2, 2, 256, 2), shape).reasons
+    ('sums take 256 registers of 184',)
+    """
+    promotes = shape.itemsize == 1
+    shares = shares_column_scale(tiles, shape)
+    sums = tiles.columns // 2 * (tiles.waves + promotes)
+    scales = tiles.columns // 4 if shape.has_blocks and not shares else 0
+    depth = SPAN_BYTES // shape.itemsize
+    shared = tiles.smem + _static_bytes(tiles, shape.has_blocks, shares)
+    least = 8 if tiles.swapped else 64
+    return Support.of(
+        (tiles.columns in (8, 16, 32, 64, 128, 256), f"tiles have 8, 16, ... or 256 columns, not {tiles.columns}"),
+        (tiles.columns >= least, f"tokens in rows need at least 64 columns, not {tiles.columns}"),
+        (tiles.rows <= 256, f"TMA copies at most 256 rows, not {tiles.rows}"),
+        (2 <= tiles.stages <= _MOST_STAGES, f"2 to {_MOST_STAGES} stages, not {tiles.stages}"),
+        (tiles.cluster in (1, 2), f"clusters of 1 or 2 blocks, not {tiles.cluster}"),
+        (tiles.cluster == 1 or not (tiles.swapped or tiles.splits), "clusters share tokens in rows, of whole tiles"),
+        (
+            sums + scales <= _REGISTERS - _OTHER_REGISTERS,
+            f"sums take {sums + scales} registers of {_REGISTERS - _OTHER_REGISTERS}",
+        ),
+        (shared <= _SHARED_BYTES, f"{shared} bytes of shared memory of {_SHARED_BYTES}"),
+        (not shape.weights_turned or shape.itemsize == 2, "weights of 8 bits are stored [n, k]"),
+        (not shape.weights_turned or tiles.weight_tile % depth == 0, f"weights stored [k, n] come in {depth}s"),
+    )
+
+
+@functools.cache
+def _with_most_stages(tiles: GemmTiles, shape: ProductShape) -> GemmTiles | None:
+    """The same tiles with as many stages as fit, if they are valid."""
+    for stages in range(_MOST_STAGES, 1, -1):
+        deep = tiles._replace(stages=stages)
+        if tile_support(deep, shape):
+            return deep
+    return None
+
+
+@functools.cache
+def candidate_tiles(shape: ProductShape) -> tuple[GemmTiles, ...]:
+    """All tiles that a tuner tries."""
+    found = []
+    for swapped in (False, True):
+        for warpgroups, waves in ((2, 1), (2, 2), (1, 1), (1, 2)):
+            for columns in (8, 16, 32, 64, 128, 256):
+                for cluster, splits in ((1, False), (2, False), (1, True)):
+                    tiles = _with_most_stages(GemmTiles(swapped, warpgroups, waves, columns, 2, cluster, splits), shape)
+                    if tiles is not None:
+                        found.append(tiles)
+    return tuple(found)
+
+
+@functools.lru_cache(4096)
+def choose_tiles(shape: ProductShape, sms: int) -> GemmTiles:
+    """Tiles for a product on a GPU with `sms` multiprocessors."""
+    if shape.tokens <= 64:
+        columns = max(8, 1 << (max(shape.tokens, 1) - 1).bit_length())
+        tiles = GemmTiles(True, 2, 1, columns, 2)
+    elif shape.tokens <= 128:
+        tiles = GemmTiles(False, 2, 1, 128, 2)
+    else:
+        tiles = GemmTiles(False, 2, 2, 128, 2) if shape.itemsize == 1 else GemmTiles(False, 2, 1, 256, 2)
+    number = shape.groups * ceil_div(shape.tokens, tiles.token_tile) * ceil_div(shape.n, tiles.weight_tile)
+    if number < 3 * sms:
+        tiles = tiles._replace(splits=True)
+    elif not tiles.swapped and shape.groups == 1:
+        tiles = tiles._replace(cluster=2)
+    chosen = _with_most_stages(tiles, shape)
+    assert chosen is not None, f"no stages fit {tiles} for {shape}"
+    return chosen

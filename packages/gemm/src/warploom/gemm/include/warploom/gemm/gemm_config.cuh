@@ -1,0 +1,77 @@
+// A product's kernel as its configuration describes it, and what a block has in shared memory.
+//
+// A tile of the output has rows and columns as wgmma sees them, both operands in shared memory: rows are tokens and columns weights
+// or, for few tokens, the other way round ("swapped"), because wgmma's rows come in 64s and its columns in 8s.
+#pragma once
+
+#include "warploom/gemm/gemm_schedule.cuh"
+#include "warploom/ring.cuh"
+#include "warploom/warpgroup.cuh"
+
+namespace warploom::gemm {
+
+// What the sums are multiplied by: nothing; a number of their token and one of their column at the end; those of blocks of k.
+enum class Scaling { kNone, kAtEnd, kOfBlocks };
+enum class Activation { kNone, kRelu, kGelu, kSilu };
+
+template <class Base>
+struct GemmConfig : Base {
+  using In = typename Base::In;
+  static constexpr Grouping kGrouping = Grouping(Base::kGroupingNumber);
+  static constexpr Scaling kScaling = Scaling(Base::kScalingNumber);
+  static constexpr Activation kActivation = Activation(Base::kActivationNumber);
+
+  static constexpr int kThreads = (Base::kWarpgroups + 1) * Warpgroup::kThreads;  // one warpgroup copies
+  static constexpr int kRows = Base::kWarpgroups * Base::kWaves * Warpgroup::kRows;
+  static constexpr int kColumns = Base::kColumns;
+  static constexpr int kTokenTile = Base::kSwapped ? kColumns : kRows;
+  static constexpr int kWeightTile = Base::kSwapped ? kRows : kColumns;
+
+  static constexpr int kSpan = 128;  // bytes of a row that are copied at once
+  static constexpr int kDepth = kSpan / int(sizeof(In));
+  static constexpr bool kRowsTurned = Base::kWeightsTurned && Base::kSwapped;  // they go on along n, not along k
+  static constexpr bool kColumnsTurned = Base::kWeightsTurned && !Base::kSwapped;
+  static constexpr int kRowBytes = kRows * kSpan;
+  static constexpr int kColumnBytes = kColumns * kSpan;
+  static constexpr int kStageBytes = kRowBytes + kColumnBytes;
+  static_assert(kStageBytes % 1024 == 0 && kRowBytes % 1024 == 0, "operands begin where the exchange of pieces does");
+
+  // Tensor cores keep 14 bits of a sum of 8-bit products: after each span it moves on to float32.
+  static constexpr bool kPromotes = sizeof(In) == 1;
+  static constexpr bool kHasBlocks = kScaling == Scaling::kOfBlocks;
+  // Tokens in columns have a scale each; weights in columns share one, if a tile's do.
+  static constexpr int kColumnScales = Base::kSharesColumnScale ? 1 : kColumns;
+  static_assert(!kHasBlocks || kDepth == 128, "blocks are as deep as a span");
+  static_assert(Base::kCluster == 1 || !(Base::kSwapped || Base::kSplits), "clusters share tokens in rows");
+};
+
+template <class Config>
+struct GemmStorage {
+  static constexpr int kStages = Config::kStages;
+  static constexpr int kWarps = Config::kWarpgroups * Warpgroup::kWarps;
+  static constexpr int kResultBytes = 16 * 128;  // of a warp, whose results go through shared memory
+
+  struct Scales {
+    float of_rows[Config::kRows];
+    float of_columns[Config::kColumnScales];
+  };
+
+  Ring<kStages> ring;
+  typename Schedule<Config>::Storage schedule;
+  bool is_last[Config::kWarpgroups];  // to finish its part of a tile
+  Scales scales[Config::kHasBlocks ? kStages : 1];
+  alignas(128) uint8_t results[kWarps][kResultBytes];
+
+  // Dynamic shared memory: stages, each rows and columns.
+  WL_DEVICE static uint8_t* rows(uint8_t* memory, int stage) { return memory + stage * Config::kStageBytes; }
+  WL_DEVICE static uint8_t* columns(uint8_t* memory, int stage) { return rows(memory, stage) + Config::kRowBytes; }
+
+  WL_DEVICE void open() {
+    if (threadIdx.x == 0) {
+      ring.open(1 + (Config::kHasBlocks ? kWarpSize : 0), kWarps * Config::kCluster);
+      fence_barrier_init();
+    }
+  }
+};
+
+}  // namespace warploom::gemm

@@ -1,0 +1,44 @@
+// What a matrix product is launched with.
+#pragma once
+
+#include "warploom/common.cuh"
+
+namespace warploom::gemm {
+
+// out[tokens, n] = tokens[.., k] weights[n, k]^T, of one matrix or of groups, each with its own tokens and weights. Strides are in
+// elements.
+struct GemmParams {
+  void* out;
+  const float* token_scales;   // of blocks, or of rows
+  const float* weight_scales;
+  const void* bias;            // [n], or null
+  const int* sizes;            // offsets of the groups, or their numbers of rows, in words of `sizes_step`; null if all have `rows`
+  const int* weight_indices;   // of the groups, in words of `indices_step`, or null
+  float* partials;             // [blocks, 2, tile]: sums over a part of k
+  uint32_t* arrivals;          // [tiles, warpgroups]: such parts that are there; 0 before and after
+  int64_t out_group_stride;
+  int64_t out_row_stride;
+  int64_t token_scale_group_stride;
+  int64_t weight_scale_group_stride;
+  int token_scale_row_stride;
+  int token_scale_k_stride;
+  int weight_scale_row_stride;
+  int weight_scale_k_stride;
+  int token_scale_rows;   // that share a scale
+  int weight_scale_rows;
+  int scale_steps;        // of k, that share a scale
+  int rows;               // of all groups by offsets, else of each
+  int n;
+  int k_steps;
+  int groups;
+  int num_weights;
+  int weights_step;       // from a group's weights to the next: 0 if all share them
+  int sizes_step;
+  int indices_step;
+  int bias_type;          // BiasType
+  int band;               // tiles of tokens that are worked on before the next tile of weights
+};
+
+enum BiasType { kFloatBias, kHalfBias, kBfloatBias };
+
+}  // namespace warploom::gemm

@@ -1,0 +1,171 @@
+// Which tiles a block computes: a share of all tiles of all groups, whole or in parts of k.
+//
+// Groups whose sizes only the device knows are counted by every block on its own, at its start: a prefix sum over up to a thousand
+// numbers, where a kernel before this one would cost a launch.
+#pragma once
+
+#include "warploom/gemm/gemm_params.cuh"
+#include "warploom/reduce.cuh"
+
+namespace warploom::gemm {
+
+enum class Grouping { kUniform, kOffsets, kCounts };
+
+// Where a tile's tokens and weights lie.
+struct Tile {
+  int number;
+  int token_batch;   // what is apart by group strides
+  int first_token;   // in that
+  int end_token;     // of its group; the tile may end before or after
+  int weights;       // matrix of weights
+  int first_column;  // of the output: row of the weights
+};
+
+// A tile's sums from one step of k to another.
+struct Work {
+  int tile;
+  int first_step;
+  int end_step;
+};
+
+template <class Config>
+struct Schedule {
+  static constexpr bool kCounts = Config::kGrouping != Grouping::kUniform;
+  static constexpr int kMostGroups = 1024;
+  static constexpr int kWarps = Config::kThreads / kWarpSize;
+
+  struct Storage {
+    int tile_ends[kCounts ? kMostGroups : 1];  // tiles of a group and of those before
+    int warp_tiles[kWarps];
+    int tiles;
+  };
+
+  const GemmParams& params;
+  Storage& storage;
+
+  // By all threads; a barrier follows.
+  WL_DEVICE void open() const {
+    if constexpr (kCounts) {
+      const int each = ceil_div(params.groups, Config::kThreads), first = int(threadIdx.x) * each;
+      int mine = 0;
+      for (int i = 0; i < each; ++i) mine += tiles_of(first + i);
+      int end = warp_prefix_sum(mine);
+      if (lane_id() == kWarpSize - 1) storage.warp_tiles[warp_id()] = end;
+      __syncthreads();
+      for (int warp = 0; warp < warp_id(); ++warp) end += storage.warp_tiles[warp];
+      if (threadIdx.x == Config::kThreads - 1) storage.tiles = end;
+      end -= mine;
+      for (int i = 0; i < each && first + i < params.groups; ++i) {
+        end += tiles_of(first + i);
+        storage.tile_ends[first + i] = end;
+      }
+    } else if (threadIdx.x == 0) {
+      storage.tiles = params.groups * tiles_of(0);
+    }
+  }
+
+  WL_DEVICE int tiles() const { return storage.tiles; }
+
+  // By all lanes of a warp.
+  WL_DEVICE Tile tile(int number) const {
+    int group = 0, local = number;
+    if constexpr (kCounts) {
+      group = group_of(number);
+      if (group > 0) local -= storage.tile_ends[group - 1];
+    } else {
+      const int each = tiles_of(0);
+      group = number / each, local -= group * each;
+    }
+    return tile_of(number, group, local);
+  }
+
+ private:
+  WL_DEVICE int word(int i) const { return params.sizes[int64_t(i) * params.sizes_step]; }
+  // A wrong number must not read or write what is not there.
+  WL_DEVICE int start_of(int group) const {
+    if constexpr (Config::kGrouping == Grouping::kOffsets) return min(max(word(group), 0), params.rows);
+    return 0;
+  }
+  WL_DEVICE int end_of(int group) const {
+    if constexpr (Config::kGrouping == Grouping::kOffsets) return start_of(group + 1);
+    if constexpr (Config::kGrouping == Grouping::kCounts) return min(max(word(group), 0), params.rows);
+    return params.rows;
+  }
+  WL_DEVICE int column_tiles() const { return ceil_div(params.n, Config::kWeightTile * Config::kCluster); }
+  WL_DEVICE int token_tiles(int group) const {
+    return ceil_div(max(end_of(group) - start_of(group), 0), Config::kTokenTile);
+  }
+  WL_DEVICE int tiles_of(int group) const { return group < params.groups ? token_tiles(group) * column_tiles() : 0; }
+
+  // Of how many groups all tiles come before.
+  WL_DEVICE int group_of(int number) const {
+    int before = 0;
+    for (int first = 0; first < params.groups; first += kWarpSize) {
+      const int group = first + lane_id();
+      const bool is_before = group < params.groups && storage.tile_ends[group] <= number;
+      const uint32_t all = __ballot_sync(kFullMask, is_before);
+      before += __popc(all);
+      if (all != kFullMask) break;
+    }
+    return before;
+  }
+
+  // A band of tiles of tokens meets all weights before the next does, so that both stay in the L2.
+  WL_DEVICE Tile tile_of(int number, int group, int local) const {
+    const int start = start_of(group), columns = column_tiles();
+    const int band = local / (params.band * columns), in_band = local - band * params.band * columns;
+    const int height = min(params.band, token_tiles(group) - band * params.band);
+    const int column = in_band / height, token_tile = band * params.band + in_band - column * height;
+    int weights = group * params.weights_step;
+    if (params.weight_indices != nullptr) {
+      weights = min(max(params.weight_indices[int64_t(group) * params.indices_step], 0), params.num_weights - 1);
+    }
+    Tile tile;
+    tile.number = number;
+    tile.token_batch = Config::kGrouping == Grouping::kOffsets ? 0 : group;
+    tile.first_token = start + token_tile * Config::kTokenTile;
+    tile.end_token = end_of(group);
+    tile.weights = weights;
+    tile.first_column = column * Config::kCluster * Config::kWeightTile;
+    return tile;
+  }
+};
+
+// A block's share, in order. Without parts of k: every so manieth tile, by clusters.
+template <class Config>
+struct Share {
+  static constexpr bool kSplits = Config::kSplits;
+
+  int64_t at, end;
+  int steps, stride;
+
+  WL_DEVICE Share(const Schedule<Config>& schedule, const GemmParams& params) : steps(params.k_steps) {
+    if constexpr (kSplits) {
+      at = start_of(schedule, params, blockIdx.x), end = start_of(schedule, params, blockIdx.x + 1);
+    } else {
+      stride = gridDim.x / Config::kCluster;
+      at = blockIdx.x / Config::kCluster, end = schedule.tiles();
+    }
+  }
+
+  WL_DEVICE bool has_work() const { return at < end; }
+  WL_DEVICE Work work() const {
+    if constexpr (kSplits) {
+      const int tile = int(at / steps), first = int(at - int64_t(tile) * steps);
+      return {tile, first, int(min(int64_t(steps), first + end - at))};
+    }
+    return {int(at), 0, steps};
+  }
+  WL_DEVICE void next(const Work& work) { at += kSplits ? work.end_step - work.first_step : stride; }
+
+  // All blocks' shares begin there: equal numbers of steps.
+  WL_DEVICE static int64_t start_of(const Schedule<Config>& schedule, const GemmParams& params, int64_t block) {
+    return int64_t(schedule.tiles()) * params.k_steps * block / gridDim.x;
+  }
+  // The block that takes a step.
+  WL_DEVICE static int block_of(const Schedule<Config>& schedule, const GemmParams& params, int64_t step) {
+    return int(((step + 1) * gridDim.x - 1) / (int64_t(schedule.tiles()) * params.k_steps));
+  }
+};
+
+}  // namespace warploom::gemm
