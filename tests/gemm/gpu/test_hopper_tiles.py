@@ -22,7 +22,7 @@ def kind(itemsize, has_blocks=False, shares_scales=False, weights_turned=False):
 
 def labelled(*kinds):
     pairs = [(shape, tiles) for shape in kinds for tiles in candidate_tiles(shape)]
-    return pytest.mark.parametrize("shape, tiles", pairs, ids=lambda x: str(x) if hasattr(x, "stages") else "")
+    return pytest.mark.parametrize(("shape", "tiles"), pairs, ids=lambda x: str(x) if hasattr(x, "stages") else "")
 
 
 def operand(*size, itemsize, seed):
@@ -51,9 +51,7 @@ def test_blocks(shape, tiles):
     a_scale = random_scales((1, M, blocks_of(K, 128)), 2).cuda()
     b_scale = random_scales((1, blocks_of(N, rows), blocks_of(K, 128)), 3).cuda()
     out = poison_like(torch.empty(1, M, N, dtype=BF16, device="cuda"))
-    operands = Operands(
-        out, a, b, 1, token_scales=a_scale, weight_scales=b_scale, granularity=(1, rows, 128)
-    )
+    operands = Operands(out, a, b, 1, token_scales=a_scale, weight_scales=b_scale, granularity=(1, rows, 128))
     assert product_shape(operands, M, Scaling.OF_BLOCKS, False).shares_scales == shape.shares_scales
     run_product(operands, M, scaling=Scaling.OF_BLOCKS, tiles=tiles)
     assert_product(out[0], a[0], b[0], a_scale[0], b_scale[0], (1, rows, 128))

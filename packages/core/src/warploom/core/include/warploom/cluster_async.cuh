@@ -14,7 +14,7 @@ WL_DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.r
 
 // At the same barrier of another block of the cluster, or of this one.
 WL_DEVICE void mbarrier_arrive_at(uint64_t* barrier, uint32_t rank) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(map_to_rank(barrier, rank)) : "memory");
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(map_to_rank(barrier, rank)) : "memory");
 }
 
 // Both addresses are of the receiving block, from map_to_rank; the barrier counts the bytes.

@@ -11,7 +11,6 @@ import torch
 from warploom.core.descriptors import TensorMap, tensor_map
 from warploom.core.device import sm_count
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, i64, ptr
-from warploom.gemm.backends.hopper.split_space import split_space
 from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, GemmTiles, ProductShape, shares_column_scale
 from warploom.gemm.scales import ceil_div
 
@@ -50,8 +49,6 @@ class GemmParams(ParamStruct):
     bias: ptr
     sizes: ptr
     weight_indices: ptr
-    partials: ptr
-    arrivals: ptr
     out_group_stride: i64
     out_row_stride: i64
     token_scale_group_stride: i64
@@ -73,6 +70,8 @@ class GemmParams(ParamStruct):
     indices_step: i32
     bias_type: i32
     band: i32
+    weight_tile: i32
+    stage_bytes: i32
 
 
 class KernelKind(NamedTuple):
@@ -83,6 +82,7 @@ class KernelKind(NamedTuple):
     grouping: Grouping = Grouping.UNIFORM
     scaling: Scaling = Scaling.NONE
     activation: Activation = Activation.NONE
+    has_bias: bool = False
     weights_turned: bool = False
     shares_column_scale: bool = False
 
@@ -131,10 +131,12 @@ def gemm_spec(tiles: GemmTiles, kind: KernelKind) -> KernelSpec:
             "kColumns": tiles.columns,
             "kStages": tiles.stages,
             "kCluster": tiles.cluster,
-            "kSplits": tiles.splits,
+            "kTurns": tiles.turns and kind.dtype.itemsize == 1 and tiles.waves * tiles.columns >= 128,
+            "kParts": tiles.parts,
             "kGroupingNumber": kind.grouping,
             "kScalingNumber": kind.scaling,
             "kActivationNumber": kind.activation,
+            "kHasBias": kind.has_bias,
             "kWeightsTurned": kind.weights_turned,
             "kSharesColumnScale": kind.shares_column_scale,
         },
@@ -146,20 +148,20 @@ def gemm_spec(tiles: GemmTiles, kind: KernelKind) -> KernelSpec:
 
 def multiply(tiles: GemmTiles, kind: KernelKind, shape: ProductShape, operands: Operands) -> None:
     """Launch one product whose operands are as TMA wants them."""
-    kind = kind._replace(shares_column_scale=shares_column_scale(tiles, shape))
+    shares = shares_column_scale(tiles, shape)
+    kind = kind._replace(shares_column_scale=shares, has_bias=operands.bias is not None)
     device = operands.out.device
     blocks = _blocks(tiles, kind, operands, sm_count(device))
-    space = split_space(device, blocks * 2 * tiles.rows * tiles.columns) if tiles.splits else (None, None)
-    params = _params(tiles, kind, operands, *space)
+    params = _params(tiles, operands)
     maps = _token_map(operands.tokens, tiles), _weight_map(operands.weights, tiles, kind)
-    cluster = tiles.cluster if tiles.cluster > 1 else None
-    kernel = gemm_spec(tiles, kind).load(device)
+    cluster = tiles.blocks if tiles.blocks > 1 else None
+    kernel = gemm_spec(tiles.compiled, kind).load(device)
     kernel.launch(blocks, tiles.threads, params, *maps, smem=tiles.smem, cluster=cluster)
 
 
 def most_tiles(tiles: GemmTiles, grouping: Grouping, groups: int, rows: int, n: int) -> int:
-    """At most so many tiles (of clusters) are there, whatever sizes the groups have."""
-    columns = ceil_div(n, tiles.weight_tile * tiles.cluster)
+    """At most so many tiles (for clusters) are there, whatever sizes the groups have."""
+    columns = ceil_div(n, tiles.weights * tiles.cluster)
     if grouping == Grouping.OFFSETS:
         return min(rows // tiles.token_tile + groups, rows) * columns
     return groups * ceil_div(rows, tiles.token_tile) * columns
@@ -167,16 +169,12 @@ def most_tiles(tiles: GemmTiles, grouping: Grouping, groups: int, rows: int, n: 
 
 def _blocks(tiles: GemmTiles, kind: KernelKind, operands: Operands, sms: int) -> int:
     """One for each SM, or fewer if there is less to do."""
-    rows, k = operands.tokens.shape[1:]
+    rows = operands.tokens.shape[1]
     work = most_tiles(tiles, kind.grouping, operands.groups, rows, operands.weights.shape[1])
-    if tiles.splits:
-        work *= ceil_div(k * operands.tokens.element_size(), SPAN_BYTES)
-    return min(sms // tiles.cluster, work) * tiles.cluster
+    return min(sms // tiles.blocks, work) * tiles.blocks
 
 
-def _params(
-    tiles: GemmTiles, kind: KernelKind, operands: Operands, partials: torch.Tensor | None, arrivals: torch.Tensor | None
-) -> GemmParams:
+def _params(tiles: GemmTiles, operands: Operands) -> GemmParams:
     out, tokens, weights = operands.out, operands.tokens, operands.weights
     a_scales, b_scales, bias = operands.token_scales, operands.weight_scales, operands.bias
     a_strides = (0, 0, 0) if a_scales is None else a_scales.stride()
@@ -190,8 +188,6 @@ def _params(
         bias=bias,
         sizes=sizes,
         weight_indices=indices,
-        partials=partials,
-        arrivals=arrivals,
         out_group_stride=out.stride(0),
         out_row_stride=out.stride(1),
         token_scale_group_stride=a_strides[0],
@@ -213,6 +209,8 @@ def _params(
         indices_step=_words(indices),
         bias_type=0 if bias is None else _BIAS_TYPES[bias.dtype],
         band=max(1, _BAND_TOKENS // tiles.token_tile),
+        weight_tile=tiles.weights,
+        stage_bytes=tiles.stage_bytes,
     )
 
 
@@ -230,4 +228,4 @@ def _weight_map(weights: torch.Tensor, tiles: GemmTiles, kind: KernelKind) -> Te
     depth = SPAN_BYTES // weights.element_size()
     if kind.weights_turned:
         return tensor_map(weights.mT, (1, depth, depth))
-    return tensor_map(weights, (1, tiles.weight_tile, depth))
+    return tensor_map(weights, (1, tiles.weights, depth))

@@ -12,10 +12,8 @@ from warploom.gemm.backends.hopper.gemm_kernel import (
     KernelKind,
     Operands,
     Scaling,
-    most_tiles,
     multiply,
 )
-from warploom.gemm.backends.hopper.split_space import MOST_COUNTERS
 from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, GemmTiles, ProductShape, choose_tiles
 from warploom.gemm.scales import ceil_div
 
@@ -71,9 +69,7 @@ def run_product(
     operands = operands._replace(out=target, tokens=_k_major(operands.tokens), weights=weights)
     shape = product_shape(operands, tokens, scaling, turned)
     tiles = tiles or choose_tiles(shape, sm_count(target.device))
-    if tiles.splits and _counters(tiles, grouping, operands) > MOST_COUNTERS:
-        tiles = tiles._replace(splits=False)
-    kind = KernelKind(weights.dtype, target.dtype, grouping, scaling, activation, turned)
+    kind = KernelKind(weights.dtype, target.dtype, grouping, scaling, activation, weights_turned=turned)
     multiply(tiles, kind, shape, operands)
     if target is not out:
         out.copy_(target)
@@ -92,11 +88,6 @@ def product_shape(operands: Operands, tokens: int, scaling: Scaling, turned: boo
         shares_scales=has_blocks and operands.granularity[1] % SPAN_BYTES == 0,
         weights_turned=turned,
     )
-
-
-def _counters(tiles: GemmTiles, grouping: Grouping, operands: Operands) -> int:
-    n, rows = operands.weights.shape[1], operands.tokens.shape[1]
-    return most_tiles(tiles, grouping, operands.groups, rows, n) * tiles.warpgroups
 
 
 def _is_tma_ready(x: torch.Tensor) -> bool:

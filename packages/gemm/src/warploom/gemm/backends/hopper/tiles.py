@@ -8,7 +8,8 @@ from typing import NamedTuple
 from warploom.core.backends import Support
 from warploom.gemm.scales import ceil_div
 
-__all__ = ["GemmTiles", "ProductShape", "candidate_tiles", "choose_tiles", "tile_support"]
+__all__ = ["SPAN_BYTES", "GemmTiles", "ProductShape", "candidate_tiles", "choose_tiles", "shares_column_scale"]
+__all__ += ["deepest", "tile_support"]
 
 SPAN_BYTES = 128  # of a row that are copied at once, and whose products of 8 bits are summed before float32
 _GROUP_ROWS = 64  # of a warpgroup's product
@@ -16,7 +17,7 @@ _SHARED_BYTES = 227 * 1024  # of a block, static part included
 _RESULT_BYTES = 2048  # of each computing warp
 _MOST_STAGES = 12
 _REGISTERS = 224  # of a computing thread
-_OTHER_REGISTERS = 40  # addresses, scales, loop counters
+_OTHER_REGISTERS = 32  # addresses, scales, loop counters
 
 
 class GemmTiles(NamedTuple):
@@ -34,8 +35,10 @@ class GemmTiles(NamedTuple):
         Spans of 128 bytes of both operands in shared memory.
     cluster : int
         Blocks that share the copies of tokens.
-    splits : bool
-        Blocks share tiles by parts of k, so that all have as much to do.
+    parts : int
+        Blocks that share a tile's steps of k.
+    used : int
+        Rows of weights that a tile takes, fewer than it could so that all blocks have as much to do; 0 for all.
     """
 
     swapped: bool
@@ -44,7 +47,9 @@ class GemmTiles(NamedTuple):
     columns: int
     stages: int
     cluster: int = 1
-    splits: bool = False
+    parts: int = 1
+    used: int = 0
+    turns: bool = True
 
     @property
     def rows(self) -> int:
@@ -56,16 +61,42 @@ class GemmTiles(NamedTuple):
 
     @property
     def weight_tile(self) -> int:
+        """Rows of weights that a tile has room for."""
         return self.rows if self.swapped else self.columns
 
     @property
+    def weights(self) -> int:
+        """Rows of weights that a tile takes."""
+        return self.used or self.weight_tile
+
+    @property
+    def blocks(self) -> int:
+        """Of a cluster."""
+        return self.cluster * self.parts
+
+    @property
+    def compiled(self) -> GemmTiles:
+        """What a kernel is compiled for."""
+        return self._replace(used=0)
+
+    @property
     def stage_bytes(self) -> int:
-        return (self.rows + self.columns) * SPAN_BYTES
+        """That are copied in a step."""
+        return (self.token_tile + self.weights) * SPAN_BYTES
+
+    @property
+    def part_bytes(self) -> int:
+        """Sums that the blocks of a cluster send to one of them."""
+        if self.parts == 1:
+            return 0
+        blocks = self.columns // 8
+        finishers = min(self.parts, blocks // (1 if self.swapped else 8))
+        return self.parts * self.rows * blocks // finishers * 8 * 4
 
     @property
     def smem(self) -> int:
         """Bytes of dynamic shared memory, with what aligning it may cost."""
-        return self.stages * self.stage_bytes + 1024
+        return self.stages * (self.rows + self.columns) * SPAN_BYTES + self.part_bytes + 1024
 
     @property
     def threads(self) -> int:
@@ -74,10 +105,12 @@ class GemmTiles(NamedTuple):
     def __str__(self) -> str:
         of = "weights x tokens" if self.swapped else "tokens x weights"
         parts = [f"{self.rows}x{self.columns} ({of})", f"{self.stages} stages"]
+        if self.used:
+            parts.append(f"{self.used} rows of weights")
         if self.cluster > 1:
-            parts.append(f"clusters of {self.cluster}")
-        if self.splits:
-            parts.append("k in equal shares")
+            parts.append(f"{self.cluster} blocks share tokens")
+        if self.parts > 1:
+            parts.append(f"{self.parts} blocks share k")
         return ", ".join(parts)
 
 
@@ -109,6 +142,11 @@ class ProductShape(NamedTuple):
     shares_scales: bool = False
     weights_turned: bool = False
 
+    @property
+    def steps(self) -> int:
+        """Spans of k."""
+        return ceil_div(self.k * self.itemsize, SPAN_BYTES)
+
 
 def _static_bytes(tiles: GemmTiles, has_blocks: bool, shares_scale: bool) -> int:
     """About what a block has in shared memory besides its stages."""
@@ -118,7 +156,7 @@ def _static_bytes(tiles: GemmTiles, has_blocks: bool, shares_scale: bool) -> int
 
 def shares_column_scale(tiles: GemmTiles, shape: ProductShape) -> bool:
     """Whether all columns of a tile have one scale in each span: weights whose blocks the tile does not cross."""
-    return shape.has_blocks and shape.shares_scales and not tiles.swapped and 128 % tiles.columns == 0
+    return shape.has_blocks and shape.shares_scales and not tiles.swapped and 128 % tiles.weights == 0
 
 
 def tile_support(tiles: GemmTiles, shape: ProductShape) -> Support:
@@ -130,7 +168,7 @@ def tile_support(tiles: GemmTiles, shape: ProductShape) -> Support:
     >>> bool(tile_support(GemmTiles(False, 2, 1, 256, 4), shape))
     True
     >>> tile_support(GemmTiles(False, 2, 2, 256, 2), shape).reasons
-    ('sums take 256 registers of 184',)
+    ('sums take 256 registers of 192',)
     """
     promotes = shape.itemsize == 1
     shares = shares_column_scale(tiles, shape)
@@ -139,25 +177,28 @@ def tile_support(tiles: GemmTiles, shape: ProductShape) -> Support:
     depth = SPAN_BYTES // shape.itemsize
     shared = tiles.smem + _static_bytes(tiles, shape.has_blocks, shares)
     least = 8 if tiles.swapped else 64
+    room = _REGISTERS - _OTHER_REGISTERS
+    used = tiles.weights
     return Support.of(
         (tiles.columns in (8, 16, 32, 64, 128, 256), f"tiles have 8, 16, ... or 256 columns, not {tiles.columns}"),
         (tiles.columns >= least, f"tokens in rows need at least 64 columns, not {tiles.columns}"),
         (tiles.rows <= 256, f"TMA copies at most 256 rows, not {tiles.rows}"),
         (2 <= tiles.stages <= _MOST_STAGES, f"2 to {_MOST_STAGES} stages, not {tiles.stages}"),
-        (tiles.cluster in (1, 2), f"clusters of 1 or 2 blocks, not {tiles.cluster}"),
-        (tiles.cluster == 1 or not (tiles.swapped or tiles.splits), "clusters share tokens in rows, of whole tiles"),
-        (
-            sums + scales <= _REGISTERS - _OTHER_REGISTERS,
-            f"sums take {sums + scales} registers of {_REGISTERS - _OTHER_REGISTERS}",
-        ),
+        (tiles.cluster in (1, 2), f"1 or 2 blocks share tokens, not {tiles.cluster}"),
+        (tiles.parts in (1, 2, 4, 8), f"1, 2, 4 or 8 blocks share k, not {tiles.parts}"),
+        (tiles.cluster == 1 or not (tiles.swapped or tiles.parts > 1), "blocks share tokens in rows, or k"),
+        (tiles.parts <= shape.steps, f"{tiles.parts} blocks can't share {shape.steps} steps of k"),
+        (used % 8 == 0 and used <= tiles.weight_tile, f"a tile takes 8, 16, ... rows of weights, not {used}"),
+        (sums + scales <= room, f"sums take {sums + scales} registers of {room}"),
         (shared <= _SHARED_BYTES, f"{shared} bytes of shared memory of {_SHARED_BYTES}"),
         (not shape.weights_turned or shape.itemsize == 2, "weights of 8 bits are stored [n, k]"),
+        (not shape.weights_turned or used == tiles.weight_tile, "of weights stored [k, n] tiles take all rows"),
         (not shape.weights_turned or tiles.weight_tile % depth == 0, f"weights stored [k, n] come in {depth}s"),
     )
 
 
-@functools.cache
-def _with_most_stages(tiles: GemmTiles, shape: ProductShape) -> GemmTiles | None:
+@functools.lru_cache(4096)
+def deepest(tiles: GemmTiles, shape: ProductShape) -> GemmTiles | None:
     """The same tiles with as many stages as fit, if they are valid."""
     for stages in range(_MOST_STAGES, 1, -1):
         deep = tiles._replace(stages=stages)
@@ -166,15 +207,15 @@ def _with_most_stages(tiles: GemmTiles, shape: ProductShape) -> GemmTiles | None
     return None
 
 
-@functools.cache
+@functools.lru_cache(256)
 def candidate_tiles(shape: ProductShape) -> tuple[GemmTiles, ...]:
     """All tiles that a tuner tries."""
     found = []
     for swapped in (False, True):
         for warpgroups, waves in ((2, 1), (2, 2), (1, 1), (1, 2)):
             for columns in (8, 16, 32, 64, 128, 256):
-                for cluster, splits in ((1, False), (2, False), (1, True)):
-                    tiles = _with_most_stages(GemmTiles(swapped, warpgroups, waves, columns, 2, cluster, splits), shape)
+                for cluster, parts in ((1, 1), (2, 1), (1, 2), (1, 4), (1, 8)):
+                    tiles = deepest(GemmTiles(swapped, warpgroups, waves, columns, 2, cluster, parts), shape)
                     if tiles is not None:
                         found.append(tiles)
     return tuple(found)
@@ -191,10 +232,9 @@ def choose_tiles(shape: ProductShape, sms: int) -> GemmTiles:
     else:
         tiles = GemmTiles(False, 2, 2, 128, 2) if shape.itemsize == 1 else GemmTiles(False, 2, 1, 256, 2)
     number = shape.groups * ceil_div(shape.tokens, tiles.token_tile) * ceil_div(shape.n, tiles.weight_tile)
-    if number < 3 * sms:
-        tiles = tiles._replace(splits=True)
-    elif not tiles.swapped and shape.groups == 1:
-        tiles = tiles._replace(cluster=2)
-    chosen = _with_most_stages(tiles, shape)
+    parts = 1
+    while parts < 8 and number * parts * 2 <= sms and parts * 2 <= shape.steps:
+        parts *= 2
+    chosen = deepest(tiles._replace(parts=parts), shape)
     assert chosen is not None, f"no stages fit {tiles} for {shape}"
     return chosen

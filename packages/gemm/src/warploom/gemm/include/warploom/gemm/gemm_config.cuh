@@ -38,11 +38,23 @@ struct GemmConfig : Base {
 
   // Tensor cores keep 14 bits of a sum of 8-bit products: after each span it moves on to float32.
   static constexpr bool kPromotes = sizeof(In) == 1;
+  static constexpr bool kTakesTurns = Base::kTurns && Base::kWarpgroups == 2;
   static constexpr bool kHasBlocks = kScaling == Scaling::kOfBlocks;
   // Tokens in columns have a scale each; weights in columns share one, if a tile's do.
-  static constexpr int kColumnScales = Base::kSharesColumnScale ? 1 : kColumns;
+  static constexpr int kColumnScales = Base::kSharesColumnScale || !kHasBlocks ? 1 : kColumns;
   static_assert(!kHasBlocks || kDepth == 128, "blocks are as deep as a span");
-  static_assert(Base::kCluster == 1 || !(Base::kSwapped || Base::kSplits), "clusters share tokens in rows");
+  static_assert(Base::kCluster == 1 || !(Base::kSwapped || Base::kParts > 1), "clusters share tokens in rows, or steps of k");
+  static constexpr bool kHasCluster = Base::kCluster > 1 || Base::kParts > 1;
+};
+
+// What blocks of a cluster send each other if they share a tile's steps of k.
+template <class Config>
+struct TileParts {
+  static constexpr int kAllBlocks = Config::kColumns / 8;
+  static constexpr int kLeastBlocks = Config::kSwapped ? 1 : 8;  // that are written together
+  static constexpr int kFinishers = Config::kParts * kLeastBlocks < kAllBlocks ? Config::kParts : kAllBlocks / kLeastBlocks;
+  static constexpr int kBlocks = kAllBlocks / kFinishers;  // of 8 columns, of each finisher
+  static constexpr int kBytes = Config::kParts > 1 ? Config::kParts * Config::kRows * kBlocks * 8 * int(sizeof(float)) : 0;
 };
 
 template <class Config>
@@ -51,24 +63,27 @@ struct GemmStorage {
   static constexpr int kWarps = Config::kWarpgroups * Warpgroup::kWarps;
   static constexpr int kResultBytes = 16 * 128;  // of a warp, whose results go through shared memory
 
-  struct Scales {
+  struct alignas(16) Scales {
     float of_rows[Config::kRows];
     float of_columns[Config::kColumnScales];
   };
 
   Ring<kStages> ring;
   typename Schedule<Config>::Storage schedule;
-  bool is_last[Config::kWarpgroups];  // to finish its part of a tile
+  Ring<1> parts;  // of sums
   Scales scales[Config::kHasBlocks ? kStages : 1];
   alignas(128) uint8_t results[kWarps][kResultBytes];
 
-  // Dynamic shared memory: stages, each rows and columns.
+  // Dynamic shared memory: stages, each rows and columns; parts of sums.
   WL_DEVICE static uint8_t* rows(uint8_t* memory, int stage) { return memory + stage * Config::kStageBytes; }
   WL_DEVICE static uint8_t* columns(uint8_t* memory, int stage) { return rows(memory, stage) + Config::kRowBytes; }
+
+  WL_DEVICE static uint8_t* parts_of_sums(uint8_t* memory) { return rows(memory, kStages); }
 
   WL_DEVICE void open() {
     if (threadIdx.x == 0) {
       ring.open(1 + (Config::kHasBlocks ? kWarpSize : 0), kWarps * Config::kCluster);
+      if constexpr (Config::kParts > 1) parts.open(1, kWarps * TileParts<Config>::kFinishers);
       fence_barrier_init();
     }
   }

@@ -24,6 +24,7 @@ struct OperandCopies {
   OperandMaps maps;
   Storage& storage;
   uint8_t* memory;
+  uint32_t stage_bytes;
   RingPlace<kStages> place;
 
   // By a warp.
@@ -31,20 +32,10 @@ struct OperandCopies {
 #pragma unroll 1
     while (share.has_work()) {
       const Work work = share.work();
-      Tile tile = schedule.tile(work.tile);
-      if constexpr (Config::kCluster > 1) tile.first_column += int(cluster_rank()) * Config::kWeightTile;
+      const Tile tile = schedule.tile(work.tile);
       if (lane_id() == 0) copy(tile, work);
       __syncwarp();
-      share.next(work);
-    }
-  }
-
-  // Blocks of a cluster end together: one must not be gone when the other copies there or counts in.
-  WL_DEVICE void wait_for_readers() {
-    if constexpr (Config::kCluster > 1) {
-      if (lane_id() != 0) return;
-#pragma unroll 1
-      for (int i = 0; i < kStages; ++i, place.next()) storage.ring.wait_free(place);
+      share.next();
     }
   }
 
@@ -55,7 +46,7 @@ struct OperandCopies {
       storage.ring.wait_free(place);
       const int stage = place.stage();
       uint64_t* full = &storage.ring.full[stage];
-      mbarrier_expect_bytes(full, Config::kStageBytes);
+      mbarrier_expect_bytes(full, stage_bytes);
       uint8_t* rows = Storage::rows(memory, stage);
       uint8_t* columns = Storage::columns(memory, stage);
       if constexpr (Config::kSwapped) {
@@ -111,10 +102,8 @@ struct ScaleCopies {
 #pragma unroll 1
     while (share.has_work()) {
       const Work work = share.work();
-      Tile tile = schedule.tile(work.tile);
-      if constexpr (Config::kCluster > 1) tile.first_column += int(cluster_rank()) * Config::kWeightTile;
-      copy(tile, work);
-      share.next(work);
+      copy(schedule.tile(work.tile), work);
+      share.next();
     }
   }
 

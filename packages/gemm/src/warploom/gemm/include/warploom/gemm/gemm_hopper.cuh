@@ -1,18 +1,18 @@
 // Matrix products on Hopper: persistent blocks in which one warpgroup copies operands by TMA and the others multiply by wgmma.
 //
 // One kernel for single, batched and grouped products: gemm_schedule.cuh says which tiles, gemm_copies.cuh brings their operands,
-// gemm_products.cuh sums, gemm_partials.cuh joins what several blocks have summed, gemm_result.cuh writes.
+// gemm_products.cuh sums, gemm_parts.cuh joins what the blocks of a cluster have summed, gemm_result.cuh writes.
 #pragma once
 
 #include "warploom/gemm/gemm_copies.cuh"
-#include "warploom/gemm/gemm_partials.cuh"
+#include "warploom/gemm/gemm_parts.cuh"
 #include "warploom/gemm/gemm_products.cuh"
 #include "warploom/gemm/gemm_result.cuh"
 #include "warploom/sync.cuh"
 
 namespace warploom::gemm {
 
-// grid: blocks that are all there at once, a multiple of kCluster. Dynamic shared memory: kStages * kStageBytes, and 1024.
+// grid: whole clusters. Dynamic shared memory: stages, what TileParts needs, and 1024 bytes.
 template <class Base>
 __global__ void __launch_bounds__(GemmConfig<Base>::kThreads, 1)
     gemm_kernel(const __grid_constant__ GemmParams params, const __grid_constant__ TensorMap tokens,
@@ -30,36 +30,38 @@ __global__ void __launch_bounds__(GemmConfig<Base>::kThreads, 1)
   wait_for_previous_kernel();
   schedule.open();
   __syncthreads();
-  if constexpr (Config::kCluster > 1) cluster_sync();
-  Share<Config> share(schedule, params);
+  if constexpr (Config::kHasCluster) cluster_sync();
 
   if (Warpgroup::number() == 0) {
     give_registers<kCopyRegisters>();
+    const Share<Config> share(schedule, params);
     if (Warpgroup::warp() == 0) {
-      OperandCopies<Config> copies{{&tokens, &weights}, storage, memory, {}};
-      copies.work(schedule, share);
-      copies.wait_for_readers();
+      OperandCopies<Config>{{&tokens, &weights}, storage, memory, uint32_t(params.stage_bytes), {}}.work(schedule, share);
     } else if (Config::kHasBlocks && Warpgroup::warp() == 1) {
-      ScaleCopies<Config> copies{params, storage, {}};
-      copies.work(schedule, share);
+      ScaleCopies<Config>{params, storage, {}}.work(schedule, share);
     }
   } else {
     take_registers<kProductRegisters>();
     TileProducts<Config> products{storage, memory, {}};
+    PartSums<Config> parts{storage, memory, {}};
     const TileResult<Config> result{params, storage};
+    products.open();
 #pragma unroll 1
-    while (share.has_work()) {
+    for (Share<Config> share(schedule, params); share.has_work(); share.next()) {
       const Work work = share.work();
-      Tile tile = schedule.tile(work.tile);
-      if constexpr (Config::kCluster > 1) tile.first_column += int(cluster_rank()) * Config::kWeightTile;
+      const Tile tile = schedule.tile(work.tile);
       TileSums<Config> sums;
       products.run(sums, work.end_step - work.first_step);
-      bool is_whole = true;
-      if constexpr (Config::kSplits) is_whole = Partials<Config>{params, schedule, storage}.finish(sums, work);
-      if (is_whole) result.write(sums, tile);
-      share.next(work);
+      if constexpr (Config::kParts == 1) {
+        result.write(sums.of, tile, 0);
+      } else {
+        float mine[Config::kWaves][PartSums<Config>::kBlocks][4];
+        if (parts.exchange(mine, sums)) result.write(mine, tile, int(cluster_rank()) * PartSums<Config>::kBlocks * 8);
+      }
     }
   }
+  // A block must not be gone while others copy there or count in.
+  if constexpr (Config::kHasCluster) cluster_sync();
 #endif
 }
 

@@ -11,11 +11,9 @@ struct GemmParams {
   void* out;
   const float* token_scales;   // of blocks, or of rows
   const float* weight_scales;
-  const void* bias;            // [n], or null
+  const void* bias;            // [n]
   const int* sizes;            // offsets of the groups, or their numbers of rows, in words of `sizes_step`; null if all have `rows`
   const int* weight_indices;   // of the groups, in words of `indices_step`, or null
-  float* partials;             // [blocks, 2, tile]: sums over a part of k
-  uint32_t* arrivals;          // [tiles, warpgroups]: such parts that are there; 0 before and after
   int64_t out_group_stride;
   int64_t out_row_stride;
   int64_t token_scale_group_stride;
@@ -37,6 +35,8 @@ struct GemmParams {
   int indices_step;
   int bias_type;          // BiasType
   int band;               // tiles of tokens that are worked on before the next tile of weights
+  int weight_tile;        // rows of weights in a tile: no more than the kernel's, which balances blocks' work
+  int stage_bytes;        // of a step's operands
 };
 
 enum BiasType { kFloatBias, kHalfBias, kBfloatBias };

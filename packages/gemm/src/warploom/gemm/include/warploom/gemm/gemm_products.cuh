@@ -3,6 +3,7 @@
 
 #include "warploom/cluster_async.cuh"
 #include "warploom/gemm/gemm_config.cuh"
+#include "warploom/sync.cuh"
 #include "warploom/wgmma.cuh"
 
 namespace warploom::gemm {
@@ -39,9 +40,17 @@ struct TileProducts {
   static constexpr int kRowsOnwards = Config::kRowsTurned ? Product::kDepth * Config::kSpan : 32;
   static constexpr int kColumnsOnwards = Config::kColumnsTurned ? Product::kDepth * Config::kSpan : 32;
 
+  // Beside 0, which is that of all threads: of each warpgroup, when it is its turn.
+  static constexpr int kTurnBarrier = 1;
+
   Storage& storage;
   uint8_t* memory;
   RingPlace<Config::kStages> place;
+
+  // By each warpgroup, once.
+  WL_DEVICE void open() const {
+    if (Config::kTakesTurns && group() == 1) give_turn();
+  }
 
   WL_DEVICE void run(Sums& sums, int steps) {
     if constexpr (Config::kPromotes) {
@@ -66,6 +75,14 @@ struct TileProducts {
       Product::template run<Config::kRowsTurned, Config::kColumnsTurned>(
           sums, wgmma_onwards(a, step * kRowsOnwards), wgmma_onwards(b, step * kColumnsOnwards), adds || step > 0);
     }
+  }
+
+  // One warpgroup's products queue behind the other's, so that they end one after the other: then one adds while the other's run.
+  WL_DEVICE static void wait_for_turn() {
+    if constexpr (Config::kTakesTurns) sync_threads_of(kTurnBarrier + group(), 2 * Warpgroup::kThreads);
+  }
+  WL_DEVICE static void give_turn() {
+    if constexpr (Config::kTakesTurns) arrive_for_threads_of(kTurnBarrier + 1 - group(), 2 * Warpgroup::kThreads);
   }
 
   WL_DEVICE void release(const RingPlace<Config::kStages>& read) {
@@ -106,9 +123,11 @@ struct TileProducts {
       storage.ring.wait_full(place, false);
 #pragma unroll
       for (int wave = 0; wave < Config::kWaves; ++wave) {
+        wait_for_turn();
         wgmma_fence();
         multiply(span, wave, false);
         wgmma_commit();
+        give_turn();
         float row_scales[2];
         load_row_scales(row_scales, wave);
         if constexpr (Config::kColumnScales == 1) {

@@ -34,27 +34,27 @@ template <class Config>
 struct TileResult {
   using Out = typename Config::Out;
   using Storage = GemmStorage<Config>;
-  using Sums = TileSums<Config>;
-  static constexpr int kBlocks = Sums::kBlocks;
   static constexpr bool kSwapped = Config::kSwapped;
   static constexpr int kWarpRows = 16;
 
   const GemmParams& params;
   Storage& storage;
 
-  // By a warpgroup, its rows of the tile.
-  WL_DEVICE void write(const Sums& sums, const Tile& tile) const {
+  // By a warpgroup, its rows of the tile; sums of columns from `first_column` of the tile on.
+  template <int kBlocks>
+  WL_DEVICE void write(const float (&sums)[Config::kWaves][kBlocks][4], Tile tile, int first_column) const {
+    (kSwapped ? tile.first_token : tile.first_column) += first_column;
 #pragma unroll
     for (int wave = 0; wave < Config::kWaves; ++wave) {
       const int row = ((Warpgroup::number() - 1) * Config::kWaves + wave) * Warpgroup::kRows + Warpgroup::warp() * kWarpRows;
       if constexpr (sizeof(Out) == 2) {
         if constexpr (kSwapped) {
-          write_swapped(sums.of[wave], tile, row);
+          write_swapped(sums[wave], tile, row);
         } else {
-          write_rows(sums.of[wave], tile, row);
+          write_rows(sums[wave], tile, row);
         }
       } else {
-        write_singly(sums.of[wave], tile, row);
+        write_singly(sums[wave], tile, row);
       }
     }
   }
@@ -71,11 +71,11 @@ struct TileResult {
   }
   WL_DEVICE Line line_of_weight(const Tile& tile, int column) const {
     Line line;
-    if (column >= params.n) return line;
+    if (column >= tile.end_column) return line;
     if constexpr (Config::kScaling == Scaling::kAtEnd) {
       line.scale = params.weight_scales[tile.weights * params.weight_scale_group_stride + int64_t(column) * params.weight_scale_row_stride];
     }
-    if (params.bias != nullptr) line.bias = load_bias(params, column);
+    if constexpr (Config::kHasBias) line.bias = load_bias(params, column);
     return line;
   }
   WL_DEVICE Line line_of_row(const Tile& tile, int row) const {
@@ -99,6 +99,7 @@ struct TileResult {
   }
 
   // Rows are tokens: 64 columns at a time, 128 bytes of each of the warp's 16 rows, with their pieces exchanged.
+  template <int kBlocks>
   WL_DEVICE void write_rows(const float (&sums)[kBlocks][4], const Tile& tile, int row) const {
     static_assert(kSwapped || kBlocks % 8 == 0, "columns come in 64s");
     const Line rows[2] = {line_of_row(tile, row + lane_id() / 4), line_of_row(tile, row + lane_id() / 4 + 8)};
@@ -120,13 +121,14 @@ struct TileResult {
       for (int i = 0; i < kWarpRows; i += 4) {
         const int at = i + from_row, token = tile.first_token + row + at;
         const uint4 bits = *reinterpret_cast<const uint4*>(staged + at * 128 + ((piece ^ at % 8) << 4));
-        if (token < tile.end_token && column < params.n) store_global_bits(reinterpret_cast<uint4*>(output(tile, token) + column), bits);
+        if (token < tile.end_token && column < tile.end_column) store_global_bits(reinterpret_cast<uint4*>(output(tile, token) + column), bits);
       }
       __syncwarp();
     }
   }
 
   // Rows are weights, and go down the columns of the output: 32 bytes of each token.
+  template <int kBlocks>
   WL_DEVICE void write_swapped(const float (&sums)[kBlocks][4], const Tile& tile, int row) const {
     constexpr int kAtOnce = kBlocks < 8 ? kBlocks : 8;
     const Line rows[2] = {line_of_row(tile, row + lane_id() / 4), line_of_row(tile, row + lane_id() / 4 + 8)};
@@ -151,7 +153,7 @@ struct TileResult {
 #pragma unroll
       for (int i = 0; i < kAtOnce * 8; i += 16) {
         const int at = i + lane_id() / 2, token = tile.first_token + first * 8 + at;
-        const bool is_there = at < kAtOnce * 8 && token < tile.end_token && column < params.n;
+        const bool is_there = at < kAtOnce * 8 && token < tile.end_token && column < tile.end_column;
         const uint4 bits = *reinterpret_cast<const uint4*>(staged + (at * 2 + (lane_id() % 2 ^ at / 4 % 2)) * 16);
         if (is_there) store_global_bits(reinterpret_cast<uint4*>(output(tile, token) + column), bits);
       }
@@ -164,6 +166,7 @@ struct TileResult {
   }
 
   // Results of 32 or 8 bits: from registers, 32 bytes of a row at a time or less.
+  template <int kBlocks>
   WL_DEVICE void write_singly(const float (&sums)[kBlocks][4], const Tile& tile, int row) const {
     const int first_row = row + lane_id() / 4;
     const Line rows[2] = {line_of_row(tile, first_row), line_of_row(tile, first_row + 8)};
@@ -174,7 +177,7 @@ struct TileResult {
         const int at_row = first_row + i / 2 * 8, at_column = block * 8 + lane_id() % 4 * 2 + i % 2;
         const int token = tile.first_token + (kSwapped ? at_column : at_row);
         const int column = tile.first_column + (kSwapped ? at_row : at_column);
-        if (token >= tile.end_token || column >= params.n) continue;
+        if (token >= tile.end_token || column >= tile.end_column) continue;
         output(tile, token)[column] = from_float<Out>(finish(sums[block][i], rows[i / 2], line_of_column(tile, at_column)));
       }
     }

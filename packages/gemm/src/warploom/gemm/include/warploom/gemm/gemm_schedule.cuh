@@ -1,9 +1,10 @@
-// Which tiles a block computes: a share of all tiles of all groups, whole or in parts of k.
+// Which tiles a block computes: a share of all tiles of all groups.
 //
 // Groups whose sizes only the device knows are counted by every block on its own, at its start: a prefix sum over up to a thousand
 // numbers, where a kernel before this one would cost a launch.
 #pragma once
 
+#include "warploom/cluster.cuh"
 #include "warploom/gemm/gemm_params.cuh"
 #include "warploom/reduce.cuh"
 
@@ -19,6 +20,7 @@ struct Tile {
   int end_token;     // of its group; the tile may end before or after
   int weights;       // matrix of weights
   int first_column;  // of the output: row of the weights
+  int end_column;    // that the tile is to write
 };
 
 // A tile's sums from one step of k to another.
@@ -59,12 +61,10 @@ struct Schedule {
         end += tiles_of(first + i);
         storage.tile_ends[first + i] = end;
       }
-    } else if (threadIdx.x == 0) {
-      storage.tiles = params.groups * tiles_of(0);
     }
   }
 
-  WL_DEVICE int tiles() const { return storage.tiles; }
+  WL_DEVICE int tiles() const { return kCounts ? storage.tiles : params.groups * tiles_of(0); }
 
   // By all lanes of a warp.
   WL_DEVICE Tile tile(int number) const {
@@ -91,7 +91,7 @@ struct Schedule {
     if constexpr (Config::kGrouping == Grouping::kCounts) return min(max(word(group), 0), params.rows);
     return params.rows;
   }
-  WL_DEVICE int column_tiles() const { return ceil_div(params.n, Config::kWeightTile * Config::kCluster); }
+  WL_DEVICE int column_tiles() const { return ceil_div(params.n, params.weight_tile * Config::kCluster); }
   WL_DEVICE int token_tiles(int group) const {
     return ceil_div(max(end_of(group) - start_of(group), 0), Config::kTokenTile);
   }
@@ -126,46 +126,31 @@ struct Schedule {
     tile.first_token = start + token_tile * Config::kTokenTile;
     tile.end_token = end_of(group);
     tile.weights = weights;
-    tile.first_column = column * Config::kCluster * Config::kWeightTile;
+    tile.first_column = column * Config::kCluster * params.weight_tile;
+    if constexpr (Config::kCluster > 1) tile.first_column += int(cluster_rank()) * params.weight_tile;
+    tile.end_column = min(tile.first_column + params.weight_tile, params.n);
     return tile;
   }
 };
 
-// A block's share, in order. Without parts of k: every so manieth tile, by clusters.
+// A cluster's share, in order: every so manieth tile, and of its steps of k this block's part.
 template <class Config>
 struct Share {
-  static constexpr bool kSplits = Config::kSplits;
+  static constexpr int kBlocks = Config::kCluster * Config::kParts;  // of a cluster
 
-  int64_t at, end;
-  int steps, stride;
+  int at, end, stride, first_step, end_step;
 
-  WL_DEVICE Share(const Schedule<Config>& schedule, const GemmParams& params) : steps(params.k_steps) {
-    if constexpr (kSplits) {
-      at = start_of(schedule, params, blockIdx.x), end = start_of(schedule, params, blockIdx.x + 1);
-    } else {
-      stride = gridDim.x / Config::kCluster;
-      at = blockIdx.x / Config::kCluster, end = schedule.tiles();
+  WL_DEVICE Share(const Schedule<Config>& schedule, const GemmParams& params)
+      : at(blockIdx.x / kBlocks), end(schedule.tiles()), stride(gridDim.x / kBlocks), first_step(0), end_step(params.k_steps) {
+    if constexpr (Config::kParts > 1) {
+      const int part = int(cluster_rank());
+      first_step = params.k_steps * part / Config::kParts, end_step = params.k_steps * (part + 1) / Config::kParts;
     }
   }
 
   WL_DEVICE bool has_work() const { return at < end; }
-  WL_DEVICE Work work() const {
-    if constexpr (kSplits) {
-      const int tile = int(at / steps), first = int(at - int64_t(tile) * steps);
-      return {tile, first, int(min(int64_t(steps), first + end - at))};
-    }
-    return {int(at), 0, steps};
-  }
-  WL_DEVICE void next(const Work& work) { at += kSplits ? work.end_step - work.first_step : stride; }
-
-  // All blocks' shares begin there: equal numbers of steps.
-  WL_DEVICE static int64_t start_of(const Schedule<Config>& schedule, const GemmParams& params, int64_t block) {
-    return int64_t(schedule.tiles()) * params.k_steps * block / gridDim.x;
-  }
-  // The block that takes a step.
-  WL_DEVICE static int block_of(const Schedule<Config>& schedule, const GemmParams& params, int64_t step) {
-    return int(((step + 1) * gridDim.x - 1) / (int64_t(schedule.tiles()) * params.k_steps));
-  }
+  WL_DEVICE Work work() const { return {at, first_step, end_step}; }
+  WL_DEVICE void next() { at += stride; }
 };
 
 }  // namespace warploom::gemm
