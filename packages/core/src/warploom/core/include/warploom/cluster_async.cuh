@@ -12,9 +12,9 @@ namespace warploom {
 // First half of a cluster_sync() that orders no memory: says that the block runs. Pairs with cluster_wait().
 WL_DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 
-// At the same barrier of another block of the cluster, or of this one.
-WL_DEVICE void mbarrier_arrive_at(uint64_t* barrier, uint32_t rank) {
-  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(map_to_rank(barrier, rank)) : "memory");
+// At a barrier of any block of the cluster, by its address from map_to_rank.
+WL_DEVICE void mbarrier_arrive_at(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 // Both addresses are of the receiving block, from map_to_rank; the barrier counts the bytes.

@@ -20,16 +20,18 @@ WL_DEVICE void mbarrier_expect_bytes(uint64_t* barrier, uint32_t bytes) {
 WL_DEVICE void mbarrier_arrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
-WL_DEVICE void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
+// Barriers also go by their shared address, for loops that keep it in a register.
+WL_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
       "WAIT:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
       "@!done bra WAIT;\n"
-      "}" ::"r"(shared_address(barrier)), "r"(parity)
+      "}" ::"r"(barrier), "r"(parity)
       : "memory");
 }
+WL_DEVICE void mbarrier_wait(uint64_t* barrier, uint32_t parity) { mbarrier_wait(shared_address(barrier), parity); }
 
 // Arrives when the copies that this thread has started by cp.async have landed; counts as one of the barrier's arrivals.
 WL_DEVICE void mbarrier_arrive_after_copies(uint64_t* barrier) {

@@ -90,7 +90,7 @@ class GemmTiles(NamedTuple):
         if self.parts == 1:
             return 0
         blocks = self.columns // 8
-        finishers = min(self.parts, blocks // (1 if self.swapped else 8))
+        finishers = max(1, min(self.parts, blocks // (1 if self.swapped else 8)))
         return self.parts * self.rows * blocks // finishers * 8 * 4
 
     @property

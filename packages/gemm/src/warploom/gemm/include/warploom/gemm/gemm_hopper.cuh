@@ -30,22 +30,24 @@ __global__ void __launch_bounds__(GemmConfig<Base>::kThreads, 1)
   wait_for_previous_kernel();
   schedule.open();
   __syncthreads();
-  if constexpr (Config::kHasCluster) cluster_sync();
+  if constexpr (Config::kHasCluster) cluster_arrive_relaxed();
 
   if (Warpgroup::number() == 0) {
     give_registers<kCopyRegisters>();
+    if constexpr (Config::kCluster > 1) cluster_wait();
     const Share<Config> share(schedule, params);
     if (Warpgroup::warp() == 0) {
       OperandCopies<Config>{{&tokens, &weights}, storage, memory, uint32_t(params.stage_bytes), {}}.work(schedule, share);
     } else if (Config::kHasBlocks && Warpgroup::warp() == 1) {
       ScaleCopies<Config>{params, storage, {}}.work(schedule, share);
     }
+    if constexpr (Config::kParts > 1) cluster_wait();  // what a block copies for itself needs no other
   } else {
     take_registers<kProductRegisters>();
-    TileProducts<Config> products{storage, memory, {}};
+    if constexpr (Config::kHasCluster) cluster_wait();
+    TileProducts<Config> products(storage, memory);
     PartSums<Config> parts{storage, memory, {}};
     const TileResult<Config> result{params, storage};
-    products.open();
 #pragma unroll 1
     for (Share<Config> share(schedule, params); share.has_work(); share.next()) {
       const Work work = share.work();

@@ -34,21 +34,36 @@ struct TileProducts {
   using In = typename Config::In;
   using Sums = TileSums<Config>;
   static constexpr int kBlocks = Sums::kBlocks;
+  static constexpr int kWaves = Config::kWaves;
   using Product = Wgmma<In, kBlocks>;
   static constexpr int kSteps = Config::kDepth / Product::kDepth;  // products of a span
   // From one to the next: 32 bytes on in a row, or as many rows on if operands are turned.
   static constexpr int kRowsOnwards = Config::kRowsTurned ? Product::kDepth * Config::kSpan : 32;
   static constexpr int kColumnsOnwards = Config::kColumnsTurned ? Product::kDepth * Config::kSpan : 32;
+  static constexpr int kWaveBytes = Warpgroup::kRows * Config::kSpan;
 
   // Beside 0, which is that of all threads: of each warpgroup, when it is its turn.
   static constexpr int kTurnBarrier = 1;
 
-  Storage& storage;
-  uint8_t* memory;
+  // Addresses are worked out once: chains of scalars between products are what tensor cores would wait for.
+  uint32_t full, free;        // barriers of the first stage; `free` in the block that this lane tells
+  uint32_t rows, columns;     // operands of the first stage, this warpgroup's rows
+  uint32_t row_scales, column_scales;  // of the first stage, this lane's
   RingPlace<Config::kStages> place;
 
-  // By each warpgroup, once.
-  WL_DEVICE void open() const {
+  WL_DEVICE TileProducts(const Storage& storage, const uint8_t* memory) {
+    const uint8_t* of_rows = Storage::rows(const_cast<uint8_t*>(memory), 0) + group() * kWaves * kWaveBytes;
+    const uint8_t* of_columns = Storage::columns(const_cast<uint8_t*>(memory), 0);
+    rows = wgmma_uniform(Config::kRowsTurned ? wgmma_columns(of_rows, kWaveBytes) : wgmma_rows(of_rows));
+    columns = wgmma_uniform(Config::kColumnsTurned ? wgmma_columns(of_columns, Config::kDepth * Config::kSpan) : wgmma_rows(of_columns));
+    full = wgmma_uniform(shared_address(&storage.ring.full[0]));
+    free = Config::kCluster == 1 ? wgmma_uniform(shared_address(&storage.ring.free[0]))
+                                 : map_to_rank(&storage.ring.free[0], lane_id() % Config::kCluster);
+    if constexpr (Config::kHasBlocks) {
+      const int row = group() * kWaves * Warpgroup::kRows + Warpgroup::warp() * 16 + lane_id() / 4;
+      row_scales = shared_address(&storage.scales[0].of_rows[row]);
+      column_scales = shared_address(&storage.scales[0].of_columns[Config::kColumnScales == 1 ? 0 : lane_id() % 4 * 2]);
+    }
     if (Config::kTakesTurns && group() == 1) give_turn();
   }
 
@@ -61,20 +76,22 @@ struct TileProducts {
   }
 
  private:
-  static constexpr int kGroupBytes = Config::kWaves * Warpgroup::kRows * Config::kSpan;
   WL_DEVICE static int group() { return Warpgroup::number() - 1; }
 
-  WL_DEVICE void multiply(float (&sums)[kBlocks][4], int wave, bool adds) {
-    const uint8_t* rows = Storage::rows(memory, place.stage()) + group() * kGroupBytes + wave * Warpgroup::kRows * Config::kSpan;
-    const uint8_t* columns = Storage::columns(memory, place.stage());
-    const uint32_t a = Config::kRowsTurned ? wgmma_columns(rows, Warpgroup::kRows * Config::kSpan) : wgmma_rows(rows);
-    const uint32_t b =
-        Config::kColumnsTurned ? wgmma_columns(columns, Config::kDepth * Config::kSpan) : wgmma_rows(columns);
+  WL_DEVICE void multiply(float (&sums)[kBlocks][4], int wave, bool adds) const {
+    const uint32_t a = wgmma_onwards(rows, place.stage() * Config::kStageBytes + wave * kWaveBytes);
+    const uint32_t b = wgmma_onwards(columns, place.stage() * Config::kStageBytes);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       Product::template run<Config::kRowsTurned, Config::kColumnsTurned>(
           sums, wgmma_onwards(a, step * kRowsOnwards), wgmma_onwards(b, step * kColumnsOnwards), adds || step > 0);
     }
+  }
+
+  WL_DEVICE void wait_full() const { mbarrier_wait(full + place.stage() * int(sizeof(uint64_t)), place.parity()); }
+  WL_DEVICE void release(const RingPlace<Config::kStages>& read) const {
+    __syncwarp();
+    if (lane_id() < Config::kCluster) mbarrier_arrive_at(free + read.stage() * int(sizeof(uint64_t)));
   }
 
   // One warpgroup's products queue behind the other's, so that they end one after the other: then one adds while the other's run.
@@ -85,23 +102,14 @@ struct TileProducts {
     if constexpr (Config::kTakesTurns) arrive_for_threads_of(kTurnBarrier + 1 - group(), 2 * Warpgroup::kThreads);
   }
 
-  WL_DEVICE void release(const RingPlace<Config::kStages>& read) {
-    if constexpr (Config::kCluster == 1) {
-      storage.ring.release(read);
-    } else {
-      __syncwarp();
-      if (lane_id() < Config::kCluster) mbarrier_arrive_at(&storage.ring.free[read.stage()], lane_id());
-    }
-  }
-
   // One span's products run while the next's are issued.
   WL_DEVICE void run_plain(Sums& sums, int steps) {
 #pragma unroll 1
     for (int step = 0; step < steps; ++step, place.next()) {
-      storage.ring.wait_full(place, false);
+      wait_full();
       wgmma_fence();
 #pragma unroll
-      for (int wave = 0; wave < Config::kWaves; ++wave) multiply(sums.of[wave], wave, step > 0);
+      for (int wave = 0; wave < kWaves; ++wave) multiply(sums.of[wave], wave, step > 0);
       wgmma_commit();
       if (step > 0) {
         wgmma_wait<1>();
@@ -110,7 +118,7 @@ struct TileProducts {
     }
     wgmma_wait<0>();
 #pragma unroll
-    for (int wave = 0; wave < Config::kWaves; ++wave) wgmma_done(sums.of[wave]);
+    for (int wave = 0; wave < kWaves; ++wave) wgmma_done(sums.of[wave]);
     release(place.before());
   }
 
@@ -120,74 +128,66 @@ struct TileProducts {
     sums.clear();
 #pragma unroll 1
     for (int step = 0; step < steps; ++step, place.next()) {
-      storage.ring.wait_full(place, false);
+      wait_full();
+      SpanScales scales;
+      scales.load(row_scales + place.stage() * kScalesPitch, column_scales + place.stage() * kScalesPitch);
 #pragma unroll
-      for (int wave = 0; wave < Config::kWaves; ++wave) {
+      for (int wave = 0; wave < kWaves; ++wave) {
         wait_for_turn();
         wgmma_fence();
         multiply(span, wave, false);
         wgmma_commit();
         give_turn();
-        float row_scales[2];
-        load_row_scales(row_scales, wave);
-        if constexpr (Config::kColumnScales == 1) {
-          wgmma_wait<0>();
-          wgmma_done(span);
-          if (wave == Config::kWaves - 1) release(place);
-          add(sums.of[wave], span, row_scales);
-        } else {
-          float column_scales[kBlocks][2];
-          load_column_scales(column_scales);
-          wgmma_wait<0>();
-          wgmma_done(span);
-          if (wave == Config::kWaves - 1) release(place);
-          add(sums.of[wave], span, row_scales, column_scales);
+        wgmma_wait<0>();
+        wgmma_done(span);
+        if (wave == kWaves - 1) release(place);
+        scales.add(sums.of[wave], span, wave);
+      }
+    }
+  }
+
+  static constexpr int kScalesPitch = int(sizeof(typename Storage::Scales));
+
+  // Of a span: of a lane's two rows in each wave, and of its columns if they don't share one.
+  struct SpanScales {
+    static constexpr bool kHasColumns = Config::kColumnScales > 1;
+    float of_rows[kWaves][2];
+    float of_columns[kHasColumns ? kBlocks : 1][2];
+
+    WL_DEVICE void load(uint32_t rows, uint32_t columns) {
+      if constexpr (Config::kHasBlocks) {
+        const float shared = kHasColumns ? 1.f : load_shared(columns);
+#pragma unroll
+        for (int wave = 0; wave < kWaves; ++wave) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            of_rows[wave][i] = load_shared(rows + (wave * Warpgroup::kRows + i * 8) * int(sizeof(float)));
+            if constexpr (!kHasColumns) of_rows[wave][i] *= shared;
+          }
+        }
+        if constexpr (kHasColumns) {
+#pragma unroll
+          for (int block = 0; block < kBlocks; ++block) load_shared(of_columns[block], columns + block * 8 * int(sizeof(float)));
         }
       }
     }
-  }
 
-  // Of a lane's two rows; what all columns share is in them.
-  WL_DEVICE void load_row_scales(float (&scales)[2], int wave) const {
-    if constexpr (Config::kHasBlocks) {
-      const auto& stage = storage.scales[place.stage()];
-      const int row = (group() * Config::kWaves + wave) * Warpgroup::kRows + Warpgroup::warp() * 16 + lane_id() / 4;
-      const float shared = Config::kColumnScales == 1 ? stage.of_columns[0] : 1.f;
-      scales[0] = stage.of_rows[row] * shared, scales[1] = stage.of_rows[row + 8] * shared;
-    } else {
-      scales[0] = scales[1] = 1.f;
-    }
-  }
-  WL_DEVICE void load_column_scales(float (&scales)[kBlocks][2]) const {
-    if constexpr (Config::kHasBlocks) {
-      const float* of_columns = storage.scales[place.stage()].of_columns;
+    WL_DEVICE void add(float (&sums)[kBlocks][4], const float (&span)[kBlocks][4], int wave) const {
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
-        const float2 pair = *reinterpret_cast<const float2*>(of_columns + block * 8 + lane_id() % 4 * 2);
-        scales[block][0] = pair.x, scales[block][1] = pair.y;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if constexpr (!Config::kHasBlocks) {
+            sums[block][i] += span[block][i];
+          } else if constexpr (!kHasColumns) {
+            sums[block][i] = fmaf(span[block][i], of_rows[wave][i / 2], sums[block][i]);
+          } else {
+            sums[block][i] = fmaf(span[block][i], of_rows[wave][i / 2] * of_columns[block][i % 2], sums[block][i]);
+          }
+        }
       }
     }
-  }
-
-  WL_DEVICE static void add(float (&sums)[kBlocks][4], const float (&span)[kBlocks][4], const float (&row_scales)[2]) {
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        sums[block][i] = Config::kHasBlocks ? fmaf(span[block][i], row_scales[i / 2], sums[block][i]) : sums[block][i] + span[block][i];
-      }
-    }
-  }
-  WL_DEVICE static void add(float (&sums)[kBlocks][4], const float (&span)[kBlocks][4], const float (&row_scales)[2],
-                            const float (&column_scales)[kBlocks][2]) {
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        sums[block][i] = fmaf(span[block][i], row_scales[i / 2] * column_scales[block][i % 2], sums[block][i]);
-      }
-    }
-  }
+  };
 };
 
 #endif

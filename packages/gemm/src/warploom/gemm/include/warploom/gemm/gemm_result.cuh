@@ -87,7 +87,8 @@ struct TileResult {
 
   WL_DEVICE static float finish(float sum, const Line& row, const Line& column) {
     if constexpr (Config::kScaling == Scaling::kAtEnd) sum *= row.scale * column.scale;
-    return activate<Config::kActivation>(sum + (kSwapped ? row.bias : column.bias));
+    if constexpr (Config::kHasBias) sum += kSwapped ? row.bias : column.bias;
+    return activate<Config::kActivation>(sum);
   }
 
   // A block of 8 columns as two registers of neighbours: rows 0 to 7 of the warp's, and 8 to 15.
