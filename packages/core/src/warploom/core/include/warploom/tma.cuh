@@ -68,11 +68,6 @@ WL_DEVICE void tma_store_2d(const TensorMap* map, const void* source, int x, int
                "r"(shared_address(source)), "r"(x), "r"(y)
                : "memory");
 }
-WL_DEVICE void tma_store_3d(const TensorMap* map, const void* source, int x, int y, int z) {
-  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
-               "r"(shared_address(source)), "r"(x), "r"(y), "r"(z)
-               : "memory");
-}
 WL_DEVICE void tma_store_4d(const TensorMap* map, const void* source, int x, int y, int z, int w) {
   asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(map),
                "r"(shared_address(source)), "r"(x), "r"(y), "r"(z), "r"(w)

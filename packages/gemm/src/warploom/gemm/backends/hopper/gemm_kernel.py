@@ -140,7 +140,7 @@ def gemm_spec(tiles: GemmTiles, kind: KernelKind) -> KernelSpec:
             "kWeightsTurned": kind.weights_turned,
             "kSharesColumnScale": kind.shares_column_scale,
         },
-        params=(GemmParams, *["warploom::TensorMap"] * 3),
+        params=(GemmParams, *["warploom::TensorMap"] * 2),
         archs=("sm_90a",),
         expect_sass=("QGMMA" if kind.dtype.itemsize == 1 else "HGMMA", "UTMALDG"),
     )
@@ -153,11 +153,10 @@ def multiply(tiles: GemmTiles, kind: KernelKind, shape: ProductShape, operands: 
     device = operands.out.device
     blocks = _blocks(tiles, kind, operands, sm_count(device))
     params = _params(tiles, operands)
-    maps: tuple[TensorMap, ...] = _token_map(operands.tokens, tiles), _weight_map(operands.weights, tiles, kind)
-    maps += (_out_map(operands.out) if tiles.stores_tiles(shape.out_itemsize) else maps[0],)
+    maps = _token_map(operands.tokens, tiles), _weight_map(operands.weights, tiles, kind)
     cluster = tiles.blocks if tiles.blocks > 1 else None
     kernel = gemm_spec(tiles.compiled, kind).load(device)
-    kernel.launch(blocks, tiles.threads, params, *maps, smem=tiles.smem(shape.out_itemsize), cluster=cluster)
+    kernel.launch(blocks, tiles.threads, params, *maps, smem=tiles.smem, cluster=cluster)
 
 
 def most_tiles(tiles: GemmTiles, grouping: Grouping, groups: int, rows: int, n: int) -> int:
@@ -230,10 +229,3 @@ def _weight_map(weights: torch.Tensor, tiles: GemmTiles, kind: KernelKind) -> Te
     if kind.weights_turned:
         return tensor_map(weights.mT, (1, depth, depth))
     return tensor_map(weights, (1, tiles.weights, depth))
-
-
-_WARP_ROWS, _STORED_COLUMNS = 16, 64  # of a tile's results, that a copy takes
-
-
-def _out_map(out: torch.Tensor) -> TensorMap:
-    return tensor_map(out, (1, _WARP_ROWS, _STORED_COLUMNS))

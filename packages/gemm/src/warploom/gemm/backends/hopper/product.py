@@ -87,7 +87,6 @@ def product_shape(operands: Operands, tokens: int, scaling: Scaling, turned: boo
         has_blocks=has_blocks,
         shares_scales=has_blocks and operands.granularity[1] % SPAN_BYTES == 0,
         weights_turned=turned,
-        out_itemsize=operands.out.element_size(),
     )
 
 

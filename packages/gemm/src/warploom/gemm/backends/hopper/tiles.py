@@ -93,16 +93,10 @@ class GemmTiles(NamedTuple):
         finishers = max(1, min(self.parts, blocks // (1 if self.swapped else 8)))
         return self.parts * self.rows * blocks // finishers * 8 * 4
 
-    def stores_tiles(self, out_itemsize: int) -> bool:
-        """Whether results leave by TMA."""
-        return not self.swapped and self.parts == 1 and out_itemsize == 2
-
-    def smem(self, out_itemsize: int) -> int:
-        """Bytes of dynamic shared memory for outputs of such a size, with what aligning it may cost."""
-        results = (
-            self.rows * self.columns * 2 if self.stores_tiles(out_itemsize) else 4 * self.warpgroups * _RESULT_BYTES
-        )
-        return self.stages * (self.rows + self.columns) * SPAN_BYTES + results + self.part_bytes + 1024
+    @property
+    def smem(self) -> int:
+        """Bytes of dynamic shared memory, with what aligning it may cost."""
+        return self.stages * (self.rows + self.columns) * SPAN_BYTES + self.part_bytes + 1024
 
     @property
     def threads(self) -> int:
@@ -137,8 +131,6 @@ class ProductShape(NamedTuple):
         128 rows of weights have one such scale.
     weights_turned : bool
         Weights are stored ``[k, n]``.
-    out_itemsize : int
-        Bytes of an element of the output.
     """
 
     groups: int
@@ -149,7 +141,6 @@ class ProductShape(NamedTuple):
     has_blocks: bool = False
     shares_scales: bool = False
     weights_turned: bool = False
-    out_itemsize: int = 2
 
     @property
     def steps(self) -> int:
@@ -160,7 +151,7 @@ class ProductShape(NamedTuple):
 def _static_bytes(tiles: GemmTiles, has_blocks: bool, shares_scale: bool) -> int:
     """About what a block has in shared memory besides its stages."""
     scales = (tiles.rows + (4 if shares_scale else tiles.columns)) * 4 * tiles.stages if has_blocks else 0
-    return scales + 1024 * 4 + 512
+    return scales + 4 * tiles.warpgroups * _RESULT_BYTES + 1024 * 4 + 512
 
 
 def shares_column_scale(tiles: GemmTiles, shape: ProductShape) -> bool:
@@ -184,7 +175,7 @@ def tile_support(tiles: GemmTiles, shape: ProductShape) -> Support:
     sums = tiles.columns // 2 * (tiles.waves + promotes)
     scales = tiles.columns // 4 if shape.has_blocks and not shares else 0
     depth = SPAN_BYTES // shape.itemsize
-    shared = tiles.smem(shape.out_itemsize) + _static_bytes(tiles, shape.has_blocks, shares)
+    shared = tiles.smem + _static_bytes(tiles, shape.has_blocks, shares)
     least = 8 if tiles.swapped else 64
     room = _REGISTERS - _OTHER_REGISTERS
     used = tiles.weights

@@ -27,10 +27,6 @@ struct GemmConfig : Base {
   static constexpr int kTokenTile = Base::kSwapped ? kColumns : kRows;
   static constexpr int kWeightTile = Base::kSwapped ? kRows : kColumns;
 
-  // Of the 64K registers of an SM; those of 32-bit sums decide.
-  static constexpr int kCopyRegisters = 56;
-  static constexpr int kProductRegisters = Base::kWarpgroups == 2 ? 224 : 232;
-
   static constexpr int kSpan = 128;  // bytes of a row that are copied at once
   static constexpr int kDepth = kSpan / int(sizeof(In));
   static constexpr bool kRowsTurned = Base::kWeightsTurned && Base::kSwapped;  // they go on along n, not along k
@@ -46,8 +42,6 @@ struct GemmConfig : Base {
   static constexpr bool kHasBlocks = kScaling == Scaling::kOfBlocks;
   // Tokens in columns have a scale each; weights in columns share one, if a tile's do.
   static constexpr int kColumnScales = Base::kSharesColumnScale || !kHasBlocks ? 1 : kColumns;
-  // Whole tiles of results leave by TMA. Few tokens' go by 32 bytes, parts of sums by 64 columns.
-  static constexpr bool kStoresTiles = !Base::kSwapped && Base::kParts == 1 && sizeof(typename Base::Out) == 2;
   static_assert(!kHasBlocks || kDepth == 128, "blocks are as deep as a span");
   static_assert(Base::kCluster == 1 || !(Base::kSwapped || Base::kParts > 1), "clusters share tokens in rows, or steps of k");
   static constexpr bool kHasCluster = Base::kCluster > 1 || Base::kParts > 1;
@@ -68,7 +62,6 @@ struct GemmStorage {
   static constexpr int kStages = Config::kStages;
   static constexpr int kWarps = Config::kWarpgroups * Warpgroup::kWarps;
   static constexpr int kResultBytes = 16 * 128;  // of a warp, whose results go through shared memory
-  static constexpr int kAllResultBytes = Config::kStoresTiles ? Config::kRows * Config::kColumns * 2 : kWarps * kResultBytes;
 
   struct alignas(16) Scales {
     float of_rows[Config::kRows];
@@ -78,15 +71,16 @@ struct GemmStorage {
   Ring<kStages> ring;
   typename Schedule<Config>::Storage schedule;
   Ring<1> parts;  // of sums
-  Tile tiles[kWarps];  // that computing warps are at
+  Tile copied_tiles[kStages];  // with their first steps
+  Tile tiles[kWarps];          // that computing warps are at
   Scales scales[Config::kHasBlocks ? kStages : 1];
+  alignas(128) uint8_t results[kWarps][kResultBytes];
 
-  // Dynamic shared memory: stages, each rows and columns; results; parts of sums.
+  // Dynamic shared memory: stages, each rows and columns; parts of sums.
   WL_DEVICE static uint8_t* rows(uint8_t* memory, int stage) { return memory + stage * Config::kStageBytes; }
   WL_DEVICE static uint8_t* columns(uint8_t* memory, int stage) { return rows(memory, stage) + Config::kRowBytes; }
 
-  WL_DEVICE static uint8_t* results(uint8_t* memory) { return rows(memory, kStages); }
-  WL_DEVICE static uint8_t* parts_of_sums(uint8_t* memory) { return results(memory) + kAllResultBytes; }
+  WL_DEVICE static uint8_t* parts_of_sums(uint8_t* memory) { return rows(memory, kStages); }
 
   WL_DEVICE void open() {
     if (threadIdx.x == 0) {

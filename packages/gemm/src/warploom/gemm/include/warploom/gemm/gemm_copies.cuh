@@ -45,6 +45,7 @@ struct OperandCopies {
     for (int step = work.first_step; step < work.end_step; ++step, place.next()) {
       storage.ring.wait_free(place);
       const int stage = place.stage();
+      if (step == work.first_step) storage.copied_tiles[stage] = tile;
       uint64_t* full = &storage.ring.full[stage];
       mbarrier_expect_bytes(full, stage_bytes);
       uint8_t* rows = Storage::rows(memory, stage);

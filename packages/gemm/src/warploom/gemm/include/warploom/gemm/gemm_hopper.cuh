@@ -12,19 +12,19 @@
 
 namespace warploom::gemm {
 
-// grid: whole clusters. Dynamic shared memory: stages, results, what TileParts needs, and 1024 bytes.
+// grid: whole clusters. Dynamic shared memory: stages, what TileParts needs, and 1024 bytes.
 template <class Base>
 __global__ void __launch_bounds__(GemmConfig<Base>::kThreads, 1)
     gemm_kernel(const __grid_constant__ GemmParams params, const __grid_constant__ TensorMap tokens,
-                const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap outputs) {
+                const __grid_constant__ TensorMap weights) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using Config = GemmConfig<Base>;
+  constexpr int kCopyRegisters = 56, kProductRegisters = Config::kWarpgroups == 1 ? 232 : 224;
   extern __shared__ uint8_t dynamic[];
   uint8_t* memory = dynamic + (-shared_address(dynamic) & 1023);
   __shared__ GemmStorage<Config> storage;
 
   if (threadIdx.x == 0) tma_prefetch(&tokens), tma_prefetch(&weights);
-  if (Config::kStoresTiles && threadIdx.x == Warpgroup::kThreads) tma_prefetch(&outputs);
   storage.open();
   const Schedule<Config> schedule{params, storage.schedule};
   wait_for_previous_kernel();
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(GemmConfig<Base>::kThreads, 1)
   if constexpr (Config::kHasCluster) cluster_arrive_relaxed();
 
   if (Warpgroup::number() == 0) {
-    give_registers<Config::kCopyRegisters>();
+    give_registers<kCopyRegisters>();
     if constexpr (Config::kCluster > 1) cluster_wait();
     const Share<Config> share(schedule, params);
     if (Warpgroup::warp() == 0) {
@@ -43,21 +43,18 @@ __global__ void __launch_bounds__(GemmConfig<Base>::kThreads, 1)
     }
     if constexpr (Config::kParts > 1) cluster_wait();  // what a block copies for itself needs no other
   } else {
-    take_registers<Config::kProductRegisters>();
+    take_registers<kProductRegisters>();
     if constexpr (Config::kHasCluster) cluster_wait();
     TileProducts<Config> products(storage, memory);
     PartSums<Config> parts{storage, memory, {}};
-    const TileResult<Config> result{params, &outputs, GemmStorage<Config>::results(memory)};
+    const TileResult<Config> result{params, storage};
 #pragma unroll 1
     for (Share<Config> share(schedule, params); share.has_work(); share.next()) {
       const Work work = share.work();
       TileSums<Config> sums;
-      Tile& tile = storage.tiles[warp_id() - Warpgroup::kWarps];  // sums leave no registers for it
-      products.run(sums, work.end_step - work.first_step, [&] {
-        const Tile found = schedule.tile(work.tile);
-        if (lane_id() == 0) tile = found;
-      });
-      __syncwarp();
+      Tile& tile = storage.tiles[warp_id() - Warpgroup::kWarps];
+      products.next_tile(tile, storage);
+      products.run(sums, work.end_step - work.first_step);
       if constexpr (Config::kParts == 1) {
         result.write(sums.of, tile, 0);
       } else {
@@ -65,7 +62,6 @@ __global__ void __launch_bounds__(GemmConfig<Base>::kThreads, 1)
         if (parts.exchange(mine, sums)) result.write(mine, tile, int(cluster_rank()) * PartSums<Config>::kBlocks * 8);
       }
     }
-    if (Config::kStoresTiles && lane_id() == 0) tma_store_wait_read<0>();
   }
   // A block must not be gone while others copy there or count in.
   if constexpr (Config::kHasCluster) cluster_sync();

@@ -67,13 +67,20 @@ struct TileProducts {
     if (Config::kTakesTurns && group() == 1) give_turn();
   }
 
-  // `meanwhile` is called once, while products run.
-  template <class Meanwhile>
-  WL_DEVICE void run(Sums& sums, int steps, Meanwhile meanwhile) {
+  // What tile the next steps belong to, which came with the first of them. Sums leave no registers for it.
+  WL_DEVICE void next_tile(Tile& tile, const Storage& storage) const {
+    __syncwarp();
+    wait_full();
+    constexpr int kWords = sizeof(Tile) / sizeof(int);
+    const Tile& copied = storage.copied_tiles[place.stage()];
+    if (lane_id() < kWords) reinterpret_cast<int*>(&tile)[lane_id()] = reinterpret_cast<const int*>(&copied)[lane_id()];
+  }
+
+  WL_DEVICE void run(Sums& sums, int steps) {
     if constexpr (Config::kPromotes) {
-      run_promoted(sums, steps, meanwhile);
+      run_promoted(sums, steps);
     } else {
-      run_plain(sums, steps, meanwhile);
+      run_plain(sums, steps);
     }
   }
 
@@ -90,9 +97,7 @@ struct TileProducts {
     }
   }
 
-  WL_DEVICE void wait_full(const RingPlace<Config::kStages>& at) const {
-    mbarrier_wait(full + at.stage() * int(sizeof(uint64_t)), at.parity());
-  }
+  WL_DEVICE void wait_full() const { mbarrier_wait(full + place.stage() * int(sizeof(uint64_t)), place.parity()); }
   WL_DEVICE void release(const RingPlace<Config::kStages>& read) const {
     __syncwarp();
     if (lane_id() < Config::kCluster) mbarrier_arrive_at(free + read.stage() * int(sizeof(uint64_t)));
@@ -107,10 +112,8 @@ struct TileProducts {
   }
 
   // One span's products run while the next's are issued.
-  template <class Meanwhile>
-  WL_DEVICE void run_plain(Sums& sums, int steps, Meanwhile meanwhile) {
+  WL_DEVICE void run_plain(Sums& sums, int steps) {
     multiply_span(sums, false);
-    meanwhile();
 #pragma unroll 1
     for (int step = 1; step < steps; ++step) {
       multiply_span(sums, true);
@@ -123,7 +126,7 @@ struct TileProducts {
     release(place.before());
   }
   WL_DEVICE void multiply_span(Sums& sums, bool adds) {
-    wait_full(place);
+    wait_full();
     wgmma_fence();
 #pragma unroll
     for (int wave = 0; wave < kWaves; ++wave) multiply(sums.of[wave], wave, adds);
@@ -131,18 +134,15 @@ struct TileProducts {
     place.next();
   }
 
-  // A span's sums join the others, times their scales; meanwhile the other warpgroup's products run. What the next span needs is
-  // looked up before this one's are there.
-  template <class Meanwhile>
-  WL_DEVICE void run_promoted(Sums& sums, int steps, Meanwhile meanwhile) {
+  // A span's sums join the others, times their scales; meanwhile the other warpgroup's products run.
+  WL_DEVICE void run_promoted(Sums& sums, int steps) {
     float span[kBlocks][4];
-    SpanScales scales, next;
-    wait_full(place);
-    next.load(row_scales, column_scales, place);
     sums.clear();
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      scales = next;
+    for (int step = 0; step < steps; ++step, place.next()) {
+      wait_full();
+      SpanScales scales;
+      scales.load(row_scales + place.stage() * kScalesPitch, column_scales + place.stage() * kScalesPitch);
 #pragma unroll
       for (int wave = 0; wave < kWaves; ++wave) {
         wait_for_turn();
@@ -150,17 +150,9 @@ struct TileProducts {
         multiply(span, wave, false);
         wgmma_commit();
         give_turn();
-        if (wave == 0 && step == 0) meanwhile();
-        if (wave == kWaves - 1) {
-          place.next();
-          if (step + 1 < steps) {
-            wait_full(place);
-            next.load(row_scales, column_scales, place);
-          }
-        }
         wgmma_wait<0>();
         wgmma_done(span);
-        if (wave == kWaves - 1) release(place.before());
+        if (wave == kWaves - 1) release(place);
         scales.add(sums.of[wave], span, wave);
       }
     }
@@ -174,9 +166,8 @@ struct TileProducts {
     float of_rows[kWaves][2];
     float of_columns[kHasColumns ? kBlocks : 1][2];
 
-    WL_DEVICE void load(uint32_t rows, uint32_t columns, const RingPlace<Config::kStages>& place) {
+    WL_DEVICE void load(uint32_t rows, uint32_t columns) {
       if constexpr (Config::kHasBlocks) {
-        rows += place.stage() * kScalesPitch, columns += place.stage() * kScalesPitch;
         const float shared = kHasColumns ? 1.f : load_shared(columns);
 #pragma unroll
         for (int wave = 0; wave < kWaves; ++wave) {

@@ -5,8 +5,6 @@
 #include "warploom/gemm/gemm_products.cuh"
 #include "warploom/global_store.cuh"
 #include "warploom/mma.cuh"
-#include "warploom/sync.cuh"
-#include "warploom/tma.cuh"
 
 namespace warploom::gemm {
 
@@ -40,17 +38,12 @@ struct TileResult {
   static constexpr int kWarpRows = 16;
 
   const GemmParams& params;
-  const TensorMap* outputs;  // [batch, tokens, n]
-  uint8_t* results;          // in shared memory
+  Storage& storage;
 
   // By a warpgroup, its rows of the tile; sums of columns from `first_column` of the tile on.
   template <int kBlocks>
   WL_DEVICE void write(const float (&sums)[Config::kWaves][kBlocks][4], Tile tile, int first_column) const {
     (kSwapped ? tile.first_token : tile.first_column) += first_column;
-    if constexpr (Config::kStoresTiles) {
-      if (lane_id() == 0) tma_store_wait_read<0>();  // of the tile before
-      __syncwarp();
-    }
 #pragma unroll
     for (int wave = 0; wave < Config::kWaves; ++wave) {
       const int row = ((Warpgroup::number() - 1) * Config::kWaves + wave) * Warpgroup::kRows + Warpgroup::warp() * kWarpRows;
@@ -111,60 +104,28 @@ struct TileResult {
   WL_DEVICE void write_rows(const float (&sums)[kBlocks][4], const Tile& tile, int row) const {
     static_assert(kSwapped || kBlocks % 8 == 0, "columns come in 64s");
     const Line rows[2] = {line_of_row(tile, row + lane_id() / 4), line_of_row(tile, row + lane_id() / 4 + 8)};
-    if constexpr (Config::kStoresTiles) {
-      const bool are_whole = Config::kGrouping == Grouping::kUniform || tile.first_token + row + kWarpRows <= tile.end_token;
+    uint8_t* staged = storage.results[Warpgroup::warp() + (Warpgroup::number() - 1) * Warpgroup::kWarps];
+    const int to_row = lane_id() % 16, from_row = lane_id() / 8, piece = lane_id() % 8;
 #pragma unroll
-      for (int first = 0; first < kBlocks; first += 8) {
-        uint8_t* staged = results + (first / 8 * Config::kRows + row) * 128;
-        stage_rows(sums, rows, tile, first, staged);
-        const int end = tile.first_column + (first + 8) * 8;
-        if (are_whole && (end <= tile.end_column || tile.end_column == params.n)) {
-          store_rows(staged, tile, row, first);
-        } else {
-          copy_rows(staged, tile, row, first);
-        }
+    for (int first = 0; first < kBlocks; first += 8) {
+#pragma unroll
+      for (int block = 0; block < 8; block += 2) {
+        uint32_t packed[4];
+        pack(packed[0], packed[1], sums[first + block], rows, tile, first + block);
+        pack(packed[2], packed[3], sums[first + block + 1], rows, tile, first + block + 1);
+        const int to_piece = block + lane_id() / 16;
+        store_matrices(shared_address(staged) + to_row * 128 + ((to_piece ^ to_row % 8) << 4), packed);
       }
-      tma_store_commit();
-    } else {
-      uint8_t* staged = results + (Warpgroup::warp() + (Warpgroup::number() - 1) * Warpgroup::kWarps) * Storage::kResultBytes;
+      __syncwarp();
+      const int column = tile.first_column + first * 8 + piece * 8;
 #pragma unroll
-      for (int first = 0; first < kBlocks; first += 8) {
-        stage_rows(sums, rows, tile, first, staged);
-        copy_rows(staged, tile, row, first);
+      for (int i = 0; i < kWarpRows; i += 4) {
+        const int at = i + from_row, token = tile.first_token + row + at;
+        const uint4 bits = *reinterpret_cast<const uint4*>(staged + at * 128 + ((piece ^ at % 8) << 4));
+        if (token < tile.end_token && column < tile.end_column) store_global_bits(reinterpret_cast<uint4*>(output(tile, token) + column), bits);
       }
+      __syncwarp();
     }
-  }
-  template <int kBlocks>
-  WL_DEVICE void stage_rows(const float (&sums)[kBlocks][4], const Line (&rows)[2], const Tile& tile, int first, uint8_t* staged) const {
-    const int to_row = lane_id() % 16;
-#pragma unroll
-    for (int block = 0; block < 8; block += 2) {
-      uint32_t packed[4];
-      pack(packed[0], packed[1], sums[first + block], rows, tile, first + block);
-      pack(packed[2], packed[3], sums[first + block + 1], rows, tile, first + block + 1);
-      const int to_piece = block + lane_id() / 16;
-      store_matrices(shared_address(staged) + to_row * 128 + ((to_piece ^ to_row % 8) << 4), packed);
-    }
-  }
-  // By TMA, which goes on while the next tile is computed; what is not the output's it leaves out.
-  WL_DEVICE void store_rows(const uint8_t* staged, const Tile& tile, int row, int first) const {
-    fence_async_proxy();
-    __syncwarp();
-    const int column = tile.first_column + first * 8;
-    if (lane_id() == 0 && column < tile.end_column) tma_store_3d(outputs, staged, column, tile.first_token + row, tile.token_batch);
-  }
-  // By the warp: rows that are the next group's stay as they are.
-  WL_DEVICE void copy_rows(const uint8_t* staged, const Tile& tile, int row, int first) const {
-    const int from_row = lane_id() / 8, piece = lane_id() % 8;
-    __syncwarp();
-    const int column = tile.first_column + first * 8 + piece * 8;
-#pragma unroll
-    for (int i = 0; i < kWarpRows; i += 4) {
-      const int at = i + from_row, token = tile.first_token + row + at;
-      const uint4 bits = *reinterpret_cast<const uint4*>(staged + at * 128 + ((piece ^ at % 8) << 4));
-      if (token < tile.end_token && column < tile.end_column) store_global_bits(reinterpret_cast<uint4*>(output(tile, token) + column), bits);
-    }
-    __syncwarp();
   }
 
   // Rows are weights, and go down the columns of the output: 32 bytes of each token.
@@ -172,7 +133,7 @@ struct TileResult {
   WL_DEVICE void write_swapped(const float (&sums)[kBlocks][4], const Tile& tile, int row) const {
     constexpr int kAtOnce = kBlocks < 8 ? kBlocks : 8;
     const Line rows[2] = {line_of_row(tile, row + lane_id() / 4), line_of_row(tile, row + lane_id() / 4 + 8)};
-    uint8_t* staged = results + (Warpgroup::warp() + (Warpgroup::number() - 1) * Warpgroup::kWarps) * Storage::kResultBytes;
+    uint8_t* staged = storage.results[Warpgroup::warp() + (Warpgroup::number() - 1) * Warpgroup::kWarps];
     const int column = tile.first_column + row + lane_id() % 2 * 8;
 #pragma unroll
     for (int first = 0; first < kBlocks; first += kAtOnce) {
