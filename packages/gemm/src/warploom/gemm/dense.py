@@ -13,7 +13,7 @@ from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.cublaslt.dense import CublasltBmm, CublasltMm
 from warploom.gemm.backends.hopper.dense import HopperDense
 from warploom.gemm.backends.reference.dense import ReferenceDense
-from warploom.gemm.formats import FLOAT_DTYPES, HALF_DTYPES, output
+from warploom.gemm.formats import FLOAT_DTYPES, HALF_DTYPES, OUT_DTYPES, check_activation, output
 from warploom.gemm.problems.dense import DenseProblem
 
 __all__ = ["BMM_BF16", "MM_BF16", "bmm_bf16", "mm_bf16"]
@@ -29,9 +29,10 @@ def mm_bf16(
     out: Any = None,
     out_dtype: torch.dtype | str | None = None,
     *,
+    activation: str | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
-    """Multiply two 16-bit matrices: ``out = a @ b + bias``, summed in float32.
+    """Multiply two 16-bit matrices: ``out = activation(a @ b + bias)``, summed in float32.
 
     Parameters
     ----------
@@ -44,7 +45,9 @@ def mm_bf16(
     out : Tensor ``[m, n]``, optional
         Written in place and returned. Rows must be contiguous.
     out_dtype : torch.dtype, optional
-        bfloat16, float16 or float32; by default that of `out`, else of `a`.
+        bfloat16, float16, float32 or float8_e4m3fn, which saturates; by default that of `out`, else of `a`.
+    activation : {None, "relu", "gelu", "silu"}
+        Applied to each element before the result is rounded; "gelu" is the exact one.
     backend : str
         "auto", or a name of ``MM_BF16.backend_names``.
 
@@ -70,16 +73,26 @@ def mm_bf16(
     a = check.tensor("a", a, "m k", dtype=HALF_DTYPES)
     b = check.tensor("b", b, "k n", dtype=a.dtype)
     bias = check.tensor("bias", bias, "n", dtype=FLOAT_DTYPES, optional=True)
-    out = output(check, out, (check["m"], check["n"]), out_dtype, a.dtype)
-    _mm_bf16(out, a, b, bias, backend)
+    name = check_activation(check, activation)
+    out = output(check, out, (check["m"], check["n"]), out_dtype, a.dtype, OUT_DTYPES)
+    _mm_bf16(out, a, b, bias, name, backend)
     return out
 
 
-@register_op("mm_bf16(Tensor(a!) out, Tensor a, Tensor b, Tensor? bias, str backend) -> ()")
-def _mm_bf16(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, backend: str) -> None:
+@register_op("mm_bf16(Tensor(a!) out, Tensor a, Tensor b, Tensor? bias, str activation, str backend) -> ()")
+def _mm_bf16(
+    out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, activation: str, backend: str
+) -> None:
     (m, k), n = a.shape, b.shape[1]
     problem = DenseProblem(
-        m=m, n=n, k=k, dtype=a.dtype, out_dtype=out.dtype, has_bias=bias is not None, **DenseProblem.where(a)
+        m=m,
+        n=n,
+        k=k,
+        dtype=a.dtype,
+        out_dtype=out.dtype,
+        has_bias=bias is not None,
+        activation=activation,
+        **DenseProblem.where(a),
     )
     with device_guard(a):
         MM_BF16.select(problem, backend).backend.run(problem, out, a, b, bias)

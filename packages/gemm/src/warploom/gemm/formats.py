@@ -9,11 +9,14 @@ import torch
 from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker, as_dtype, as_tensor, have_unit_strides
 
-__all__ = ["FLOAT_DTYPES", "FP8_DTYPES", "HALF_DTYPES", "check_out_dtype", "is_dense", "output"]
+__all__ = ["ACTIVATIONS", "FLOAT_DTYPES", "FP8_DTYPES", "HALF_DTYPES", "OUT_DTYPES"]
+__all__ += ["check_activation", "check_out_dtype", "is_dense", "output"]
 
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+OUT_DTYPES = (*FLOAT_DTYPES, torch.float8_e4m3fn)
+ACTIVATIONS = ("relu", "gelu", "silu")
 
 
 def is_dense(tensor: torch.Tensor) -> bool:
@@ -22,13 +25,29 @@ def is_dense(tensor: torch.Tensor) -> bool:
     return rows_apart and have_unit_strides(tensor)
 
 
-def check_out_dtype(check: Checker, name: str, dtype: torch.dtype) -> None:
-    if dtype not in FLOAT_DTYPES:
-        raise ArgumentError.of(check.op, name, "bfloat16, float16 or float32", str(dtype).removeprefix("torch."))
+def check_out_dtype(
+    check: Checker, name: str, dtype: torch.dtype, dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES
+) -> None:
+    if dtype not in dtypes:
+        *first, last = (str(one).removeprefix("torch.") for one in dtypes)
+        raise ArgumentError.of(check.op, name, f"{', '.join(first)} or {last}", str(dtype).removeprefix("torch."))
+
+
+def check_activation(check: Checker, activation: str | None) -> str:
+    """The name of an activation, "" for none."""
+    if activation is not None and activation not in ACTIVATIONS:
+        expected = f"None or one of {', '.join(map(repr, ACTIVATIONS))}"
+        raise ArgumentError.of(check.op, "activation", expected, repr(activation))
+    return activation or ""
 
 
 def output(
-    check: Checker, out: Any, shape: tuple[int, ...], out_dtype: torch.dtype | str | None, default: torch.dtype
+    check: Checker,
+    out: Any,
+    shape: tuple[int, ...],
+    out_dtype: torch.dtype | str | None,
+    default: torch.dtype,
+    dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES,
 ) -> torch.Tensor:
     """The caller's output, checked, or a new one. Without `out_dtype` its own dtype decides, else `default`."""
     if out is not None:
@@ -37,7 +56,7 @@ def output(
         dtype = as_dtype(out_dtype, check.op, "out_dtype")
     else:
         dtype = default if out is None else out.dtype
-    check_out_dtype(check, "out_dtype" if out_dtype is not None or out is None else "out", dtype)
+    check_out_dtype(check, "out_dtype" if out_dtype is not None or out is None else "out", dtype, dtypes)
     tensor = check.output("out", out, shape, dtype)
     if not is_dense(tensor):
         expected = "made of contiguous rows that do not overlap"

@@ -14,7 +14,7 @@ from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.cublaslt.groupwise import CublasltGroupwise
 from warploom.gemm.backends.hopper.groupwise import HopperGroupwise
 from warploom.gemm.backends.reference.groupwise import ReferenceGroupwise
-from warploom.gemm.formats import FP8_DTYPES, output
+from warploom.gemm.formats import FP8_DTYPES, OUT_DTYPES, output
 from warploom.gemm.problems.groupwise import GroupwiseProblem
 from warploom.gemm.quantize import per_block_quant_fp8, per_token_group_quant_fp8
 from warploom.gemm.scales import Granularity, ceil_div, check_granularity, check_major_mode, layout_of, scale_view
@@ -68,7 +68,7 @@ def gemm_fp8_nt_groupwise(
     out : Tensor ``[m, n]``, optional
         Written in place and returned. Rows must be contiguous.
     out_dtype : torch.dtype, optional
-        bfloat16, float16 or float32; by default that of `out`, else bfloat16.
+        bfloat16, float16, float32 or float8_e4m3fn, which saturates; by default that of `out`, else bfloat16.
     backend : str
         "auto", or a name of ``GEMM_FP8_NT_GROUPWISE.backend_names``.
 
@@ -100,7 +100,7 @@ def gemm_fp8_nt_groupwise(
     m, n, k = check["m"], check["n"], check["k"]
     a_scale = scale_view(check, "a_scale", a_scale, (ceil_div(m, gm), ceil_div(k, gk)), mode)
     b_scale = scale_view(check, "b_scale", b_scale, (ceil_div(n, gn), ceil_div(k, gk)), mode)
-    out = output(check, out, (m, n), out_dtype, torch.bfloat16)
+    out = output(check, out, (m, n), out_dtype, torch.bfloat16, OUT_DTYPES)
     _gemm_fp8_nt_groupwise(out, a, b, a_scale, b_scale, [gm, gn, gk], backend)
     return out
 

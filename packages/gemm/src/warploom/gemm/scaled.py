@@ -14,7 +14,7 @@ from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.cublaslt.scaled import CublasltScaledBmm, CublasltScaledMm
 from warploom.gemm.backends.hopper.scaled import HopperScaled
 from warploom.gemm.backends.reference.scaled import ReferenceScaled
-from warploom.gemm.formats import FLOAT_DTYPES, FP8_DTYPES, output
+from warploom.gemm.formats import FLOAT_DTYPES, FP8_DTYPES, OUT_DTYPES, check_activation, output
 from warploom.gemm.problems.scaled import ScaledProblem
 
 __all__ = ["BMM_FP8", "MM_FP8", "bmm_fp8", "mm_fp8", "scale_rows"]
@@ -43,9 +43,10 @@ def mm_fp8(
     out: Any = None,
     out_dtype: torch.dtype | str | None = None,
     *,
+    activation: str | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
-    """Multiply two fp8 matrices: ``out = (a * a_scale) @ (b * b_scale) + bias``, summed in float32.
+    """Multiply two fp8 matrices: ``out = activation((a * a_scale) @ (b * b_scale) + bias)``, summed in float32.
 
     Parameters
     ----------
@@ -62,7 +63,9 @@ def mm_fp8(
     out : Tensor ``[m, n]``, optional
         Written in place and returned. Rows must be contiguous.
     out_dtype : torch.dtype, optional
-        bfloat16, float16 or float32; by default that of `out`, else bfloat16.
+        bfloat16, float16, float32 or float8_e4m3fn, which saturates; by default that of `out`, else bfloat16.
+    activation : {None, "relu", "gelu", "silu"}
+        Applied to each element before the result is rounded; "gelu" is the exact one.
     backend : str
         "auto", or a name of ``MM_FP8.backend_names``.
 
@@ -92,13 +95,15 @@ def mm_fp8(
     a_scale = scale_rows(check, "a_scale", a_scale, check["m"]).unsqueeze(1)
     b_scale = scale_rows(check, "b_scale", b_scale, check["n"]).unsqueeze(0)
     bias = check.tensor("bias", bias, "n", dtype=FLOAT_DTYPES, optional=True)
-    out = output(check, out, (check["m"], check["n"]), out_dtype, torch.bfloat16)
-    _mm_fp8(out, a, b, a_scale, b_scale, bias, backend)
+    name = check_activation(check, activation)
+    out = output(check, out, (check["m"], check["n"]), out_dtype, torch.bfloat16, OUT_DTYPES)
+    _mm_fp8(out, a, b, a_scale, b_scale, bias, name, backend)
     return out
 
 
 @register_op(
-    "mm_fp8(Tensor(a!) out, Tensor a, Tensor b, Tensor a_scale, Tensor b_scale, Tensor? bias, str backend) -> ()"
+    "mm_fp8(Tensor(a!) out, Tensor a, Tensor b, Tensor a_scale, Tensor b_scale, Tensor? bias, str activation,"
+    " str backend) -> ()"
 )
 def _mm_fp8(
     out: torch.Tensor,
@@ -107,6 +112,7 @@ def _mm_fp8(
     a_scale: torch.Tensor,
     b_scale: torch.Tensor,
     bias: torch.Tensor | None,
+    activation: str,
     backend: str,
 ) -> None:
     problem = ScaledProblem(
@@ -119,6 +125,7 @@ def _mm_fp8(
         a_scaling="tensor" if a_scale.numel() == 1 else "row",
         b_scaling="tensor" if b_scale.numel() == 1 else "row",
         has_bias=bias is not None,
+        activation=activation,
         **ScaledProblem.where(a),
     )
     with device_guard(a):

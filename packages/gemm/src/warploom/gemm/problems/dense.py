@@ -21,6 +21,8 @@ class DenseProblem(Problem):
         1 for `mm_bf16`.
     dtype, out_dtype : torch.dtype
         Of both operands, and of the output.
+    activation : str
+        Of `warploom.gemm.formats.ACTIVATIONS`, or "".
     """
 
     batch: int = 1
@@ -30,3 +32,4 @@ class DenseProblem(Problem):
     dtype: torch.dtype
     out_dtype: torch.dtype
     has_bias: bool = False
+    activation: str = ""

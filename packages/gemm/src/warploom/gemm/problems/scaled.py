@@ -21,6 +21,8 @@ class ScaledProblem(Problem):
         1 for `mm_fp8`.
     a_scaling, b_scaling : str
         "tensor" for one scale, "row" for one per row of `a` and per column of `b`.
+    activation : str
+        Of `warploom.gemm.formats.ACTIVATIONS`, or "".
     """
 
     batch: int = 1
@@ -33,6 +35,7 @@ class ScaledProblem(Problem):
     a_scaling: str = "tensor"
     b_scaling: str = "tensor"
     has_bias: bool = False
+    activation: str = ""
 
     @property
     def by_row(self) -> bool:

@@ -20,6 +20,7 @@ def _widens(operator: str) -> bool:
 
 def _supports(problem: DenseProblem, operator: str) -> Support:
     return Support.of(
+        (not problem.activation, f"cuBLASLt through torch applies no {problem.activation}"),
         (
             problem.out_dtype in (problem.dtype, torch.float32),
             f"cuBLASLt through torch writes {problem.dtype} or float32 from {problem.dtype}, not {problem.out_dtype}",

@@ -53,7 +53,7 @@ class CublasltGroupwise(Backend):
         major, minor = cuda_version()
         k_blocks = ceil_div(problem.k, _BLOCK)
         by_block = problem.granularity[1] == _BLOCK
-        return operand_support(problem.n, problem.k, problem.a_dtype, problem.b_dtype) & Support.of(
+        return operand_support(problem.n, problem.k, problem.a_dtype, problem.b_dtype, problem.out_dtype) & Support.of(
             (problem.arch == 90, f"cuBLASLt has 1x128 and 128x128 scales on sm_90 only, this is sm_{problem.arch}"),
             ((major, minor) >= (12, 9), f"needs torch with CUDA 12.9 or later, this one has {major}.{minor}"),
             (block_k == _BLOCK, f"cuBLASLt scales blocks of 128 along K, scale_granularity_mnk says {block_k}"),

@@ -19,7 +19,8 @@ class CublasltScaledMm(Backend):
     min_arch = 89
 
     def supports(self, problem: ScaledProblem) -> Support:
-        support = operand_support(problem.n, problem.k, problem.a_dtype, problem.b_dtype)
+        dtypes = problem.a_dtype, problem.b_dtype, problem.out_dtype
+        support = operand_support(problem.n, problem.k, *dtypes, problem.activation)
         if problem.by_row:
             support &= row_scale_support(problem.arch, problem.a_dtype, problem.b_dtype, problem.out_dtype)
         return support
@@ -48,7 +49,7 @@ class CublasltScaledBmm(Backend):
     min_arch = 89
 
     def supports(self, problem: ScaledProblem) -> Support:
-        return operand_support(problem.n, problem.k, problem.a_dtype, problem.b_dtype)
+        return operand_support(problem.n, problem.k, problem.a_dtype, problem.b_dtype, problem.out_dtype)
 
     def run(
         self,

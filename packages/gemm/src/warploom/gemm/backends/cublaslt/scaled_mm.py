@@ -30,12 +30,16 @@ def has_aten(name: str) -> bool:
     return hasattr(torch.ops.aten, name)
 
 
-def operand_support(n: int, k: int, a_dtype: torch.dtype, b_dtype: torch.dtype) -> Support:
+def operand_support(
+    n: int, k: int, a_dtype: torch.dtype, b_dtype: torch.dtype, out_dtype: torch.dtype, activation: str = ""
+) -> Support:
     """What every fp8 product of cuBLASLt demands."""
     return Support.of(
         (k % 16 == 0, f"cuBLASLt needs k a multiple of 16 for fp8, k is {k}"),
         (n % 16 == 0, f"cuBLASLt needs n a multiple of 16 for fp8, n is {n}"),
         (_E4M3 in (a_dtype, b_dtype), "cuBLASLt multiplies no e5m2 by e5m2"),
+        (out_dtype.itemsize > 1, f"cuBLASLt through torch is not asked for {out_dtype} here"),
+        (not activation, f"cuBLASLt through torch applies no {activation}"),
     )
 
 

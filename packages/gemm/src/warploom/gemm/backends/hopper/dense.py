@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from warploom.core.backends import Backend, Support
-from warploom.gemm.backends.hopper.gemm_kernel import Operands
+from warploom.gemm.backends.hopper.gemm_kernel import ACTIVATIONS, Operands
 from warploom.gemm.backends.hopper.product import product_support, run_product
 from warploom.gemm.problems.dense import DenseProblem
 
@@ -34,4 +34,5 @@ class HopperDense(Backend):
         if a.dim() == 2:
             out, a, b = out.unsqueeze(0), a.unsqueeze(0), b.unsqueeze(0)
         bias = bias if bias is None else bias.contiguous()
-        run_product(Operands(out, a, b.mT, problem.batch, bias=bias), problem.m)
+        operands = Operands(out, a, b.mT, problem.batch, bias=bias)
+        run_product(operands, problem.m, activation=ACTIVATIONS[problem.activation])

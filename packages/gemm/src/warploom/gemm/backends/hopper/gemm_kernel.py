@@ -14,7 +14,17 @@ from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, i64, ptr
 from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, GemmTiles, ProductShape, shares_column_scale
 from warploom.gemm.scales import ceil_div
 
-__all__ = ["Activation", "GemmParams", "Grouping", "KernelKind", "Operands", "Scaling", "gemm_spec", "multiply"]
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "GemmParams",
+    "Grouping",
+    "KernelKind",
+    "Operands",
+    "Scaling",
+    "gemm_spec",
+    "multiply",
+]
 
 _BIAS_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _BAND_TOKENS = 2048  # whose tiles meet a tile of weights before the next does
@@ -39,6 +49,9 @@ class Activation(IntEnum):
     RELU = 1
     GELU = 2
     SILU = 3
+
+
+ACTIVATIONS = {"": Activation.NONE, "relu": Activation.RELU, "gelu": Activation.GELU, "silu": Activation.SILU}
 
 
 class GemmParams(ParamStruct):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from warploom.core.backends import Backend, Support
-from warploom.gemm.backends.hopper.gemm_kernel import Operands, Scaling
+from warploom.gemm.backends.hopper.gemm_kernel import ACTIVATIONS, Operands, Scaling
 from warploom.gemm.backends.hopper.product import product_support, run_product
 from warploom.gemm.problems.scaled import ScaledProblem
 
@@ -44,4 +44,4 @@ class HopperScaled(Backend):
             token_scales=a_scale.expand(problem.batch, problem.m, 1),
             weight_scales=b_scale.t().expand(problem.batch, problem.n, 1),
         )
-        run_product(operands, problem.m, scaling=Scaling.AT_END)
+        run_product(operands, problem.m, scaling=Scaling.AT_END, activation=ACTIVATIONS[problem.activation])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from warploom.core.backends import Backend, Support
+from warploom.gemm.backends.reference.finish import finish
 from warploom.gemm.problems.dense import DenseProblem
 
 __all__ = ["ReferenceDense"]
@@ -27,4 +28,4 @@ class ReferenceDense(Backend):
         bias: torch.Tensor | None = None,
     ) -> None:
         product = a.float() @ b.float()
-        out.copy_(product if bias is None else product + bias.float())
+        finish(out, product if bias is None else product + bias.float(), problem.activation)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from warploom.core.backends import Backend, Support
+from warploom.gemm.backends.reference.finish import finish
 from warploom.gemm.problems.groupwise import GroupwiseProblem
 from warploom.gemm.scales import scale_of_rows
 
@@ -46,4 +47,4 @@ class ReferenceGroupwise(Backend):
         block_m, block_n, block_k = problem.granularity
         a_rows = scale_of_rows(a_scale, problem.m, block_m)
         b_rows = scale_of_rows(b_scale, problem.n, block_n)
-        out.copy_(block_scaled_product(a, b, a_rows, b_rows, block_k))
+        finish(out, block_scaled_product(a, b, a_rows, b_rows, block_k))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from warploom.core.backends import Backend, Support
+from warploom.gemm.backends.reference.finish import finish
 from warploom.gemm.problems.scaled import ScaledProblem
 
 __all__ = ["ReferenceScaled"]
@@ -30,4 +31,4 @@ class ReferenceScaled(Backend):
     ) -> None:
         """`a_scale` is ``[m, 1]`` or ``[1, 1]``, `b_scale` ``[1, n]`` or ``[1, 1]``."""
         product = (a.float() @ b.float()) * (a_scale * b_scale)
-        out.copy_(product if bias is None else product + bias.float())
+        finish(out, product if bias is None else product + bias.float(), problem.activation)
