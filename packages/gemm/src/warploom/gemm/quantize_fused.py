@@ -119,7 +119,8 @@ def silu_and_mul_quant_fp8(
     check = Checker("silu_and_mul_quant_fp8")
     dims = "*lead channels" if masked_m is None else "tensors max_m channels"
     x = check.tensor("x", x, dims, dtype=FLOAT_DTYPES)
-    check.require(check["channels"] % 2 == 0, "x", "of an even number of channels", f"shape {tuple(x.shape)}")
+    if check["channels"] % 2:
+        raise ArgumentError.of(check.op, "x", "of an even number of channels", f"shape {tuple(x.shape)}")
     check_eps(check, eps)
     if masked_m is not None:
         masked_m = check.tensor("masked_m", masked_m, "tensors", dtype=INDEX_DTYPES)
@@ -214,8 +215,8 @@ def rmsnorm_quant_fp8(
     check = Checker("rmsnorm_quant_fp8")
     x = check.tensor("x", x, "*lead hidden", dtype=FLOAT_DTYPES)
     weight = check.tensor("weight", weight, "hidden", dtype=FLOAT_DTYPES)
-    check.require(check["hidden"] > 0, "x", "of at least one channel", f"shape {tuple(x.shape)}")
-    check.require(norm_eps >= 0, "norm_eps", "at least 0", repr(norm_eps))
+    check.require(check["hidden"] > 0, "x", "of at least one channel", "none")
+    check.require(norm_eps >= 0, "norm_eps", "at least 0", norm_eps)
     check_eps(check, eps)
     residual = _residual(check, x, residual)
     q = fp8_output(check, x.shape, out, dtype)
@@ -233,7 +234,7 @@ def _static_scale(check: Checker, group_size: Any, scale: Any, out_scale: Any) -
     if scale is None:
         check.require(group_size is not None, "scale", "given where `group_size` is None", "None")
         return None
-    check.require(group_size is None, "group_size", "None where `scale` is given", repr(group_size))
+    check.require(group_size is None, "group_size", "None where `scale` is given", group_size)
     return given_scale(check, scale, out_scale)
 
 
@@ -252,11 +253,13 @@ def _residual(check: Checker, x: torch.Tensor, residual: Any) -> torch.Tensor | 
         return None
     if residual.shape != x.shape:
         raise ArgumentError.of(check.op, "residual", f"of shape {tuple(x.shape)}", f"shape {tuple(residual.shape)}")
-    strides = f"strides {residual.stride()}"
-    repeats = any(size > 1 and stride == 0 for size, stride in zip(residual.shape, residual.stride(), strict=True))
-    check.require(not repeats, "residual", "of elements that do not repeat: it is updated", strides)
-    viewable = residual.dim() <= 3 or residual.is_contiguous()
-    check.require(viewable, "residual", "contiguous when it has several batch dimensions", strides)
+    expected = ""
+    if any(size > 1 and stride == 0 for size, stride in zip(residual.shape, residual.stride(), strict=True)):
+        expected = "of elements that do not repeat: it is updated"
+    elif residual.dim() > 3 and not residual.is_contiguous():
+        expected = "contiguous when it has several batch dimensions"
+    if expected:
+        raise ArgumentError.of(check.op, "residual", expected, f"strides {residual.stride()}")
     return residual
 
 
