@@ -21,10 +21,10 @@ WL_DEVICE float reciprocal_approx(float x) {
   return y;
 }
 
-// x / (1 + exp(-x)), off by at most 4 units in the last place. Minus zero below -87, minus infinity included: it is under
-// 2e-36 there, and exp(-x) overflows soon after.
+// x / (1 + exp(-x)), off by at most 4.5 * 2^-23 of its value: two from exp2, one from the reciprocal, the rest from roundings.
+// Minus zero below -87, minus infinity included: it is under 2e-36 there, and exp(-x) overflows soon after.
 //
-// The integer part of exp2's argument goes into the exponent: rounded as a whole, an argument of 32 would cost 11 units.
+// The integer part of exp2's argument goes into the exponent: rounded as a whole, an argument of 32 would cost another 11.
 WL_DEVICE float silu(float x) {
   constexpr float kLog2eRest = 1.925963033500011e-8f;  // log2(e) - kLog2e
   constexpr float kRounder = 12582912.f;               // 1.5 * 2^23: a sum with it is an integer, which its low bits hold
