@@ -6,6 +6,8 @@ import torch
 from warploom.core.testing import random_normal
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+FLOAT32_ERROR = 1e-5  # 84 roundings of float32, of sums of up to 16384 terms as of a few
+SMALLEST_FLOAT32 = 2.0**-149
 ADVERSARIAL_SCALES = (0.0, 1.0, 1e-3, 1e-40, 1e30, 3e-39, 1e-20, 7.0)
 
 
@@ -100,3 +102,64 @@ def assert_product(actual, a, b, a_scale=None, b_scale=None, granularity=None, b
         first = tuple(wrong.nonzero()[0].tolist())
         shown = f"{int(wrong.sum())} of {wrong.numel()}, first at {first}: {actual[first]} for {exact[first]}"
         raise AssertionError(shown)
+
+
+def silu_and_mul(x):
+    """``silu(gate) * factor`` of a float tensor, and how far float32 arithmetic may be off; gates below -87 count as 0."""
+    gate, factor = x.double().chunk(2, -1)
+    silu = torch.where(gate < -87, 0.0, gate / (1 + torch.exp(-gate)))
+    y = silu.float() * factor  # the smallest of all vanish
+    return y, y.abs() * FLOAT32_ERROR + factor.abs() * SMALLEST_FLOAT32
+
+
+def rmsnorm(x, weight, norm_eps=1e-6):
+    """``x * rsqrt(mean(x ** 2) + norm_eps) * weight``, and how far float32 arithmetic may be off."""
+    wide = x.double()
+    squares = wide.square().mean(-1, keepdim=True)
+    norm = torch.where(squares > torch.finfo(torch.float32).max / x.shape[-1], 0.0, torch.rsqrt(squares + norm_eps))
+    y = wide * norm * weight.double()
+    return y, y.abs() * FLOAT32_ERROR
+
+
+def fp8_steps(values, dtype):
+    """Distance between neighbouring fp8 values at each magnitude."""
+    smallest = torch.finfo(dtype).tiny
+    return torch.exp2(torch.log2(values.abs().clamp(min=smallest)).floor()) * torch.finfo(dtype).eps
+
+
+def assert_quantized(q, scale, y, error, group_size=None, *, eps=1e-10, power_of_two=False):
+    """``q[rows, columns]`` is `y` rounded once: scales follow from the largest magnitudes of groups of a row, and a value
+    is off by half a step of fp8 and by what `y` was off by. Without a group size the scale was given.
+    """
+    rows, columns = y.shape
+    y = y.float().double()  # what exceeds float32 is infinite
+    error = torch.where(y.isfinite(), error, 0.0)
+    scale = scale.double()
+    if group_size is None:
+        scale, group_size = scale.expand(rows, 1), columns
+    else:
+        exact, off = scales_of_groups(y, error, group_size, eps, q.dtype)
+        assert scale.shape == exact.shape
+        assert torch.equal(scale.isnan(), exact.isnan())
+        assert torch.equal(scale.isinf(), exact.isinf())
+        at, most = exact.isfinite(), (2 if power_of_two else 1)
+        assert (scale[at] >= (exact - off)[at]).all()
+        assert (scale[at] <= (most * (exact + off))[at]).all()
+        assert not power_of_two or (torch.frexp(scale[at]).mantissa == 0.5).all()
+    limit = torch.finfo(q.dtype).max
+    scale = scale.repeat_interleave(group_size, 1)[:, :columns]
+    ideal = (y / scale).clamp(-limit, limit)
+    assert torch.equal(q.isnan(), ideal.isnan())
+    allowed = fp8_steps(ideal, q.dtype) / 2 + error / scale + ideal.abs() * FLOAT32_ERROR
+    assert not ((q.double() - ideal).abs() > allowed)[~ideal.isnan()].any()
+
+
+def scales_of_groups(y, error, group_size, eps, dtype):
+    """Scales ``[rows, groups]`` and how far they may be off."""
+    padding = -y.shape[1] % group_size
+    groups = (y.shape[1] + padding) // group_size
+    amax, error = (
+        torch.nn.functional.pad(x.abs(), (0, padding)).unflatten(1, (groups, group_size)).amax(-1) for x in (y, error)
+    )
+    exact = amax.clamp(min=eps) / torch.finfo(dtype).max
+    return exact, exact * FLOAT32_ERROR + error / torch.finfo(dtype).max

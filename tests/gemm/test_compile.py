@@ -14,6 +14,20 @@ def half(*shape):
     return random_normal(shape, BF16, seed=len(shape))
 
 
+def masked_silu(x, counts):
+    return gemm.silu_and_mul_quant_fp8(x, masked_m=counts)
+
+
+def cast_silu(x, scale):
+    return gemm.silu_and_mul_quant_fp8(x, None, scale=scale)
+
+
+def rmsnorm_of_sum(x, weight, residual, scale):
+    """The residual, which is updated, is a copy: the test calls twice with the same."""
+    residual = residual.clone()
+    return *gemm.rmsnorm_quant_fp8(x, weight, residual, group_size=None, scale=scale), residual
+
+
 def inputs(rows):
     """Arguments of every operator, for `rows` rows."""
     offsets = torch.tensor([0, 1, rows], dtype=torch.int32)
@@ -40,6 +54,12 @@ def inputs(rows):
         "blocks": (gemm.per_block_quant_fp8, half(rows, 256)),
         "tensor": (gemm.per_tensor_quant_fp8, half(rows, 8)),
         "cast": (gemm.per_tensor_quant_fp8, half(rows, 8), torch.ones(1)),
+        "silu_groups": (gemm.silu_and_mul_quant_fp8, half(rows, 512), 128, 1e-10, E4M3, True, True),
+        "silu_masked": (masked_silu, half(2, rows, 512), full),
+        "silu_cast": (cast_silu, half(rows, 512), ones(1)),
+        "rmsnorm_groups": (gemm.rmsnorm_quant_fp8, half(rows, 256), half(256)),
+        "rmsnorm_rows": (gemm.rmsnorm_quant_fp8, half(rows, 256), half(256), None, 1e-6, -1),
+        "rmsnorm_residual": (rmsnorm_of_sum, half(rows, 256), half(256), half(rows, 256), ones(1)),
     }
 
 

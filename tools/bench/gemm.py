@@ -15,7 +15,7 @@ import torch
 
 from warploom import gemm
 from warploom.core.bench import Benchmark, Peer, Work, grid
-from warploom.core.testing import indptr_of, random_normal
+from warploom.core.testing import assert_close, indptr_of, random_normal
 
 BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
 
@@ -383,6 +383,122 @@ QUANTISE_TENSOR = Benchmark(
     bytes=lambda work: float(2 * work.x.nbytes + work.x.numel()),  # read twice: the scale is known after the first
 )
 
+# --- Quantisers fused with what comes before ---
+
+
+def silu_quantise(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What an engine writes in torch; so many channels as groups make."""
+    gate, factor = x.float().chunk(2, -1)
+    y = (torch.nn.functional.silu(gate) * factor).flatten(0, -2)
+    q, scales = quantise_blocks(y, 1, 128)
+    return q.view(*x.shape[:-1], -1), scales.view(*x.shape[:-1], -1)
+
+
+def rmsnorm_quantise(
+    x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor, group: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for RMSNorm, which updates the residual."""
+    residual.add_(x)
+    wide = residual.float()
+    y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6) * weight.float()
+    return quantise_blocks(y, 1, x.shape[1] if group == -1 else group)
+
+
+@functools.cache
+def compiled_whole(function: Any) -> Any:
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def peers_of(function: Any, *names: str, note: str = "") -> list[Peer]:
+    """A function of tensors of the work, as it is and compiled."""
+
+    def arguments(work: Any) -> list[Any]:
+        return [getattr(work, name) for name in names]
+
+    return [
+        Peer(f"torch eager{note}", lambda work: function(*arguments(work))),
+        Peer(f"torch.compile{note}", lambda work: compiled_whole(function)(*arguments(work)), needs_gpu),
+    ]
+
+
+def make_silu(case: SimpleNamespace, device: torch.device) -> Work:
+    return Work(x=normal(case.m, 2 * case.d, device=device), out=torch.empty(case.m, case.d, dtype=E4M3, device=device))
+
+
+SILU_QUANTISE = Benchmark(
+    "silu_and_mul_quant_fp8",
+    cases=grid(m=[1, 128, 4096, 32768], d=[2048, 14336]),
+    quick=grid(m=[4], d=[256]),
+    make=make_silu,
+    ours=lambda work, backend: gemm.silu_and_mul_quant_fp8(work.x, out=work.out, backend=backend),
+    reference=lambda work: gemm.silu_and_mul_quant_fp8(work.x, backend="reference"),
+    peers=peers_of(silu_quantise, "x"),
+    bytes=lambda work: float(work.x.nbytes + work.out.numel() + work.out.numel() // 32),
+)
+
+
+def make_masked_silu(case: SimpleNamespace, device: torch.device) -> Work:
+    """Every tensor has as many rows that count, of many more that it has room for."""
+    return Work(
+        x=normal(case.groups, case.max_m, 2 * case.d, device=device),
+        masked=torch.full((case.groups,), case.rows, dtype=torch.int32, device=device),
+        out=torch.empty(case.groups, case.max_m, case.d, dtype=E4M3, device=device),
+    )
+
+
+def masked_silu(work: Any, backend: str, out: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    return gemm.silu_and_mul_quant_fp8(work.x, out=out, masked_m=work.masked, backend=backend)
+
+
+def compare_masked_rows(work: Any, actual: Any, expected: Any) -> None:
+    for got, want in zip(actual, expected, strict=True):
+        assert_close(got[:, : work.case.rows], want[:, : work.case.rows])
+
+
+MASKED_SILU_QUANTISE = Benchmark(
+    "silu_and_mul_quant_fp8_masked",
+    cases=[
+        SimpleNamespace(groups=count, max_m=max_m, rows=rows, d=2048)
+        for count, max_m, rows in ((256, 128, 16), (32, 1024, 16), (32, 1024, 256), (8, 4096, 1024))
+    ],
+    quick=[SimpleNamespace(groups=3, max_m=8, rows=2, d=256)],
+    make=make_masked_silu,
+    ours=lambda work, backend: masked_silu(work, backend, work.out),
+    reference=lambda work: masked_silu(work, "reference", None),
+    check=compare_masked_rows,
+    peers=peers_of(silu_quantise, "x", note=" (all rows)"),
+    bytes=lambda work: float(work.case.groups * work.case.rows * work.case.d * (2 * 2 + 1 + 1 / 32)),
+    operator="silu_and_mul_quant_fp8",
+)
+
+
+def make_rmsnorm(case: SimpleNamespace, device: torch.device) -> Work:
+    """What is added is less than half a step of the residual, which so stays as it is however often it is updated."""
+    residual = torch.rand(case.m, case.hidden, device=device) + 1
+    return Work(
+        x=normal(case.m, case.hidden, device=device) * 2**-12,
+        weight=normal(case.hidden, device=device),
+        residual=(residual * normal(case.m, case.hidden, device=device).sign()).to(BF16),
+        group=case.group,
+        out=torch.empty(case.m, case.hidden, dtype=E4M3, device=device),
+    )
+
+
+def rmsnorm(work: Any, backend: str, out: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    return gemm.rmsnorm_quant_fp8(work.x, work.weight, work.residual, group_size=work.group, out=out, backend=backend)
+
+
+RMSNORM_QUANTISE = Benchmark(
+    "rmsnorm_quant_fp8",
+    cases=grid(m=[1, 128, 4096, 32768], hidden=[4096, 7168], group=[128, -1]),
+    quick=grid(m=[4], hidden=[256], group=[128, -1]),
+    make=make_rmsnorm,
+    ours=lambda work, backend: rmsnorm(work, backend, work.out),
+    reference=lambda work: rmsnorm(work, "reference", None),
+    peers=peers_of(rmsnorm_quantise, "x", "weight", "residual", "group"),
+    bytes=lambda work: float(3 * work.x.nbytes + work.x.numel()),
+)
+
 BENCHMARKS = [
     MM_BF16,
     MM_FP8,
@@ -395,4 +511,7 @@ BENCHMARKS = [
     QUANTISE_GROUPS,
     QUANTISE_BLOCKS,
     QUANTISE_TENSOR,
+    SILU_QUANTISE,
+    MASKED_SILU_QUANTISE,
+    RMSNORM_QUANTISE,
 ]

@@ -64,7 +64,7 @@ all_reduce all_to_all allreduce_fusion create_allreduce_fusion_workspace reduce_
 _GEMM_NAMES = """
 SegmentGEMMWrapper batch_gemm_fp8_nt_groupwise_masked bmm_bf16 bmm_fp8 fp8_blockscale_gemm_sm90
 gemm_fp8_nt_blockscaled gemm_fp8_nt_groupwise group_gemm_fp8_nt_groupwise grouped_mm_bf16 grouped_mm_fp8 mm_bf16
-mm_fp8 per_block_quant_fp8 per_tensor_quant_fp8 per_token_group_quant_fp8
+mm_fp8 per_block_quant_fp8 per_tensor_quant_fp8 per_token_group_quant_fp8 rmsnorm_quant_fp8 silu_and_mul_quant_fp8
 """
 _SAMPLING_NAMES = """
 chain_speculative_sampling min_p_renorm_probs min_p_sampling_from_logits min_p_sampling_from_probs

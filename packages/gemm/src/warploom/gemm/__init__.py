@@ -14,6 +14,8 @@ module                 operators
 ``segment``            `SegmentGEMMWrapper`: LoRA
 ``quantize``           `per_token_group_quant_fp8`, `per_block_quant_fp8`,
                        `per_tensor_quant_fp8`
+``quantize_fused``     `silu_and_mul_quant_fp8`, `rmsnorm_quant_fp8`: computed and
+                       quantised in one pass
 =====================  =============================================================
 """
 
@@ -23,6 +25,7 @@ from warploom.gemm.grouped_groupwise import group_gemm_fp8_nt_groupwise
 from warploom.gemm.groupwise import fp8_blockscale_gemm_sm90, gemm_fp8_nt_blockscaled, gemm_fp8_nt_groupwise
 from warploom.gemm.masked import batch_gemm_fp8_nt_groupwise_masked
 from warploom.gemm.quantize import per_block_quant_fp8, per_tensor_quant_fp8, per_token_group_quant_fp8
+from warploom.gemm.quantize_fused import rmsnorm_quant_fp8, silu_and_mul_quant_fp8
 from warploom.gemm.scaled import bmm_fp8, mm_fp8
 from warploom.gemm.segment import SegmentGEMMWrapper
 
@@ -42,4 +45,6 @@ __all__ = [
     "per_block_quant_fp8",
     "per_tensor_quant_fp8",
     "per_token_group_quant_fp8",
+    "rmsnorm_quant_fp8",
+    "silu_and_mul_quant_fp8",
 ]

@@ -6,7 +6,6 @@ in ``backends/reference/quantize.py``.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -14,11 +13,22 @@ import torch
 from warploom.core.backends import Operator
 from warploom.core.device import device_guard
 from warploom.core.errors import ArgumentError
-from warploom.core.tensors import Checker, as_dtype, have_unit_strides
+from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.cuda.quantize import CudaQuantizeBlocks, CudaQuantizeTensor
 from warploom.gemm.backends.reference.quantize import ReferenceQuantizeBlocks, ReferenceQuantizeTensor
-from warploom.gemm.formats import FLOAT_DTYPES, FP8_DTYPES
+from warploom.gemm.formats import FLOAT_DTYPES
+from warploom.gemm.fp8_outputs import (
+    TMA_FLOATS,
+    as_batch,
+    check_eps,
+    check_group_size,
+    fp8_output,
+    given_scale,
+    rows_aligned,
+    scale_output,
+    writes_aligned,
+)
 from warploom.gemm.problems.quantize import QuantizeBlocksProblem, QuantizeTensorProblem
 from warploom.gemm.scales import ceil_div
 
@@ -40,9 +50,6 @@ PER_BLOCK_QUANT_FP8 = Operator(
 PER_TENSOR_QUANT_FP8 = Operator(
     "per_tensor_quant_fp8", family="gemm", backends=(CudaQuantizeTensor(), ReferenceQuantizeTensor())
 )
-
-_SMALLEST_EPS = 1e-30  # limit / eps must stay finite in float32
-_TMA_FLOATS = 4  # a TMA stride is a multiple of 16 bytes
 
 
 def per_token_group_quant_fp8(
@@ -112,12 +119,11 @@ def per_token_group_quant_fp8(
     check = Checker("per_token_group_quant_fp8")
     x = check.tensor("x", x, "*lead channels", dtype=FLOAT_DTYPES)
     _check_shared(check, x, eps)
-    if not isinstance(group_size, int) or group_size <= 0:
-        raise ArgumentError.of(check.op, "group_size", "a positive integer", repr(group_size))
-    q = _fp8_output(check, x, out, dtype)
+    check_group_size(check, group_size)
+    q = fp8_output(check, x.shape, out, dtype)
     shape = (*x.shape[:-1], ceil_div(x.shape[-1], group_size))
-    padding = _TMA_FLOATS if scale_tma_aligned else 1
-    scale = _scale_output(check, out_scale, shape, column_major_scales and x.dim() > 1, padding)
+    padding = TMA_FLOATS if scale_tma_aligned else 1
+    scale = scale_output(check, out_scale, shape, column_major_scales and x.dim() > 1, padding)
     _per_token_group_quant_fp8(q, scale, x, group_size, eps, scale_ue8m0, backend)
     return q, scale
 
@@ -178,9 +184,9 @@ def per_block_quant_fp8(
     _check_shared(check, x, eps)
     if not (isinstance(block_size, (tuple, list)) and len(block_size) == 2 and all(b > 0 for b in block_size)):
         raise ArgumentError.of(check.op, "block_size", "two positive integers (rows, columns)", repr(block_size))
-    q = _fp8_output(check, x, out, dtype)
+    q = fp8_output(check, x.shape, out, dtype)
     shape = (*x.shape[:-2], ceil_div(x.shape[-2], block_size[0]), ceil_div(x.shape[-1], block_size[1]))
-    scale = _scale_output(check, out_scale, shape, column_major_scales, 1)
+    scale = scale_output(check, out_scale, shape, column_major_scales, 1)
     _per_block_quant_fp8(q, scale, x, list(block_size), eps, scale_ue8m0, backend)
     return q, scale
 
@@ -236,63 +242,19 @@ def per_tensor_quant_fp8(
     check = Checker("per_tensor_quant_fp8")
     x = check.tensor("x", x, "*lead", dtype=FLOAT_DTYPES)
     _check_shared(check, x, eps)
-    q = _fp8_output(check, x, out, dtype)
-    static = scale is not None
-    check.require(not static or out_scale is None, "out_scale", "None when `scale` is given", "both")
-    if static:
-        scale = check.tensor("scale", scale, "*one", dtype=torch.float32)
-        if scale.numel() != 1:
-            raise ArgumentError.of(check.op, "scale", "one float32", f"shape {tuple(scale.shape)}")
-        scale = scale.reshape(1)
+    q = fp8_output(check, x.shape, out, dtype)
+    if scale is not None:
+        scale = given_scale(check, scale, out_scale)
         _cast_to_fp8(q, scale, x, backend)
     else:
-        scale = _scale_output(check, out_scale, (1,), False, 1)
+        scale = scale_output(check, out_scale, (1,), False, 1)
         _per_tensor_quant_fp8(q, scale, x, eps, backend)
     return q, scale
 
 
 def _check_shared(check: Checker, x: torch.Tensor, eps: float) -> None:
     check.require(x.dim() > 0, "x", "at least 1-D", "0-D")
-    if not eps >= _SMALLEST_EPS:  # NaN is refused too
-        raise ArgumentError.of(check.op, "eps", f"at least {_SMALLEST_EPS}", repr(eps))
-
-
-def _fp8_output(check: Checker, x: torch.Tensor, out: Any, dtype: torch.dtype | str) -> torch.Tensor:
-    dtype = as_dtype(dtype, check.op, "dtype")
-    if dtype not in FP8_DTYPES:
-        raise ArgumentError.of(check.op, "dtype", "float8_e4m3fn or float8_e5m2", str(dtype).removeprefix("torch."))
-    return check.output("out", out, tuple(x.shape), dtype, contiguous="all")
-
-
-def _scale_output(
-    check: Checker, out_scale: Any, shape: tuple[int, ...], column_major: bool, padding: int
-) -> torch.Tensor:
-    """The caller's scale tensor, or a new one; column-major ones have a stride padded to a multiple of `padding`."""
-    if out_scale is not None or not column_major:
-        scale = check.output("out_scale", out_scale, shape, torch.float32)
-        if scale.dim() > 3 and not scale.is_contiguous():
-            expected = "contiguous when it has several batch dimensions"
-            raise ArgumentError.of(check.op, "out_scale", expected, f"strides {scale.stride()}")
-        return scale
-    *lead, rows, columns = shape
-    padded = ceil_div(rows, padding) * padding
-    return torch.empty(*lead, columns, padded, dtype=torch.float32, device=check.device)[..., :rows].mT
-
-
-def _as_batch(x: torch.Tensor) -> torch.Tensor:
-    """``[batch, rows, columns]`` of 1-D and larger tensors; a view where the strides of the batch allow it."""
-    if x.dim() == 3:
-        return x
-    return x[(None,) * (3 - x.dim())] if x.dim() < 3 else x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
-
-
-def _aligned(x: torch.Tensor, q: torch.Tensor) -> bool:
-    """Whether rows can be read as 16-byte vectors, and the same elements written as vectors of fp8."""
-    width = 16 // x.element_size()
-    rows_aligned = all(
-        size <= 1 or stride % width == 0 for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True)
-    )
-    return have_unit_strides(x) and rows_aligned and x.data_ptr() % 16 == 0 and q.data_ptr() % width == 0
+    check_eps(check, eps)
 
 
 def _quantize_blocks(
@@ -305,7 +267,7 @@ def _quantize_blocks(
     power_of_two: bool,
     backend: str,
 ) -> None:
-    q, scale, x = _as_batch(q), _as_batch(scale), _as_batch(x)
+    q, scale, x = as_batch(q), as_batch(scale), as_batch(x)
     batch, rows, columns = x.shape
     problem = QuantizeBlocksProblem(
         batch=batch,
@@ -315,7 +277,7 @@ def _quantize_blocks(
         dtype=x.dtype,
         out_dtype=q.dtype,
         power_of_two=power_of_two,
-        aligned=_aligned(x, q),
+        aligned=rows_aligned(x) and writes_aligned(q, x),
         **QuantizeBlocksProblem.where(x),
     )
     with device_guard(x):
@@ -347,9 +309,13 @@ def _quantize_tensor(
 ) -> None:
     x = x.contiguous()
     problem = QuantizeTensorProblem(
-        numel=x.numel(), dtype=x.dtype, out_dtype=q.dtype, static=static, aligned=_aligned(x.view(-1), q),
+        numel=x.numel(),
+        dtype=x.dtype,
+        out_dtype=q.dtype,
+        static=static,
+        aligned=rows_aligned(x.view(-1)) and writes_aligned(q, x),
         **QuantizeTensorProblem.where(x),
-    )  # fmt: skip
+    )
     with device_guard(x):
         PER_TENSOR_QUANT_FP8.select(problem, backend).backend.run(problem, q, scale, x, eps)
 

@@ -12,16 +12,27 @@ from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, f32, i32, i64, 
 from warploom.gemm.problems.quantize import QuantizeBlocksProblem, QuantizeTensorProblem
 from warploom.gemm.scales import ceil_div
 
-__all__ = ["CudaQuantizeBlocks", "CudaQuantizeTensor", "amax_spec", "cast_spec", "groups_spec", "tiles_spec"]
+__all__ = [
+    "GROUP_SIZES",
+    "LANE_ELEMENTS",
+    "MAX_GRID_Y",
+    "VECTOR_BYTES",
+    "CudaQuantizeBlocks",
+    "CudaQuantizeTensor",
+    "amax_spec",
+    "cast_spec",
+    "groups_spec",
+    "tiles_spec",
+]
 
 _HEADER = "warploom/gemm/quantize.cuh"
-_VECTOR_BYTES = 16
+VECTOR_BYTES = 16
 _THREADS = 256
-_LANE_ELEMENTS = 16  # of a token group, in the lane of a warp
-_GROUP_SIZES = (16, 32, 64, 128, 256, 512)  # powers of two whose lanes fit a warp
+LANE_ELEMENTS = 16  # of a token group, in the lane of a warp
+GROUP_SIZES = (16, 32, 64, 128, 256, 512)  # powers of two whose lanes fit a warp
 _TILE = (128, 128)
 _WAVES = 4  # thread blocks of the whole-tensor kernels for each SM: 1024 threads with four vectors in flight
-_MAX_GRID_Y = 65535
+MAX_GRID_Y = 65535
 _MAX_UINT32 = 2**32 - 1
 
 
@@ -79,7 +90,7 @@ def groups_spec(dtype: torch.dtype, out_dtype: torch.dtype, group_size: int) -> 
 
 def _tile_threads(dtype: torch.dtype) -> int:
     """Eight vectors of the tile in each thread, whatever their type."""
-    return _TILE[0] * _TILE[1] * dtype.itemsize // (8 * _VECTOR_BYTES)
+    return _TILE[0] * _TILE[1] * dtype.itemsize // (8 * VECTOR_BYTES)
 
 
 @functools.cache
@@ -131,19 +142,19 @@ class CudaQuantizeBlocks(Backend):
 
     def supports(self, problem: QuantizeBlocksProblem) -> Support:
         rows, columns = problem.block
-        width = _VECTOR_BYTES // problem.dtype.itemsize
+        width = VECTOR_BYTES // problem.dtype.itemsize
         groups = problem.rows * ceil_div(max(problem.columns, 1), columns)
         return Support.of(
             (
-                problem.block == _TILE or (rows == 1 and columns in _GROUP_SIZES),
-                f"has groups of {', '.join(map(str, _GROUP_SIZES))} and blocks of 128x128, not {rows}x{columns}",
+                problem.block == _TILE or (rows == 1 and columns in GROUP_SIZES),
+                f"has groups of {', '.join(map(str, GROUP_SIZES))} and blocks of 128x128, not {rows}x{columns}",
             ),
             (
                 problem.columns % width == 0,
                 f"needs columns a multiple of {width} for {problem.dtype}, got {problem.columns}",
             ),
             (problem.aligned, "needs contiguous columns and 16-byte aligned rows"),
-            (problem.batch <= _MAX_GRID_Y, f"takes at most {_MAX_GRID_Y} batches, got {problem.batch}"),
+            (problem.batch <= MAX_GRID_Y, f"takes at most {MAX_GRID_Y} batches, got {problem.batch}"),
             (groups <= _MAX_UINT32 // 2, f"takes at most {_MAX_UINT32 // 2} groups in a batch, got {groups}"),
         )
 
@@ -158,7 +169,7 @@ class CudaQuantizeBlocks(Backend):
         else:
             spec, threads = groups_spec(x.dtype, q.dtype, problem.block[1]), _THREADS
             groups = ceil_div(problem.rows, _rows_in_flight(x.dtype)) * scale.shape[2]
-            grid = ceil_div(groups, threads * _LANE_ELEMENTS // problem.block[1])
+            grid = ceil_div(groups, threads * LANE_ELEMENTS // problem.block[1])
         spec.load(x.device).launch((grid, problem.batch), threads, _params(problem, q, scale, x, eps))
 
 
@@ -170,7 +181,7 @@ class CudaQuantizeTensor(Backend):
     min_arch = 80
 
     def supports(self, problem: QuantizeTensorProblem) -> Support:
-        width = _VECTOR_BYTES // problem.dtype.itemsize
+        width = VECTOR_BYTES // problem.dtype.itemsize
         return Support.of(
             (
                 problem.numel % width == 0,
@@ -182,7 +193,7 @@ class CudaQuantizeTensor(Backend):
     def run(
         self, problem: QuantizeTensorProblem, q: torch.Tensor, scale: torch.Tensor, x: torch.Tensor, eps: float
     ) -> None:
-        vectors = problem.numel * x.element_size() // _VECTOR_BYTES
+        vectors = problem.numel * x.element_size() // VECTOR_BYTES
         amax_bits = None if problem.static else torch.zeros(1, dtype=torch.int32, device=x.device)
         params = QuantizeTensorParams(x=x, q=q, scale=scale, amax_bits=amax_bits, vectors=vectors, eps=eps)
         # At least one block, which writes the scale of an empty tensor.

@@ -144,7 +144,6 @@ def gemm_spec(tiles: GemmTiles, kind: KernelKind) -> KernelSpec:
             "kColumns": tiles.columns,
             "kStages": tiles.stages,
             "kCluster": tiles.cluster,
-            "kTurns": tiles.turns and kind.dtype.itemsize == 1 and tiles.waves * tiles.columns >= 128,
             "kParts": tiles.parts,
             "kGroupingNumber": kind.grouping,
             "kScalingNumber": kind.scaling,

@@ -49,7 +49,6 @@ class GemmTiles(NamedTuple):
     cluster: int = 1
     parts: int = 1
     used: int = 0
-    turns: bool = True
 
     @property
     def rows(self) -> int:

@@ -18,7 +18,7 @@ import torch
 from warploom.core.backends import Backend, Support
 from warploom.gemm.problems.quantize import QuantizeBlocksProblem, QuantizeTensorProblem
 
-__all__ = ["ReferenceQuantizeBlocks", "ReferenceQuantizeTensor", "cast", "scale_of"]
+__all__ = ["ReferenceQuantizeBlocks", "ReferenceQuantizeTensor", "cast", "inverse_of", "quantize_blocks"]
 
 
 def _limit(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -33,7 +33,7 @@ def _round_up_to_power_of_two(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x.isnan(), x, exponent.view(torch.float32))
 
 
-def scale_of(
+def _scale_of(
     amax: torch.Tensor, eps: float, dtype: torch.dtype, power_of_two: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and the factor that quantises, of float32 magnitudes."""
@@ -42,7 +42,7 @@ def scale_of(
     scale = amax / limit
     if power_of_two:
         scale = _round_up_to_power_of_two(scale)
-        return scale, torch.ones_like(scale) / scale
+        return scale, inverse_of(scale)
     return scale, limit / amax
 
 
@@ -62,6 +62,22 @@ def _blocks(x: torch.Tensor, block_rows: int, block_columns: int) -> torch.Tenso
     )
 
 
+def quantize_blocks(
+    x: torch.Tensor, block: tuple[int, int], eps: float, dtype: torch.dtype, power_of_two: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and scales of ``x[batch, rows, columns]``, of which blocks share a scale; not empty."""
+    _, rows, columns = x.shape
+    blocks = _blocks(x, *block)
+    scale, inverse = _scale_of(blocks.abs().amax(dim=(2, 4)).float(), eps, dtype, power_of_two)
+    whole = cast(blocks, inverse[:, :, None, :, None], dtype).flatten(3, 4).flatten(1, 2)
+    return whole[:, :rows, :columns], scale
+
+
+def inverse_of(scale: torch.Tensor) -> torch.Tensor:
+    """What a given scale multiplies by."""
+    return torch.ones_like(scale) / scale
+
+
 class ReferenceQuantizeBlocks(Backend):
     name = "reference"
 
@@ -73,12 +89,9 @@ class ReferenceQuantizeBlocks(Backend):
     ) -> None:
         if x.numel() == 0:
             return
-        blocks = _blocks(x, *problem.block)
-        new_scale, inverse = scale_of(blocks.abs().amax(dim=(2, 4)).float(), eps, q.dtype, problem.power_of_two)
-        values = cast(blocks, inverse[:, :, None, :, None], q.dtype)
-        whole = values.flatten(3, 4).flatten(1, 2)
-        q.copy_(whole[:, : problem.rows, : problem.columns])
-        scale.copy_(new_scale)
+        values, scales = quantize_blocks(x, problem.block, eps, q.dtype, problem.power_of_two)
+        q.copy_(values)
+        scale.copy_(scales)
 
 
 class ReferenceQuantizeTensor(Backend):
@@ -91,9 +104,9 @@ class ReferenceQuantizeTensor(Backend):
         self, problem: QuantizeTensorProblem, q: torch.Tensor, scale: torch.Tensor, x: torch.Tensor, eps: float
     ) -> None:
         if problem.static:
-            inverse = torch.ones_like(scale) / scale
+            inverse = inverse_of(scale)
         else:
             amax = x.abs().amax().float() if x.numel() else torch.zeros((), dtype=torch.float32, device=x.device)
-            new_scale, inverse = scale_of(amax.view(1), eps, q.dtype, power_of_two=False)
+            new_scale, inverse = _scale_of(amax.view(1), eps, q.dtype, power_of_two=False)
             scale.copy_(new_scale)
         q.copy_(cast(x, inverse, q.dtype))

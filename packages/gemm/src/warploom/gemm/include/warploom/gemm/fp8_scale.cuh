@@ -1,4 +1,5 @@
-// How a magnitude becomes an fp8 scale, and 16-byte vectors become fp8: bit for bit backends/reference/quantize.py.
+// How 16-byte vectors are read, a magnitude becomes an fp8 scale, and vectors become fp8: bit for bit
+// backends/reference/quantize.py.
 //
 // Vectors stay the four words that were loaded. As arrays of 16-bit elements they would cost a permute for each element,
 // twice what the arithmetic takes.
@@ -10,6 +11,12 @@
 #include "warploom/vec.cuh"
 
 namespace warploom::gemm {
+
+// Data that is read once: it leaves the caches first. Zeros where nothing is.
+template <class In>
+WL_DEVICE uint4 load_vector(const In* x, bool present) {
+  return present ? __ldcs(reinterpret_cast<const uint4*>(x)) : make_uint4(0, 0, 0, 0);
+}
 
 // Maximum that keeps NaN: fmaxf would drop it, and with it the only trace of a broken activation.
 struct MaxNan {

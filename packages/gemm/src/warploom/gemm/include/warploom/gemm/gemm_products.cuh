@@ -3,7 +3,6 @@
 
 #include "warploom/cluster_async.cuh"
 #include "warploom/gemm/gemm_config.cuh"
-#include "warploom/sync.cuh"
 #include "warploom/wgmma.cuh"
 
 namespace warploom::gemm {
@@ -42,9 +41,6 @@ struct TileProducts {
   static constexpr int kColumnsOnwards = Config::kColumnsTurned ? Product::kDepth * Config::kSpan : 32;
   static constexpr int kWaveBytes = Warpgroup::kRows * Config::kSpan;
 
-  // Beside 0, which is that of all threads: of each warpgroup, when it is its turn.
-  static constexpr int kTurnBarrier = 1;
-
   // Addresses are worked out once: chains of scalars between products are what tensor cores would wait for.
   uint32_t full, free;        // barriers of the first stage; `free` in the block that this lane tells
   uint32_t rows, columns;     // operands of the first stage, this warpgroup's rows
@@ -64,7 +60,6 @@ struct TileProducts {
       row_scales = shared_address(&storage.scales[0].of_rows[row]);
       column_scales = shared_address(&storage.scales[0].of_columns[Config::kColumnScales == 1 ? 0 : lane_id() % 4 * 2]);
     }
-    if (Config::kTakesTurns && group() == 1) give_turn();
   }
 
   // What tile the next steps belong to, which came with the first of them. Sums leave no registers for it.
@@ -77,7 +72,9 @@ struct TileProducts {
   }
 
   WL_DEVICE void run(Sums& sums, int steps) {
-    if constexpr (Config::kPromotes) {
+    if constexpr (Config::kTwoSpans) {
+      run_promoted_by_turns(sums, steps);
+    } else if constexpr (Config::kPromotes) {
       run_promoted(sums, steps);
     } else {
       run_plain(sums, steps);
@@ -103,14 +100,6 @@ struct TileProducts {
     if (lane_id() < Config::kCluster) mbarrier_arrive_at(free + read.stage() * int(sizeof(uint64_t)));
   }
 
-  // One warpgroup's products queue behind the other's, so that they end one after the other: then one adds while the other's run.
-  WL_DEVICE static void wait_for_turn() {
-    if constexpr (Config::kTakesTurns) sync_threads_of(kTurnBarrier + group(), 2 * Warpgroup::kThreads);
-  }
-  WL_DEVICE static void give_turn() {
-    if constexpr (Config::kTakesTurns) arrive_for_threads_of(kTurnBarrier + 1 - group(), 2 * Warpgroup::kThreads);
-  }
-
   // One span's products run while the next's are issued.
   WL_DEVICE void run_plain(Sums& sums, int steps) {
     multiply_span(sums, false);
@@ -134,7 +123,7 @@ struct TileProducts {
     place.next();
   }
 
-  // A span's sums join the others, times their scales; meanwhile the other warpgroup's products run.
+  // A span's sums join the others, times their scales; meanwhile the other warpgroup's products run. Registers hold one wave's.
   WL_DEVICE void run_promoted(Sums& sums, int steps) {
     float span[kBlocks][4];
     sums.clear();
@@ -145,17 +134,54 @@ struct TileProducts {
       scales.load(row_scales + place.stage() * kScalesPitch, column_scales + place.stage() * kScalesPitch);
 #pragma unroll
       for (int wave = 0; wave < kWaves; ++wave) {
-        wait_for_turn();
         wgmma_fence();
         multiply(span, wave, false);
         wgmma_commit();
-        give_turn();
         wgmma_wait<0>();
         wgmma_done(span);
         if (wave == kWaves - 1) release(place);
         scales.add(sums.of[wave], span, wave);
       }
     }
+  }
+
+  // The same with the next span's products under way.
+  WL_DEVICE void run_promoted_by_turns(Sums& sums, int steps) {
+    float even[kBlocks][4], odd[kBlocks][4];
+    sums.clear();
+    issue(even);
+#pragma unroll 1
+    for (; steps > 2; steps -= 2) {
+      issue(odd);
+      finish<1>(sums, even);
+      issue(even);
+      finish<1>(sums, odd);
+    }
+    if (steps == 2) {
+      issue(odd);
+      finish<1>(sums, even);
+      finish<0>(sums, odd);
+    } else {
+      finish<0>(sums, even);
+    }
+  }
+  WL_DEVICE void issue(float (&span)[kBlocks][4]) {
+    wait_full();
+    wgmma_fence();
+    multiply(span, 0, false);
+    wgmma_commit();
+    place.next();
+  }
+  template <int kPending>
+  WL_DEVICE void finish(Sums& sums, float (&span)[kBlocks][4]) const {
+    RingPlace<Config::kStages> read = place.before();
+    if (kPending == 1) read = read.before();
+    SpanScales scales;
+    scales.load(row_scales + read.stage() * kScalesPitch, column_scales + read.stage() * kScalesPitch);
+    wgmma_wait<kPending>();
+    wgmma_done(span);
+    release(read);
+    scales.add(sums.of[0], span, 0);
   }
 
   static constexpr int kScalesPitch = int(sizeof(typename Storage::Scales));

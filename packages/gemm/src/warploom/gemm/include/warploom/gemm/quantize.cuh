@@ -23,12 +23,6 @@ struct QuantizeParams {
   int power_of_two;
 };
 
-// Data that is read once: it leaves the caches first. Zeros where nothing is.
-template <class In>
-WL_DEVICE uint4 load_vector(const In* x, bool present) {
-  return present ? __ldcs(reinterpret_cast<const uint4*>(x)) : make_uint4(0, 0, 0, 0);
-}
-
 // Groups of kGroup columns of a row share a scale. Each lane holds 16 elements of a group, so 8 lanes make a group of 128:
 // more lanes would spend their time on shuffles and on the divisions of each group. The vectors of a group are dealt to
 // its lanes in turn, so that every load covers whole 128-byte lines. A thread has the same group of kRows rows in flight.
