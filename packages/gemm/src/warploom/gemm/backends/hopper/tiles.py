@@ -232,8 +232,8 @@ def choose_tiles(shape: ProductShape, sms: int) -> GemmTiles:
         tiles = GemmTiles(False, 2, 2, 128, 2) if shape.itemsize == 1 else GemmTiles(False, 2, 1, 256, 2)
     number = shape.groups * ceil_div(shape.tokens, tiles.token_tile) * ceil_div(shape.n, tiles.weight_tile)
     parts = 1
-    while parts < 8 and number * parts * 2 <= sms and parts * 2 <= shape.steps:
+    while parts < 4 and number * parts * 2 <= sms and parts * 2 <= shape.steps:
         parts *= 2
-    chosen = deepest(tiles._replace(parts=parts), shape)
-    assert chosen is not None, f"no stages fit {tiles} for {shape}"
+    while (chosen := deepest(tiles._replace(parts=parts), shape)) is None:
+        parts //= 2
     return chosen
