@@ -46,7 +46,7 @@ def kernel(monkeypatch):
 
 def prepared(kernel):
     args = CopyParams(out=1, x=2, n=3), TensorMap(b"a" * 128)
-    return PreparedLaunch(kernel, (5, 1, 1), (128, 1, 1), args, smem=4096, pointers=2), args
+    return PreparedLaunch(kernel, ((5, 1, 1), (128, 1, 1), 4096), args, config=None, pointers=2), args
 
 
 def test_pointers_are_new_and_the_rest_is_not(kernel):

@@ -81,7 +81,7 @@ def test_nan_and_infinity_stay_in_their_rows():
         ({"out": torch.zeros(2, 4), "out_dtype": torch.bfloat16}, "`out` must be of dtype bfloat16"),
         ({"out": torch.zeros(4, 2).bfloat16().t()}, "`out` must be made of contiguous rows"),
         ({"out": torch.zeros(4).bfloat16().expand(2, 4)}, "`out` must be made of contiguous rows"),
-        ({"out_dtype": torch.int32}, "`out_dtype` must be bfloat16, float16 or float32"),
+        ({"out_dtype": torch.int32}, "`out_dtype` must be bfloat16, float16, float32 or float8_e4m3fn"),
         ({"out_dtype": "bf61"}, "`out_dtype` must be a torch dtype"),
         ({"a": [1.0]}, "`a` must be a torch tensor or a DLPack tensor"),
         ({"backend": "cublas"}, "Did you mean 'cublaslt'"),

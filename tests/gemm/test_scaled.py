@@ -62,7 +62,7 @@ def test_nan_codes_and_nan_scales_stay_in_their_rows():
         ({"a_scale": torch.ones(2, 2)}, "`a_scale` must be one float32"),
         ({"a_scale": torch.ones(2).double()}, "`a_scale` must be of dtype float32"),
         ({"b_scale": torch.ones(2)}, "`b_scale` must be one float32, or one for each of the 4 rows"),
-        ({"out_dtype": E4M3}, "`out_dtype` must be bfloat16, float16 or float32"),
+        ({"out_dtype": torch.float8_e5m2}, "`out_dtype` must be bfloat16, float16, float32 or float8_e4m3fn"),
     ],
 )
 def test_wrong_arguments(arguments, message):

@@ -7,7 +7,8 @@ from gemm_oracle import E4M3, assert_product, random_fp8, random_scales
 from warploom.core.testing import indptr_of, poison_like, random_normal
 from warploom.gemm.backends.hopper.gemm_kernel import Grouping, Operands, Scaling
 from warploom.gemm.backends.hopper.product import product_shape, run_product
-from warploom.gemm.backends.hopper.tiles import ProductShape, candidate_tiles
+from warploom.gemm.backends.hopper.tile_choice import candidate_tiles
+from warploom.gemm.backends.hopper.tiles import ProductShape, deepest
 
 pytestmark = [pytest.mark.gpu(min_arch=90)]
 
@@ -20,8 +21,15 @@ def kind(itemsize, has_blocks=False, shares_scales=False, weights_turned=False):
     return ProductShape(1, M, N, K, itemsize, has_blocks, shares_scales, weights_turned)
 
 
+def all_tiles(shape):
+    """Those that products choose from, and of the larger ones pairs of blocks that share tokens."""
+    found = list(candidate_tiles(shape, sms=132))
+    paired = (deepest(tiles._replace(cluster=2), shape) for tiles in found)
+    return [*found, *(tiles for tiles in paired if tiles is not None)]
+
+
 def labelled(*kinds):
-    pairs = [(shape, tiles) for shape in kinds for tiles in candidate_tiles(shape)]
+    pairs = [(shape, tiles) for shape in kinds for tiles in all_tiles(shape)]
     return pytest.mark.parametrize(("shape", "tiles"), pairs, ids=lambda x: str(x) if hasattr(x, "stages") else "")
 
 

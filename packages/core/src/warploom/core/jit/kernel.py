@@ -125,7 +125,13 @@ class Kernel:
             raise CompileError(f"launching {name} with grid {blocks}, block {threads}, {smem} bytes: {status.name}")
 
     def prepare(
-        self, grid: int | tuple[int, ...], block: int | tuple[int, ...], *args: Any, smem: int = 0, pointers: int = 0
+        self,
+        grid: int | tuple[int, ...],
+        block: int | tuple[int, ...],
+        *args: Any,
+        smem: int = 0,
+        cluster: int | tuple[int, ...] | None = None,
+        pointers: int = 0,
     ) -> PreparedLaunch:
         """The same launch again and again, in a fraction of the time; arguments as `launch`.
 
@@ -136,7 +142,9 @@ class Kernel:
         """
         if smem > self._smem_limit:
             self._raise_smem(smem)
-        return PreparedLaunch(self, _triple(grid), _triple(block), args, smem, pointers)
+        shape = _triple(grid), _triple(block), smem
+        config = None if cluster is None else self._new_config(*shape, cluster, False)
+        return PreparedLaunch(self, shape, args, config, pointers)
 
     def _config(self, blocks: Any, threads: Any, smem: int, cluster: int | tuple[int, ...] | None, pdl: bool) -> Any:
         """The extended launch configuration, built once for each shape."""
@@ -144,6 +152,15 @@ class Kernel:
         config = self._configs.get(key)
         if config is not None:
             return config
+        config = self._new_config(blocks, threads, smem, cluster, pdl)
+        if len(self._configs) > 256:
+            self._configs.clear()
+        self._configs[key] = config
+        return config
+
+    def _new_config(
+        self, blocks: Any, threads: Any, smem: int, cluster: int | tuple[int, ...] | None, pdl: bool
+    ) -> Any:
         driver = self._driver
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = blocks
@@ -164,9 +181,6 @@ class Kernel:
             attributes.append(attribute)
         config.attrs = attributes
         config.numAttrs = len(attributes)
-        if len(self._configs) > 256:
-            self._configs.clear()
-        self._configs[key] = config
         return config
 
     def _raise_smem(self, smem: int) -> None:
@@ -191,19 +205,20 @@ class PreparedLaunch:
     def __init__(
         self,
         kernel: Kernel,
-        grid: tuple[int, ...],
-        block: tuple[int, ...],
+        shape: tuple[tuple[int, ...], tuple[int, ...], int],
         args: tuple[Any, ...],
-        smem: int,
+        config: Any,
         pointers: int,
     ) -> None:
         self._kernel = kernel
+        self._config = config  # of a launch in clusters
         self._args = list(args)  # the launch reads their buffers
         self._params = (ctypes.c_char * len(args[0].buffer)).from_buffer_copy(args[0].buffer)
         addresses = [ctypes.addressof(self._params), *(ctypes.addressof(arg.buffer) for arg in args[1:])]
         self._addresses = (ctypes.c_void_p * len(addresses))(*addresses)
         self._where = ctypes.addressof(self._addresses)
         self._head = struct.Struct(f"@{pointers}P")
+        grid, block, smem = shape
         self._shape = (*grid, *block, smem)
         self._lock = threading.Lock()  # parameters are the launch's until it has been queued
 
@@ -226,7 +241,11 @@ class PreparedLaunch:
                 for number, argument in enumerate(more, 1):
                     self._args[number] = argument
                     self._addresses[number] = ctypes.addressof(argument.buffer)
-            (status,) = kernel._driver.cuLaunchKernel(kernel._function, *self._shape, stream, self._where, 0)
+            if self._config is None:
+                (status,) = kernel._driver.cuLaunchKernel(kernel._function, *self._shape, stream, self._where, 0)
+            else:
+                self._config.hStream = stream
+                (status,) = kernel._driver.cuLaunchKernelEx(self._config, kernel._function, self._where, 0)
         if int(status) != 0:
             raise CompileError(f"launching {kernel.record.get('name', 'kernel')} with {self._shape}: {status.name}")
 

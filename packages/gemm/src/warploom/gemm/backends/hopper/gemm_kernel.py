@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from enum import IntEnum
 from typing import NamedTuple
 
 import torch
 
-from warploom.core.descriptors import TensorMap, tensor_map
+from warploom.core.descriptors import TensorMap, TensorView, tensor_map
 from warploom.core.device import sm_count
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, i64, ptr
 from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, GemmTiles, ProductShape, shares_column_scale
 from warploom.gemm.scales import ceil_div
 
-__all__ = [
-    "ACTIVATIONS",
-    "Activation",
-    "GemmParams",
-    "Grouping",
-    "KernelKind",
-    "Operands",
-    "Scaling",
-    "gemm_spec",
-    "multiply",
-]
+__all__ = ["ACTIVATIONS", "Activation", "Grouping", "KernelKind", "Operands", "PreparedProduct", "Scaling", "gemm_spec"]
 
 _BIAS_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_MOST_MAPS = 4096  # of a product: weights of many layers, tokens in many places
 _BAND_TOKENS = 2048  # whose tiles meet a tile of weights before the next does
 
 
@@ -158,31 +150,64 @@ def gemm_spec(tiles: GemmTiles, kind: KernelKind) -> KernelSpec:
     )
 
 
-def multiply(tiles: GemmTiles, kind: KernelKind, shape: ProductShape, operands: Operands) -> None:
-    """Launch one product whose operands are as TMA wants them."""
-    shares = shares_column_scale(tiles, shape)
-    kind = kind._replace(shares_column_scale=shares, has_bias=operands.bias is not None)
-    device = operands.out.device
-    blocks = _blocks(tiles, kind, operands, sm_count(device))
-    params = _params(tiles, operands)
-    maps = _token_map(operands.tokens, tiles), _weight_map(operands.weights, tiles, kind)
-    cluster = tiles.blocks if tiles.blocks > 1 else None
-    kernel = gemm_spec(tiles.compiled, kind).load(device)
-    kernel.launch(blocks, tiles.threads, params, *maps, smem=tiles.smem, cluster=cluster)
+class PreparedProduct:
+    """A product whose operands lie as those of the first call do, wherever that is."""
 
+    def __init__(self, tiles: GemmTiles, kind: KernelKind, shape: ProductShape, operands: Operands) -> None:
+        self.tiles = tiles
+        kind = kind._replace(shares_column_scale=shares_column_scale(tiles, shape), has_bias=operands.bias is not None)
+        device = operands.out.device
+        self._tokens = TensorView.of(operands.tokens)
+        self._token_box = (1, tiles.columns if tiles.swapped else tiles.rows // tiles.cluster, shape.depth)
+        self._weights = TensorView.of(operands.weights.mT if kind.weights_turned else operands.weights)
+        self._weight_box = (1, shape.depth if kind.weights_turned else tiles.weights, shape.depth)
+        self._maps: dict[tuple[int, int], tuple[TensorMap, TensorMap]] = {}
+        self._launch = (
+            gemm_spec(tiles.compiled, kind)
+            .load(device)
+            .prepare(
+                _blocks(tiles, kind, operands, sm_count(device)),
+                tiles.threads,
+                _params(tiles, operands),
+                *self._maps_of(operands),
+                smem=tiles.smem,
+                cluster=tiles.blocks if tiles.blocks > 1 else None,
+                pointers=6,
+            )
+        )
 
-def most_tiles(tiles: GemmTiles, grouping: Grouping, groups: int, rows: int, n: int) -> int:
-    """At most so many tiles (for clusters) are there, whatever sizes the groups have."""
-    columns = ceil_div(n, tiles.weights * tiles.cluster)
-    if grouping == Grouping.OFFSETS:
-        return min(rows // tiles.token_tile + groups, rows) * columns
-    return groups * ceil_div(rows, tiles.token_tile) * columns
+    def run(self, operands: Operands) -> None:
+        """Launch on the current stream."""
+        optional = (
+            operands.token_scales,
+            operands.weight_scales,
+            operands.bias,
+            operands.sizes,
+            operands.weight_indices,
+        )
+        pointers = (0 if tensor is None else tensor.data_ptr() for tensor in optional)
+        self._launch.launch(operands.out.data_ptr(), *pointers, more=self._maps_of(operands))
+
+    def _maps_of(self, operands: Operands) -> tuple[TensorMap, TensorMap]:
+        where = operands.tokens.data_ptr(), operands.weights.data_ptr()
+        found = self._maps.get(where)
+        if found is None:
+            if len(self._maps) >= _MOST_MAPS:
+                self._maps.clear()
+            tokens = tensor_map(replace(self._tokens, pointer=where[0]), self._token_box)
+            weights = tensor_map(replace(self._weights, pointer=where[1]), self._weight_box)
+            found = self._maps[where] = tokens, weights
+        return found
 
 
 def _blocks(tiles: GemmTiles, kind: KernelKind, operands: Operands, sms: int) -> int:
-    """One for each SM, or fewer if there is less to do."""
-    rows = operands.tokens.shape[1]
-    work = most_tiles(tiles, kind.grouping, operands.groups, rows, operands.weights.shape[1])
+    """One for each SM, or fewer if there is less to do, whatever sizes the groups have."""
+    rows, n, groups = operands.tokens.shape[1], operands.weights.shape[1], operands.groups
+    columns = ceil_div(n, tiles.weights * tiles.cluster)
+    if kind.grouping == Grouping.OFFSETS:
+        work = min(rows // tiles.token_tile + groups, rows) * columns
+    else:
+        work = groups * ceil_div(rows, tiles.token_tile) * columns
     return min(sms // tiles.blocks, work) * tiles.blocks
 
 
@@ -229,15 +254,3 @@ def _params(tiles: GemmTiles, operands: Operands) -> GemmParams:
 def _words(indices: torch.Tensor | None) -> int:
     """From one number to the next, in words of 32 bits; of 64 bits the kernel reads the low half."""
     return 1 if indices is None else indices.stride(0) * indices.element_size() // 4
-
-
-def _token_map(tokens: torch.Tensor, tiles: GemmTiles) -> TensorMap:
-    box = tiles.columns if tiles.swapped else tiles.rows // tiles.cluster
-    return tensor_map(tokens, (1, box, SPAN_BYTES // tokens.element_size()))
-
-
-def _weight_map(weights: torch.Tensor, tiles: GemmTiles, kind: KernelKind) -> TensorMap:
-    depth = SPAN_BYTES // weights.element_size()
-    if kind.weights_turned:
-        return tensor_map(weights.mT, (1, depth, depth))
-    return tensor_map(weights, (1, tiles.weights, depth))

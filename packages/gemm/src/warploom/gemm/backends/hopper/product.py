@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from warploom.core.backends import Support
@@ -11,10 +13,11 @@ from warploom.gemm.backends.hopper.gemm_kernel import (
     Grouping,
     KernelKind,
     Operands,
+    PreparedProduct,
     Scaling,
-    multiply,
 )
-from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, GemmTiles, ProductShape, choose_tiles
+from warploom.gemm.backends.hopper.tile_choice import choose_tiles
+from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, GemmTiles, ProductShape
 from warploom.gemm.scales import ceil_div
 
 __all__ = ["MOST_GROUPS", "product_support", "run_product"]
@@ -23,6 +26,7 @@ MOST_GROUPS = 1024  # whose tiles a block counts in shared memory
 _IN = (torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 _OUT = (torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn)
 _VECTOR_BYTES = 16
+_MOST_PRODUCTS = 8192  # whose launches are kept
 _MOST_STEPS = 2**31 - 1
 
 
@@ -53,7 +57,7 @@ def run_product(
     activation: Activation = Activation.NONE,
     tiles: GemmTiles | None = None,
 ) -> None:
-    """Choose tiles, bring operands into a form that TMA takes, and launch.
+    """Launch a product, after bringing operands into a form that TMA takes where they are not.
 
     Parameters
     ----------
@@ -64,18 +68,66 @@ def run_product(
     """
     if operands.out.numel() == 0:
         return
-    weights, turned = _weights(operands.weights)
-    out, target = operands.out, _target(operands.out)
-    operands = operands._replace(out=target, tokens=_k_major(operands.tokens), weights=weights)
+    key = (_layout_of(operands), tokens, grouping, scaling, activation, tiles)
+    product = _products.get(key)
+    if product is None:
+        if len(_products) >= _MOST_PRODUCTS:
+            _products.clear()
+        product = _products[key] = _prepare(operands, tokens, grouping, scaling, activation, tiles)
+    if isinstance(product, PreparedProduct):
+        product.run(operands)
+        return
+    ready = _ready(operands)
+    run_product(ready, tokens, grouping, scaling, activation, tiles)
+    if ready.out is not operands.out:
+        operands.out.copy_(ready.out)
+
+
+_products: dict[Any, PreparedProduct | str] = {}
+_NEEDS_COPIES = "operands are copied first"
+
+
+def _layout_of(operands: Operands) -> tuple[Any, ...]:
+    """All of the operands but where they begin, and whether that is aligned."""
+    return tuple(
+        (value.shape, value.stride(), value.dtype, value.data_ptr() % _VECTOR_BYTES, value.device.index)
+        if isinstance(value, torch.Tensor)
+        else value
+        for value in operands
+    )
+
+
+def _prepare(
+    operands: Operands,
+    tokens: int,
+    grouping: Grouping,
+    scaling: Scaling,
+    activation: Activation,
+    tiles: GemmTiles | None,
+) -> PreparedProduct | str:
+    ready = _ready(operands)
+    if any(one is not other for one, other in zip(ready[:3], operands[:3], strict=True)):
+        return _NEEDS_COPIES
+    turned = not _is_tma_ready(operands.weights)
     shape = product_shape(operands, tokens, scaling, turned)
-    tiles = tiles or choose_tiles(shape, sm_count(target.device))
-    kind = KernelKind(weights.dtype, target.dtype, grouping, scaling, activation, weights_turned=turned)
-    multiply(tiles, kind, shape, operands)
-    if target is not out:
-        out.copy_(target)
+    tiles = tiles or choose_tiles(shape, sm_count(operands.out.device))
+    kind = KernelKind(operands.weights.dtype, operands.out.dtype, grouping, scaling, activation, weights_turned=turned)
+    return PreparedProduct(tiles, kind, shape, operands)
+
+
+def _ready(operands: Operands) -> Operands:
+    """The same operands, or copies where TMA and vector stores need other strides."""
+    weights = operands.weights
+    if weights.stride(0) == 0 and weights.shape[0] > 1:
+        weights = weights[:1]  # one matrix for all
+    is_turned = weights.element_size() == 2 and _is_tma_ready(weights.mT)
+    if not is_turned:
+        weights = _k_major(weights)
+    return operands._replace(out=_target(operands.out), tokens=_k_major(operands.tokens), weights=weights)
 
 
 def product_shape(operands: Operands, tokens: int, scaling: Scaling, turned: bool) -> ProductShape:
+    """What tiles are chosen by."""
     _, n, k = operands.weights.shape
     has_blocks = scaling == Scaling.OF_BLOCKS
     return ProductShape(
@@ -107,15 +159,6 @@ def _k_major(x: torch.Tensor) -> torch.Tensor:
     view = padded[:, :, : x.shape[2]]
     view.copy_(x)
     return view
-
-
-def _weights(weights: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """``[num, n, k]`` and whether n is the dense dimension; one matrix if all are the same memory."""
-    if weights.stride(0) == 0:
-        weights = weights[:1]
-    if not _is_tma_ready(weights) and weights.element_size() == 2 and _is_tma_ready(weights.mT):
-        return weights, True
-    return _k_major(weights), False
 
 
 def _target(out: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How a product is cut into tiles: what is valid, stated once, and what is chosen."""
+"""How a product is cut into tiles, and which tiles the kernel has: stated once, for choice, tuner and tests."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import NamedTuple
 from warploom.core.backends import Support
 from warploom.gemm.scales import ceil_div
 
-__all__ = ["SPAN_BYTES", "GemmTiles", "ProductShape", "candidate_tiles", "choose_tiles", "shares_column_scale"]
-__all__ += ["deepest", "tile_support"]
+__all__ = ["SPAN_BYTES", "GemmTiles", "ProductShape", "deepest", "shares_column_scale", "tile_support"]
 
 SPAN_BYTES = 128  # of a row that are copied at once, and whose products of 8 bits are summed before float32
 _GROUP_ROWS = 64  # of a warpgroup's product
@@ -146,6 +145,11 @@ class ProductShape(NamedTuple):
         """Spans of k."""
         return ceil_div(self.k * self.itemsize, SPAN_BYTES)
 
+    @property
+    def depth(self) -> int:
+        """Elements of a span."""
+        return SPAN_BYTES // self.itemsize
+
 
 def _static_bytes(tiles: GemmTiles, has_blocks: bool, shares_scale: bool) -> int:
     """About what a block has in shared memory besides its stages."""
@@ -173,7 +177,6 @@ def tile_support(tiles: GemmTiles, shape: ProductShape) -> Support:
     shares = shares_column_scale(tiles, shape)
     sums = tiles.columns // 2 * (tiles.waves + promotes)
     scales = tiles.columns // 4 if shape.has_blocks and not shares else 0
-    depth = SPAN_BYTES // shape.itemsize
     shared = tiles.smem + _static_bytes(tiles, shape.has_blocks, shares)
     least = 8 if tiles.swapped else 64
     room = _REGISTERS - _OTHER_REGISTERS
@@ -192,7 +195,10 @@ def tile_support(tiles: GemmTiles, shape: ProductShape) -> Support:
         (shared <= _SHARED_BYTES, f"{shared} bytes of shared memory of {_SHARED_BYTES}"),
         (not shape.weights_turned or shape.itemsize == 2, "weights of 8 bits are stored [n, k]"),
         (not shape.weights_turned or used == tiles.weight_tile, "of weights stored [k, n] tiles take all rows"),
-        (not shape.weights_turned or tiles.weight_tile % depth == 0, f"weights stored [k, n] come in {depth}s"),
+        (
+            not shape.weights_turned or tiles.weight_tile % shape.depth == 0,
+            f"weights stored [k, n] come in {shape.depth}s",
+        ),
     )
 
 
@@ -204,36 +210,3 @@ def deepest(tiles: GemmTiles, shape: ProductShape) -> GemmTiles | None:
         if tile_support(deep, shape):
             return deep
     return None
-
-
-@functools.lru_cache(256)
-def candidate_tiles(shape: ProductShape) -> tuple[GemmTiles, ...]:
-    """All tiles that a tuner tries."""
-    found = []
-    for swapped in (False, True):
-        for warpgroups, waves in ((2, 1), (2, 2), (1, 1), (1, 2)):
-            for columns in (8, 16, 32, 64, 128, 256):
-                for cluster, parts in ((1, 1), (2, 1), (1, 2), (1, 4), (1, 8)):
-                    tiles = deepest(GemmTiles(swapped, warpgroups, waves, columns, 2, cluster, parts), shape)
-                    if tiles is not None:
-                        found.append(tiles)
-    return tuple(found)
-
-
-@functools.lru_cache(4096)
-def choose_tiles(shape: ProductShape, sms: int) -> GemmTiles:
-    """Tiles for a product on a GPU with `sms` multiprocessors."""
-    if shape.tokens <= 64:
-        columns = max(8, 1 << (max(shape.tokens, 1) - 1).bit_length())
-        tiles = GemmTiles(True, 2, 1, columns, 2)
-    elif shape.tokens <= 128:
-        tiles = GemmTiles(False, 2, 1, 128, 2)
-    else:
-        tiles = GemmTiles(False, 2, 2, 128, 2) if shape.itemsize == 1 else GemmTiles(False, 2, 1, 256, 2)
-    number = shape.groups * ceil_div(shape.tokens, tiles.token_tile) * ceil_div(shape.n, tiles.weight_tile)
-    parts = 1
-    while parts < 4 and number * parts * 2 <= sms and parts * 2 <= shape.steps:
-        parts *= 2
-    while (chosen := deepest(tiles._replace(parts=parts), shape)) is None:
-        parts //= 2
-    return chosen
