@@ -30,8 +30,15 @@ def groups(groups: int, rows: int, n: int = 4096, k: int = 7168) -> SimpleNamesp
 
 SMALL = [shape(4, 64, 256)]
 SMALL_GROUPS = [groups(3, 4, 64, 256)]
+SOME_GROUPS = [groups(8, 1), groups(32, 8), groups(32, 64, 7168, 2048), groups(16, 1000)]
 DECODE = [shape(1, 28672, 4096), shape(16, 28672, 4096), shape(64, 4096, 7168), shape(128, 7168, 16384)]
 PREFILL = [shape(4096, 4096, 7168), shape(4096, 7168, 2048), shape(4096, 24576, 1536)]
+# Neighbours of the above, by which tables of backends are made too: a layer's tokens from a few to many.
+LAYERS = [(4096, 7168), (7168, 2048), (28672, 4096), (1536, 1536)]
+
+
+def neighbours(*tokens: int) -> list[SimpleNamespace]:
+    return [shape(m, n, k) for n, k in LAYERS for m in tokens]
 
 
 def normal(*size: int, device: torch.device, dtype: torch.dtype = BF16) -> torch.Tensor:
@@ -69,7 +76,7 @@ def make_bf16(case: SimpleNamespace, device: torch.device) -> Work:
 
 MM_BF16 = Benchmark(
     "mm_bf16",
-    cases=[shape(8192, 8192, 8192), *DECODE, *PREFILL],
+    cases=[shape(8192, 8192, 8192), *DECODE, *PREFILL, *neighbours(8, 32, 128, 256, 512, 1024, 4095)],
     quick=SMALL,
     make=make_bf16,
     ours=lambda work, backend: gemm.mm_bf16(work.a, work.b, out=work.out, backend=backend),
@@ -99,7 +106,7 @@ def with_scales(cases: list[SimpleNamespace]) -> list[SimpleNamespace]:
 
 MM_FP8 = Benchmark(
     "mm_fp8",
-    cases=with_scales([shape(8192, 8192, 8192), shape(16, 28672, 4096)]),
+    cases=with_scales([shape(8192, 8192, 8192), shape(16, 28672, 4096), *neighbours(1, 32, 128, 512, 2048)]),
     quick=with_scales(SMALL),
     make=make_fp8,
     ours=lambda work, backend: gemm.mm_fp8(work.a, work.b, work.a_scale, work.b_scale, out=work.out, backend=backend),
@@ -133,7 +140,7 @@ def block_scales_in_torch(work: Any) -> str:
 
 GROUPWISE = Benchmark(
     "gemm_fp8_nt_groupwise",
-    cases=[*PREFILL, *DECODE],
+    cases=[*PREFILL, *DECODE, *neighbours(4, 32, 128, 256, 512, 1024, 2048)],
     quick=SMALL,
     make=make_groupwise,
     ours=lambda work, backend: gemm.gemm_fp8_nt_groupwise(
@@ -164,7 +171,7 @@ def make_groups(case: SimpleNamespace, device: torch.device) -> Work:
 
 GROUPED_BF16 = Benchmark(
     "grouped_mm_bf16",
-    cases=[groups(256, 16), groups(64, 256), groups(8, 4096)],
+    cases=[groups(256, 16), groups(64, 256), groups(8, 4096), *SOME_GROUPS],
     quick=SMALL_GROUPS,
     make=make_groups,
     ours=lambda work, backend: gemm.grouped_mm_bf16(work.a, work.b, work.indptr, backend=backend),
@@ -196,7 +203,7 @@ def torch_scaled_grouped_mm(work: Any) -> torch.Tensor:
     return torch._scaled_grouped_mm(work.a, work.b.mT, work.a_rows, work.b_rows, offs=work.indptr[1:], out_dtype=BF16)
 
 
-FP8_GROUPS = [groups(8, 4096), groups(64, 256), groups(256, 16)]
+FP8_GROUPS = [groups(8, 4096), groups(64, 256), groups(256, 16), *SOME_GROUPS]
 GROUPED_FP8 = Benchmark(
     "grouped_mm_fp8",
     cases=FP8_GROUPS,
@@ -251,7 +258,7 @@ def masked(work: Any, backend: str, out: torch.Tensor | None) -> torch.Tensor:
 
 MASKED = Benchmark(
     "batch_gemm_fp8_nt_groupwise_masked",
-    cases=[groups(256, 16)],
+    cases=[groups(256, 16), groups(32, 4), groups(32, 64), groups(16, 128, 7168, 2048)],
     quick=SMALL_GROUPS,
     make=make_masked,
     ours=lambda work, backend: masked(work, backend, work.out),

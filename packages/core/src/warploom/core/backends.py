@@ -73,6 +73,10 @@ class Backend(ABC):
     def run(self, problem: Any, *args: Any, **kwargs: Any) -> Any:
         """Compute a supported problem into the output tensors among the arguments."""
 
+    def details(self, problem: Any) -> str:
+        """How this backend would compute a supported problem, for people: tiles, say."""
+        return ""
+
     def check(self, problem: Problem) -> Support:
         """`supports`, with the reasons of `needs_gpu` and `min_arch` first; those alone when the device is wrong."""
         if self.needs_gpu and problem.device_type != "cuda":
@@ -88,6 +92,13 @@ class Row:
 
     backend: str
     support: Support
+    details: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if not self.support:
+            return "no: " + "; ".join(self.support.reasons)
+        return f"yes: {self.details}" if self.details else "yes"
 
 
 @dataclass(frozen=True)
@@ -105,8 +116,7 @@ class Explanation:
         lines = [f"{self.operator}: {self.problem}"]
         for row in self.rows:
             mark = ">" if row.backend == self.chosen else " "
-            verdict = "yes" if row.support else "no: " + "; ".join(row.support.reasons)
-            lines.append(f" {mark} {row.backend:<{width}}  {verdict}")
+            lines.append(f" {mark} {row.backend:<{width}}  {row.verdict}")
         lines.append(f"taken: {self.chosen or 'none'} ({self.why})")
         return "\n".join(lines)
 
@@ -121,6 +131,11 @@ class Selection:
     @property
     def name(self) -> str:
         return self.backend.name
+
+
+def _row(backend: Backend, problem: Problem) -> Row:
+    support = backend.check(problem)
+    return Row(backend.name, support, backend.details(problem) if support else "")
 
 
 OPERATORS: dict[str, Operator] = {}
@@ -181,7 +196,7 @@ class Operator:
 
     def explain(self, problem: Problem, backend: str = "auto") -> Explanation:
         """The table that `select` decides by; never raises for a refusal."""
-        rows = tuple(Row(name, candidate.check(problem)) for name, candidate in self.backends.items())
+        rows = tuple(_row(candidate, problem) for candidate in self.backends.values())
         support = {row.backend: row.support for row in rows}
         wanted, origin = self._wanted(backend)
         if wanted != "auto":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -33,3 +34,9 @@ class DenseProblem(Problem):
     out_dtype: torch.dtype
     has_bias: bool = False
     activation: str = ""
+
+    def tuning_features(self) -> dict[str, Any]:
+        """What a measurement depends on."""
+        return {
+            name: value for name, value in super().tuning_features().items() if name not in ("has_bias", "activation")
+        }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -40,3 +41,9 @@ class ScaledProblem(Problem):
     @property
     def by_row(self) -> bool:
         return "row" in (self.a_scaling, self.b_scaling)
+
+    def tuning_features(self) -> dict[str, Any]:
+        """What a measurement depends on."""
+        return {
+            name: value for name, value in super().tuning_features().items() if name not in ("has_bias", "activation")
+        }

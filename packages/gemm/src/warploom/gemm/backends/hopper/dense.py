@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import torch
 
-from warploom.core.backends import Backend, Support
+from warploom.core.backends import Support
 from warploom.gemm.backends.hopper.gemm_kernel import ACTIVATIONS, Operands
-from warploom.gemm.backends.hopper.product import product_support, run_product
+from warploom.gemm.backends.hopper.product import HopperProduct, product_support, run_product
+from warploom.gemm.backends.hopper.tiles import ProductShape
 from warploom.gemm.problems.dense import DenseProblem
 
 __all__ = ["HopperDense"]
 
 
-class HopperDense(Backend):
+class HopperDense(HopperProduct):
     """`mm_bf16` and `bmm_bf16`."""
-
-    name = "hopper"
-    needs_gpu = True
-    min_arch = 90
 
     def supports(self, problem: DenseProblem) -> Support:
         dtypes = problem.dtype, problem.dtype, problem.out_dtype
         return product_support(problem.arch, dtypes, (problem.batch, problem.m, problem.n, problem.k))
+
+    def shape_of(self, problem: DenseProblem) -> ProductShape:
+        return ProductShape(problem.batch, problem.m, problem.n, problem.k, problem.dtype.itemsize)
 
     def run(
         self,

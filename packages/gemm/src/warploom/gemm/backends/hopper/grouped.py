@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from warploom.core.backends import Backend, Support
+from warploom.core.backends import Support
 from warploom.gemm.backends.hopper.gemm_kernel import Grouping, Operands, Scaling
-from warploom.gemm.backends.hopper.product import MOST_GROUPS, product_support, run_product
+from warploom.gemm.backends.hopper.product import MOST_GROUPS, HopperProduct, product_support, run_product
+from warploom.gemm.backends.hopper.tiles import ProductShape
 from warploom.gemm.problems.grouped import GroupedProblem, GroupedScaledProblem
 from warploom.gemm.scales import ceil_div
 
@@ -26,17 +27,17 @@ def _output(out: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, dtype: t
     return a.new_empty((a.shape[0], b.shape[1]), dtype=dtype) if out is None else out
 
 
-class HopperGrouped(Backend):
+class HopperGrouped(HopperProduct):
     """`grouped_mm_bf16`."""
-
-    name = "hopper"
-    needs_gpu = True
-    min_arch = 90
 
     def supports(self, problem: GroupedProblem) -> Support:
         dtypes = problem.dtype, problem.dtype, problem.out_dtype
         shape = problem.groups, problem.rows, problem.n, problem.k
         return product_support(problem.arch, dtypes, shape) & group_support(problem.groups)
+
+    def shape_of(self, problem: GroupedProblem) -> ProductShape:
+        tokens = tokens_of_groups(problem.rows, problem.groups)
+        return ProductShape(problem.groups, tokens, problem.n, problem.k, problem.dtype.itemsize)
 
     def run(
         self,
@@ -52,17 +53,17 @@ class HopperGrouped(Backend):
         return out
 
 
-class HopperGroupedScaled(Backend):
+class HopperGroupedScaled(HopperProduct):
     """`grouped_mm_fp8`."""
-
-    name = "hopper"
-    needs_gpu = True
-    min_arch = 90
 
     def supports(self, problem: GroupedScaledProblem) -> Support:
         dtypes = problem.a_dtype, problem.b_dtype, problem.out_dtype
         shape = problem.groups, problem.rows, problem.n, problem.k
         return product_support(problem.arch, dtypes, shape) & group_support(problem.groups)
+
+    def shape_of(self, problem: GroupedScaledProblem) -> ProductShape:
+        tokens = tokens_of_groups(problem.rows, problem.groups)
+        return ProductShape(problem.groups, tokens, problem.n, problem.k, itemsize=1)
 
     def run(
         self,

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from warploom.core.backends import Backend, Support
+from warploom.core.backends import Support
 from warploom.gemm.backends.hopper.gemm_kernel import Grouping, Operands, Scaling
 from warploom.gemm.backends.hopper.grouped import group_support, tokens_of_groups
 from warploom.gemm.backends.hopper.groupwise import block_support
-from warploom.gemm.backends.hopper.product import product_support, run_product
+from warploom.gemm.backends.hopper.product import HopperProduct, product_support, run_product
+from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, ProductShape
 from warploom.gemm.problems.grouped_groupwise import GroupedGroupwiseProblem
 
 __all__ = ["HopperGroupedGroupwise"]
 
 
-class HopperGroupedGroupwise(Backend):
+class HopperGroupedGroupwise(HopperProduct):
     """`group_gemm_fp8_nt_groupwise`."""
-
-    name = "hopper"
-    needs_gpu = True
-    min_arch = 90
 
     def supports(self, problem: GroupedGroupwiseProblem) -> Support:
         dtypes = problem.a_dtype, problem.b_dtype, problem.out_dtype
@@ -29,6 +26,11 @@ class HopperGroupedGroupwise(Backend):
             & group_support(problem.groups)
             & block_support(problem.granularity)
         )
+
+    def shape_of(self, problem: GroupedGroupwiseProblem) -> ProductShape:
+        tokens = tokens_of_groups(problem.rows, problem.groups)
+        shares = problem.granularity[1] % SPAN_BYTES == 0
+        return ProductShape(problem.groups, tokens, problem.n, problem.k, 1, has_blocks=True, shares_scales=shares)
 
     def run(
         self,

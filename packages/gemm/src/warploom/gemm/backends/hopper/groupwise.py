@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from warploom.core.backends import Backend, Support
+from warploom.core.backends import Support
 from warploom.gemm.backends.hopper.gemm_kernel import Operands, Scaling
-from warploom.gemm.backends.hopper.product import product_support, run_product
-from warploom.gemm.backends.hopper.tiles import SPAN_BYTES
+from warploom.gemm.backends.hopper.product import HopperProduct, product_support, run_product
+from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, ProductShape
 from warploom.gemm.problems.groupwise import GroupwiseProblem
 
 __all__ = ["HopperGroupwise", "block_support"]
@@ -19,18 +19,18 @@ def block_support(granularity: tuple[int, int, int]) -> Support:
     return Support.of((depth % SPAN_BYTES == 0, f"blocks of k must be multiples of {SPAN_BYTES}, not {depth}"))
 
 
-class HopperGroupwise(Backend):
+class HopperGroupwise(HopperProduct):
     """`gemm_fp8_nt_groupwise`."""
-
-    name = "hopper"
-    needs_gpu = True
-    min_arch = 90
 
     def supports(self, problem: GroupwiseProblem) -> Support:
         dtypes = problem.a_dtype, problem.b_dtype, problem.out_dtype
         return product_support(problem.arch, dtypes, (1, problem.m, problem.n, problem.k)) & block_support(
             problem.granularity
         )
+
+    def shape_of(self, problem: GroupwiseProblem) -> ProductShape:
+        shares = problem.granularity[1] % SPAN_BYTES == 0
+        return ProductShape(1, problem.m, problem.n, problem.k, 1, has_blocks=True, shares_scales=shares)
 
     def run(
         self,

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from warploom.core.backends import Backend, Support
+from warploom.core.backends import Support
 from warploom.gemm.backends.hopper.gemm_kernel import Grouping, Operands, Scaling
 from warploom.gemm.backends.hopper.grouped import group_support
 from warploom.gemm.backends.hopper.groupwise import block_support
-from warploom.gemm.backends.hopper.product import product_support, run_product
+from warploom.gemm.backends.hopper.product import HopperProduct, product_support, run_product
+from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, ProductShape
 from warploom.gemm.problems.masked import MaskedGroupwiseProblem
 
 __all__ = ["HopperMaskedGroupwise"]
 
 
-class HopperMaskedGroupwise(Backend):
+class HopperMaskedGroupwise(HopperProduct):
     """`batch_gemm_fp8_nt_groupwise_masked`."""
-
-    name = "hopper"
-    needs_gpu = True
-    min_arch = 90
 
     def supports(self, problem: MaskedGroupwiseProblem) -> Support:
         dtypes = problem.a_dtype, problem.b_dtype, problem.out_dtype
@@ -29,6 +26,11 @@ class HopperMaskedGroupwise(Backend):
             & group_support(problem.groups)
             & block_support(problem.granularity)
         )
+
+    def shape_of(self, problem: MaskedGroupwiseProblem) -> ProductShape:
+        shares = problem.granularity[1] % SPAN_BYTES == 0
+        tokens = _expected_tokens(problem)
+        return ProductShape(problem.groups, tokens, problem.n, problem.k, 1, has_blocks=True, shares_scales=shares)
 
     def run(
         self,
@@ -50,5 +52,8 @@ class HopperMaskedGroupwise(Backend):
             granularity=problem.granularity,
             sizes=masked_m,
         )
-        tokens = max(1, min(problem.expected_m, problem.max_m))
-        run_product(operands, tokens, Grouping.COUNTS, Scaling.OF_BLOCKS)
+        run_product(operands, _expected_tokens(problem), Grouping.COUNTS, Scaling.OF_BLOCKS)
+
+
+def _expected_tokens(problem: MaskedGroupwiseProblem) -> int:
+    return max(1, min(problem.expected_m, problem.max_m))

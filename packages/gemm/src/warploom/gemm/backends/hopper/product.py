@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
 
-from warploom.core.backends import Support
+from warploom.core.backends import Backend, Support
 from warploom.core.device import sm_count
 from warploom.gemm.backends.hopper.gemm_kernel import (
     Activation,
@@ -16,18 +17,34 @@ from warploom.gemm.backends.hopper.gemm_kernel import (
     PreparedProduct,
     Scaling,
 )
-from warploom.gemm.backends.hopper.tile_choice import choose_tiles
+from warploom.gemm.backends.hopper.tile_choice import choose_tiles, describe_choice
 from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, GemmTiles, ProductShape
 from warploom.gemm.scales import ceil_div
 
-__all__ = ["MOST_GROUPS", "product_support", "run_product"]
+__all__ = ["MOST_GROUPS", "HopperProduct", "product_shape", "product_support", "run_product"]
 
 MOST_GROUPS = 1024  # whose tiles a block counts in shared memory
 _IN = (torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 _OUT = (torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn)
 _VECTOR_BYTES = 16
+_H200_SMS = 132  # what tables of backends describe choices for
 _MOST_PRODUCTS = 8192  # whose launches are kept
 _MOST_STEPS = 2**31 - 1
+
+
+class HopperProduct(Backend):
+    """What the backends of this folder have in common."""
+
+    name = "hopper"
+    needs_gpu = True
+    min_arch = 90
+
+    @abstractmethod
+    def shape_of(self, problem: Any) -> ProductShape:
+        """What tiles are chosen by, with weights stored ``[n, k]``."""
+
+    def details(self, problem: Any) -> str:
+        return describe_choice(self.shape_of(problem), _H200_SMS)
 
 
 def product_support(

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import torch
 
-from warploom.core.backends import Backend, Support
+from warploom.core.backends import Support
 from warploom.gemm.backends.hopper.gemm_kernel import ACTIVATIONS, Operands, Scaling
-from warploom.gemm.backends.hopper.product import product_support, run_product
+from warploom.gemm.backends.hopper.product import HopperProduct, product_support, run_product
+from warploom.gemm.backends.hopper.tiles import ProductShape
 from warploom.gemm.problems.scaled import ScaledProblem
 
 __all__ = ["HopperScaled"]
 
 
-class HopperScaled(Backend):
+class HopperScaled(HopperProduct):
     """`mm_fp8` and `bmm_fp8`. Weights that are not stored ``[n, k]`` are copied first."""
-
-    name = "hopper"
-    needs_gpu = True
-    min_arch = 90
 
     def supports(self, problem: ScaledProblem) -> Support:
         dtypes = problem.a_dtype, problem.b_dtype, problem.out_dtype
         return product_support(problem.arch, dtypes, (problem.batch, problem.m, problem.n, problem.k))
+
+    def shape_of(self, problem: ScaledProblem) -> ProductShape:
+        return ProductShape(problem.batch, problem.m, problem.n, problem.k, itemsize=1)
 
     def run(
         self,

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import torch
 
-from warploom.core.backends import Backend, Support
+from warploom.core.backends import Support
 from warploom.gemm.backends.hopper.gemm_kernel import Grouping, Operands
 from warploom.gemm.backends.hopper.grouped import group_support, tokens_of_groups
-from warploom.gemm.backends.hopper.product import product_support, run_product
+from warploom.gemm.backends.hopper.product import HopperProduct, product_support, run_product
+from warploom.gemm.backends.hopper.tiles import ProductShape
 from warploom.gemm.problems.segment import SegmentProblem
 
 __all__ = ["HopperSegment"]
 
 
-class HopperSegment(Backend):
+class HopperSegment(HopperProduct):
     """Shrinking and expanding products alike, with weights in either storage order."""
-
-    name = "hopper"
-    needs_gpu = True
-    min_arch = 90
 
     def supports(self, problem: SegmentProblem) -> Support:
         dtypes = problem.dtype, problem.dtype, problem.out_dtype
         shape = problem.batch, problem.rows, problem.d_out, problem.d_in
         return product_support(problem.arch, dtypes, shape) & group_support(problem.batch)
+
+    def shape_of(self, problem: SegmentProblem) -> ProductShape:
+        tokens = tokens_of_groups(problem.rows, problem.batch)
+        return ProductShape(problem.batch, tokens, problem.d_out, problem.d_in, problem.dtype.itemsize)
 
     def run(
         self,

@@ -99,15 +99,19 @@ struct TileResult {
     high = pack_operand<Out>(finish(sums[2], rows[1], columns[0]), finish(sums[3], rows[1], columns[1]));
   }
 
+  // What is computed from a number is computed anew: addresses of all columns' scales would take the registers of the sums.
+  WL_DEVICE static void forget(int& number) { asm volatile("" : "+r"(number)); }
+
   // Rows are tokens: 64 columns at a time, 128 bytes of each of the warp's 16 rows, with their pieces exchanged.
   template <int kBlocks>
-  WL_DEVICE void write_rows(const float (&sums)[kBlocks][4], const Tile& tile, int row) const {
+  WL_DEVICE void write_rows(const float (&sums)[kBlocks][4], Tile tile, int row) const {
     static_assert(kSwapped || kBlocks % 8 == 0, "columns come in 64s");
     const Line rows[2] = {line_of_row(tile, row + lane_id() / 4), line_of_row(tile, row + lane_id() / 4 + 8)};
     uint8_t* staged = storage.results[Warpgroup::warp() + (Warpgroup::number() - 1) * Warpgroup::kWarps];
     const int to_row = lane_id() % 16, from_row = lane_id() / 8, piece = lane_id() % 8;
 #pragma unroll
     for (int first = 0; first < kBlocks; first += 8) {
+      forget(tile.first_column);
 #pragma unroll
       for (int block = 0; block < 8; block += 2) {
         uint32_t packed[4];
@@ -168,11 +172,12 @@ struct TileResult {
 
   // Results of 32 or 8 bits: from registers, 32 bytes of a row at a time or less.
   template <int kBlocks>
-  WL_DEVICE void write_singly(const float (&sums)[kBlocks][4], const Tile& tile, int row) const {
+  WL_DEVICE void write_singly(const float (&sums)[kBlocks][4], Tile tile, int row) const {
     const int first_row = row + lane_id() / 4;
     const Line rows[2] = {line_of_row(tile, first_row), line_of_row(tile, first_row + 8)};
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
+      forget(tile.first_column);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int at_row = first_row + i / 2 * 8, at_column = block * 8 + lane_id() % 4 * 2 + i % 2;
