@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from warploom import gemm
-from warploom.core.bench import Benchmark, Peer, Work, grid
+from warploom.core.bench import Benchmark, Peer, Target, Work, grid
 from warploom.core.testing import assert_close, indptr_of, random_normal
 
 BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
@@ -39,6 +39,11 @@ LAYERS = [(4096, 7168), (7168, 2048), (28672, 4096), (1536, 1536)]
 
 def neighbours(*tokens: int) -> list[SimpleNamespace]:
     return [shape(m, n, k) for n, k in LAYERS for m in tokens]
+
+
+def target(*pairs: tuple[SimpleNamespace, float]) -> Target:
+    """Microseconds that cases should take on an H200."""
+    return Target("NVIDIA H200", lambda case: next((us for each, us in pairs if each == case), None))
 
 
 def normal(*size: int, device: torch.device, dtype: torch.dtype = BF16) -> torch.Tensor:
@@ -115,6 +120,9 @@ MM_FP8 = Benchmark(
     flops=flops,
     bytes=moved("a", "b", "out"),
     math="fp8",
+    target=target(
+        *((SimpleNamespace(**vars(shape(16, 28672, 4096)), scales=scales), 31) for scales in ("tensor", "row"))
+    ),
 )
 
 
@@ -151,6 +159,7 @@ GROUPWISE = Benchmark(
     flops=flops,
     bytes=moved("a", "b", "out"),
     math="fp8",
+    target=target(*zip((*PREFILL, *DECODE), (178, 96, 258, 32, 32, 13, 38), strict=True)),
 )
 
 
@@ -181,6 +190,7 @@ GROUPED_BF16 = Benchmark(
     ],
     flops=grouped_flops,
     bytes=moved("a", "b", "out"),
+    target=target((groups(256, 16), 3750), (groups(64, 256), 1350)),
 )
 
 
@@ -236,6 +246,7 @@ GROUPED_GROUPWISE = Benchmark(
     flops=grouped_flops,
     bytes=moved("a", "b", "out"),
     math="fp8",
+    target=target((groups(8, 4096), 1457), (groups(64, 256), 850)),
 )
 
 
@@ -266,6 +277,7 @@ MASKED = Benchmark(
     flops=grouped_flops,
     bytes=moved("a", "b", "out"),
     math="fp8",
+    target=target((groups(256, 16), 1850)),
 )
 
 

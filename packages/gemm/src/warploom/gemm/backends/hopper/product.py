@@ -73,6 +73,8 @@ def run_product(
     scaling: Scaling = Scaling.NONE,
     activation: Activation = Activation.NONE,
     tiles: GemmTiles | None = None,
+    *,
+    is_ready: bool = False,
 ) -> None:
     """Launch a product, after bringing operands into a form that TMA takes where they are not.
 
@@ -82,20 +84,24 @@ def run_product(
         About how many tokens a group has.
     tiles : GemmTiles, optional
         Instead of those that would be chosen.
+    is_ready : bool
+        Operands come from `_ready`: rows of the output may be written beyond their end.
     """
     if operands.out.numel() == 0:
         return
-    key = (_layout_of(operands), tokens, grouping, scaling, activation, tiles)
+    key = (_layout_of(operands), tokens, grouping, scaling, activation, tiles, is_ready)
     product = _products.get(key)
     if product is None:
         if len(_products) >= _MOST_PRODUCTS:
             _products.clear()
-        product = _products[key] = _prepare(operands, tokens, grouping, scaling, activation, tiles)
+        is_ready = is_ready or all(one is other for one, other in zip(_ready(operands), operands, strict=True))
+        product = _prepare(operands, tokens, grouping, scaling, activation, tiles) if is_ready else _NEEDS_COPIES
+        _products[key] = product
     if isinstance(product, PreparedProduct):
         product.run(operands)
         return
     ready = _ready(operands)
-    run_product(ready, tokens, grouping, scaling, activation, tiles)
+    run_product(ready, tokens, grouping, scaling, activation, tiles, is_ready=True)
     if ready.out is not operands.out:
         operands.out.copy_(ready.out)
 
@@ -121,10 +127,7 @@ def _prepare(
     scaling: Scaling,
     activation: Activation,
     tiles: GemmTiles | None,
-) -> PreparedProduct | str:
-    ready = _ready(operands)
-    if any(one is not other for one, other in zip(ready[:3], operands[:3], strict=True)):
-        return _NEEDS_COPIES
+) -> PreparedProduct:
     turned = not _is_tma_ready(operands.weights)
     shape = product_shape(operands, tokens, scaling, turned)
     tiles = tiles or choose_tiles(shape, sm_count(operands.out.device))
