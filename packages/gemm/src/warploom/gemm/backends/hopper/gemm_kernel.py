@@ -12,13 +12,14 @@ import torch
 from warploom.core.descriptors import TensorMap, TensorView, tensor_map
 from warploom.core.device import sm_count
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, i64, ptr
-from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, GemmTiles, ProductShape, shares_column_scale
+from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, GemmTiles, ProductShape, column_scales
 from warploom.gemm.scales import ceil_div
 
 __all__ = ["ACTIVATIONS", "Activation", "Grouping", "KernelKind", "Operands", "PreparedProduct", "Scaling", "gemm_spec"]
 
 _BIAS_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _MOST_MAPS = 4096  # of a product: weights of many layers, tokens in many places
+_FEW_TOKENS = 64
 _BAND_TOKENS = 2048  # whose tiles meet a tile of weights before the next does
 
 
@@ -89,7 +90,7 @@ class KernelKind(NamedTuple):
     activation: Activation = Activation.NONE
     has_bias: bool = False
     weights_turned: bool = False
-    shares_column_scale: bool = False
+    column_scales: int = 0
 
 
 class Operands(NamedTuple):
@@ -142,7 +143,7 @@ def gemm_spec(tiles: GemmTiles, kind: KernelKind) -> KernelSpec:
             "kActivationNumber": kind.activation,
             "kHasBias": kind.has_bias,
             "kWeightsTurned": kind.weights_turned,
-            "kSharesColumnScale": kind.shares_column_scale,
+            "kColumnScaleNumber": kind.column_scales,
         },
         params=(GemmParams, *["warploom::TensorMap"] * 2),
         archs=("sm_90a",),
@@ -155,12 +156,14 @@ class PreparedProduct:
 
     def __init__(self, tiles: GemmTiles, kind: KernelKind, shape: ProductShape, operands: Operands) -> None:
         self.tiles = tiles
-        kind = kind._replace(shares_column_scale=shares_column_scale(tiles, shape), has_bias=operands.bias is not None)
+        kind = kind._replace(column_scales=column_scales(tiles, shape), has_bias=operands.bias is not None)
         device = operands.out.device
         self._tokens = TensorView.of(operands.tokens)
         self._token_box = (1, tiles.columns if tiles.swapped else tiles.rows // tiles.cluster, shape.depth)
         self._weights = TensorView.of(operands.weights.mT if kind.weights_turned else operands.weights)
         self._weight_box = (1, shape.depth if kind.weights_turned else tiles.weights, shape.depth)
+        # What a promotion fetches beside a span is the next's: early for few tokens, which wait for memory.
+        self._weight_promotion = "128B" if tiles.token_tile <= _FEW_TOKENS else "256B"
         self._maps: dict[tuple[int, int], tuple[TensorMap, TensorMap]] = {}
         self._launch = (
             gemm_spec(tiles.compiled, kind)
@@ -195,7 +198,7 @@ class PreparedProduct:
             if len(self._maps) >= _MOST_MAPS:
                 self._maps.clear()
             tokens = tensor_map(replace(self._tokens, pointer=where[0]), self._token_box)
-            weights = tensor_map(replace(self._weights, pointer=where[1]), self._weight_box)
+            weights = tensor_map(replace(self._weights, pointer=where[1]), self._weight_box, l2=self._weight_promotion)
             found = self._maps[where] = tokens, weights
         return found
 

@@ -14,8 +14,8 @@ from warploom.gemm.backends.hopper.tiles import (
     SPAN_BYTES,
     GemmTiles,
     ProductShape,
+    column_scales,
     deepest,
-    shares_column_scale,
 )
 from warploom.gemm.scales import ceil_div
 
@@ -43,7 +43,7 @@ def cycles(tiles: GemmTiles, shape: ProductShape, sms: int) -> float:
     multiplying = (
         tiles.warpgroups * tiles.waves * max(2 * tiles.columns, 128) * (_PROMOTION if shape.itemsize == 1 else 1.02)
     )
-    if shape.has_blocks and not shares_column_scale(tiles, shape):
+    if shape.has_blocks and column_scales(tiles, shape) == 0:
         multiplying += tiles.columns * _COLUMN_SCALES
     span = (tiles.token_tile + tiles.weights) * SPAN_BYTES
     copying = span / min(_COPIED_BYTES, tiles.stages * span / _LATENCY)
@@ -59,7 +59,7 @@ def cycles(tiles: GemmTiles, shape: ProductShape, sms: int) -> float:
 
 def _balanced(tiles: GemmTiles, shape: ProductShape, sms: int) -> GemmTiles | None:
     """Fewer weights a tile, if then no block has more to do and fewer have less."""
-    if not tiles.swapped or shape.weights_turned:
+    if shape.weights_turned or (shape.has_blocks and not shape.shares_scales and not tiles.swapped):
         return None
     token_tiles = shape.groups * ceil_div(shape.tokens, tiles.token_tile)
     clusters = int(sms / tiles.parts * _RESIDENT[tiles.parts])
@@ -96,7 +96,8 @@ def choose_tiles(shape: ProductShape, sms: int) -> GemmTiles:
     """
     # Numbers of tokens that differ little have one choice: engines bring many, and each takes a millisecond.
     step = 8 if shape.tokens <= 128 else 64
-    return _choose(shape._replace(tokens=max(8, ceil_div(shape.tokens, step) * step)), sms)
+    tokens = max(8, ceil_div(shape.tokens, step) * step)
+    return _choose(shape._replace(groups=max(1, shape.groups), tokens=tokens, n=max(8, shape.n)), sms)
 
 
 @functools.lru_cache(4096)

@@ -131,7 +131,8 @@ struct ScaleCopies {
     }
 #pragma unroll
     for (int i = 0; i < kColumnsEach; ++i) {
-      const int at = i * kWarpSize + lane_id();
+      int at = i * kWarpSize + lane_id();
+      if (Config::kColumnScales == 2 && at == 1) at = params.weight_tile - 1;  // the last column's
       of_column[i] = Config::kSwapped ? of_token(tile, at) : of_weight(tile, at);
     }
 #pragma unroll 1
