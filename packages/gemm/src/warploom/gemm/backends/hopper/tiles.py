@@ -195,6 +195,10 @@ def tile_support(tiles: GemmTiles, shape: ProductShape) -> Support:
         (tiles.parts <= shape.steps, f"{tiles.parts} blocks can't share {shape.steps} steps of k"),
         (used % 8 == 0 and used <= tiles.weight_tile, f"a tile takes 8, 16, ... rows of weights, not {used}"),
         (sums + scales <= room, f"sums take {sums + scales} registers of {room}"),
+        (
+            tiles.waves == 1 or column_scales(tiles, shape) != 2,
+            "two waves leave no registers for two scales of columns",
+        ),
         (shared <= _SHARED_BYTES, f"{shared} bytes of shared memory of {_SHARED_BYTES}"),
         (not shape.weights_turned or shape.itemsize == 2, "weights of 8 bits are stored [n, k]"),
         (not shape.weights_turned or used == tiles.weight_tile, "of weights stored [k, n] tiles take all rows"),
