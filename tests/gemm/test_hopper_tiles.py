@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warploom.gemm.backends.hopper.tile_choice import candidate_tiles, choose_tiles, cycles, describe_choice
-from warploom.gemm.backends.hopper.tiles import GemmTiles, ProductShape, column_scales, deepest, tile_support
+from warploom.gemm.backends.hopper.tiles import GemmTiles, ProductShape, deepest, shares_column_scale, tile_support
 
 SMS = 132
 
@@ -89,13 +89,12 @@ def test_near_numbers_of_tokens_share_a_choice():
     assert choose_tiles(shape, SMS) == choose_tiles(shape._replace(tokens=1020), SMS)
 
 
-def test_scales_of_a_tiles_columns():
+def test_blocks_of_scales_that_a_tile_crosses_are_not_shared():
     shape = ProductShape(groups=1, tokens=128, n=4096, k=4096, itemsize=1, has_blocks=True, shares_scales=True)
     tiles = GemmTiles(False, 2, 1, 128, 4)
-    assert column_scales(tiles, shape) == 1
-    assert column_scales(tiles._replace(used=112), shape) == 2
-    assert column_scales(tiles, shape._replace(shares_scales=False)) == 0
-    assert column_scales(tiles._replace(swapped=True), shape) == 0
+    assert shares_column_scale(tiles, shape)
+    assert not shares_column_scale(tiles._replace(used=112), shape)
+    assert not shares_column_scale(tiles, shape._replace(shares_scales=False))
 
 
 def test_balanced_tiles_give_all_blocks_as_much():

@@ -9,7 +9,7 @@ from warploom.gemm.backends.cuda.quantize import amax_spec, cast_spec, groups_sp
 from warploom.gemm.backends.cuda.quantize_fused import rmsnorm_spec, silu_spec
 from warploom.gemm.backends.hopper.gemm_kernel import Grouping, KernelKind, Scaling, gemm_spec
 from warploom.gemm.backends.hopper.tile_choice import choose_tiles
-from warploom.gemm.backends.hopper.tiles import ProductShape, column_scales
+from warploom.gemm.backends.hopper.tiles import ProductShape, shares_column_scale
 
 __all__ = ["SHIPPED"]
 
@@ -32,14 +32,9 @@ def _product(
     has_blocks = scaling == Scaling.OF_BLOCKS
     shape = ProductShape(groups, tokens, n, k, dtype.itemsize, has_blocks, has_blocks, weights_turned)
     tiles = choose_tiles(shape, _H200_SMS)
+    shares = shares_column_scale(tiles, shape)
     kind = KernelKind(
-        dtype,
-        _BF16,
-        grouping,
-        scaling,
-        has_bias=has_bias,
-        weights_turned=weights_turned,
-        column_scales=column_scales(tiles, shape),
+        dtype, _BF16, grouping, scaling, has_bias=has_bias, weights_turned=weights_turned, shares_column_scale=shares
     )
     return gemm_spec(tiles.compiled, kind)
 

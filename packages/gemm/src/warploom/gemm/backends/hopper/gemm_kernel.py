@@ -12,7 +12,7 @@ import torch
 from warploom.core.descriptors import TensorMap, TensorView, tensor_map
 from warploom.core.device import sm_count
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, i64, ptr
-from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, GemmTiles, ProductShape, column_scales
+from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, GemmTiles, ProductShape, shares_column_scale
 from warploom.gemm.scales import ceil_div
 
 __all__ = ["ACTIVATIONS", "Activation", "Grouping", "KernelKind", "Operands", "PreparedProduct", "Scaling", "gemm_spec"]
@@ -90,7 +90,7 @@ class KernelKind(NamedTuple):
     activation: Activation = Activation.NONE
     has_bias: bool = False
     weights_turned: bool = False
-    column_scales: int = 0
+    shares_column_scale: bool = False
 
 
 class Operands(NamedTuple):
@@ -143,7 +143,7 @@ def gemm_spec(tiles: GemmTiles, kind: KernelKind) -> KernelSpec:
             "kActivationNumber": kind.activation,
             "kHasBias": kind.has_bias,
             "kWeightsTurned": kind.weights_turned,
-            "kColumnScaleNumber": kind.column_scales,
+            "kSharesColumnScale": kind.shares_column_scale,
         },
         params=(GemmParams, *["warploom::TensorMap"] * 2),
         archs=("sm_90a",),
@@ -156,7 +156,7 @@ class PreparedProduct:
 
     def __init__(self, tiles: GemmTiles, kind: KernelKind, shape: ProductShape, operands: Operands) -> None:
         self.tiles = tiles
-        kind = kind._replace(column_scales=column_scales(tiles, shape), has_bias=operands.bias is not None)
+        kind = kind._replace(shares_column_scale=shares_column_scale(tiles, shape), has_bias=operands.bias is not None)
         device = operands.out.device
         self._tokens = TensorView.of(operands.tokens)
         self._token_box = (1, tiles.columns if tiles.swapped else tiles.rows // tiles.cluster, shape.depth)

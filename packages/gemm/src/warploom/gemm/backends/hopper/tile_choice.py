@@ -14,8 +14,8 @@ from warploom.gemm.backends.hopper.tiles import (
     SPAN_BYTES,
     GemmTiles,
     ProductShape,
-    column_scales,
     deepest,
+    shares_column_scale,
 )
 from warploom.gemm.scales import ceil_div
 
@@ -43,7 +43,7 @@ def cycles(tiles: GemmTiles, shape: ProductShape, sms: int) -> float:
     multiplying = (
         tiles.warpgroups * tiles.waves * max(2 * tiles.columns, 128) * (_PROMOTION if shape.itemsize == 1 else 1.02)
     )
-    if shape.has_blocks and column_scales(tiles, shape) == 0:
+    if shape.has_blocks and not shares_column_scale(tiles, shape):
         multiplying += tiles.columns * _COLUMN_SCALES
     span = (tiles.token_tile + tiles.weights) * SPAN_BYTES
     copying = span / min(_COPIED_BYTES, tiles.stages * span / _LATENCY)
@@ -59,7 +59,7 @@ def cycles(tiles: GemmTiles, shape: ProductShape, sms: int) -> float:
 
 def _balanced(tiles: GemmTiles, shape: ProductShape, sms: int) -> GemmTiles | None:
     """Fewer weights a tile, if then no block has more to do and fewer have less."""
-    if shape.weights_turned or (shape.has_blocks and not shape.shares_scales and not tiles.swapped):
+    if not tiles.swapped or shape.weights_turned:
         return None
     token_tiles = shape.groups * ceil_div(shape.tokens, tiles.token_tile)
     clusters = int(sms / tiles.parts * _RESIDENT[tiles.parts])

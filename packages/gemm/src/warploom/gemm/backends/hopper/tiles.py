@@ -8,14 +8,13 @@ from typing import NamedTuple
 from warploom.core.backends import Support
 from warploom.gemm.scales import ceil_div
 
-__all__ = ["SPAN_BYTES", "GemmTiles", "ProductShape", "deepest", "column_scales", "tile_support"]
+__all__ = ["SPAN_BYTES", "GemmTiles", "ProductShape", "deepest", "shares_column_scale", "tile_support"]
 
 SPAN_BYTES = 128  # of a row that are copied at once, and whose products of 8 bits are summed before float32
 _GROUP_ROWS = 64  # of a warpgroup's product
 _SHARED_BYTES = 227 * 1024  # of a block, static part included
 _RESULT_BYTES = 2048  # of each computing warp
 _MOST_STAGES = 12
-_BLOCK_ROWS = 128  # of weights that share a scale
 _REGISTERS = 224  # of a computing thread
 _OTHER_REGISTERS = 32  # addresses, scales, loop counters
 
@@ -152,17 +151,15 @@ class ProductShape(NamedTuple):
         return SPAN_BYTES // self.itemsize
 
 
-def _static_bytes(tiles: GemmTiles, has_blocks: bool, has_each_scale: bool) -> int:
+def _static_bytes(tiles: GemmTiles, has_blocks: bool, shares_scale: bool) -> int:
     """About what a block has in shared memory besides its stages."""
-    scales = (tiles.rows + (tiles.columns if has_each_scale else 4)) * 4 * tiles.stages if has_blocks else 0
+    scales = (tiles.rows + (4 if shares_scale else tiles.columns)) * 4 * tiles.stages if has_blocks else 0
     return scales + 4 * tiles.warpgroups * _RESULT_BYTES + 1024 * 4 + 512
 
 
-def column_scales(tiles: GemmTiles, shape: ProductShape) -> int:
-    """Scales of blocks that the columns of a tile have in each span: one or two if they are weights, 0 for one each."""
-    if not shape.has_blocks or not shape.shares_scales or tiles.swapped:
-        return 0
-    return 1 if _BLOCK_ROWS % tiles.weights == 0 else 2 if tiles.weights < _BLOCK_ROWS else 0
+def shares_column_scale(tiles: GemmTiles, shape: ProductShape) -> bool:
+    """Whether all columns of a tile have one scale in each span: weights whose blocks the tile does not cross."""
+    return shape.has_blocks and shape.shares_scales and not tiles.swapped and 128 % tiles.weights == 0
 
 
 def tile_support(tiles: GemmTiles, shape: ProductShape) -> Support:
@@ -177,10 +174,10 @@ def tile_support(tiles: GemmTiles, shape: ProductShape) -> Support:
     ('sums take 256 registers of 192',)
     """
     promotes = shape.itemsize == 1
-    has_each = shape.has_blocks and column_scales(tiles, shape) == 0
+    shares = shares_column_scale(tiles, shape)
     sums = tiles.columns // 2 * (tiles.waves + promotes)
-    scales = tiles.columns // 4 if has_each else 0
-    shared = tiles.smem + _static_bytes(tiles, shape.has_blocks, has_each)
+    scales = tiles.columns // 4 if shape.has_blocks and not shares else 0
+    shared = tiles.smem + _static_bytes(tiles, shape.has_blocks, shares)
     least = 8 if tiles.swapped else 64
     room = _REGISTERS - _OTHER_REGISTERS
     used = tiles.weights
@@ -195,10 +192,6 @@ def tile_support(tiles: GemmTiles, shape: ProductShape) -> Support:
         (tiles.parts <= shape.steps, f"{tiles.parts} blocks can't share {shape.steps} steps of k"),
         (used % 8 == 0 and used <= tiles.weight_tile, f"a tile takes 8, 16, ... rows of weights, not {used}"),
         (sums + scales <= room, f"sums take {sums + scales} registers of {room}"),
-        (
-            tiles.waves == 1 or column_scales(tiles, shape) != 2,
-            "two waves leave no registers for two scales of columns",
-        ),
         (shared <= _SHARED_BYTES, f"{shared} bytes of shared memory of {_SHARED_BYTES}"),
         (not shape.weights_turned or shape.itemsize == 2, "weights of 8 bits are stored [n, k]"),
         (not shape.weights_turned or used == tiles.weight_tile, "of weights stored [k, n] tiles take all rows"),

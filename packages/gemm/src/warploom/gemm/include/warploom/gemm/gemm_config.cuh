@@ -39,11 +39,10 @@ struct GemmConfig : Base {
   // Tensor cores keep 14 bits of a sum of 8-bit products: after each span it moves on to float32.
   static constexpr bool kPromotes = sizeof(In) == 1;
   static constexpr bool kHasBlocks = kScaling == Scaling::kOfBlocks;
-  // Tokens in columns have a scale each. Weights in columns share one, or have two if a block of them ends within the tile.
-  static constexpr int kColumnScales = !kHasBlocks ? 1 : Base::kColumnScaleNumber == 0 ? kColumns : Base::kColumnScaleNumber;
-  static constexpr bool kHasEachScale = kColumnScales > 2;
+  // Tokens in columns have a scale each; weights in columns share one, if a tile's do.
+  static constexpr int kColumnScales = Base::kSharesColumnScale || !kHasBlocks ? 1 : kColumns;
   // Registers of a thread that hold sums and scales: with two spans at once, products of one run while the other's are added.
-  static constexpr int kSpanRegisters = kColumns / 2 + (kHasEachScale ? kColumns / 8 : 0);
+  static constexpr int kSpanRegisters = kColumns / 2 + (kColumnScales > 1 ? kColumns / 8 : 0);
   static constexpr bool kTwoSpans = kPromotes && Base::kWaves == 1 && kColumns / 2 + 2 * kSpanRegisters <= 192;
   static_assert(!kHasBlocks || kDepth == 128, "blocks are as deep as a span");
   static_assert(Base::kCluster == 1 || !(Base::kSwapped || Base::kParts > 1), "clusters share tokens in rows, or steps of k");

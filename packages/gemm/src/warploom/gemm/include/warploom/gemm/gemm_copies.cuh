@@ -131,8 +131,7 @@ struct ScaleCopies {
     }
 #pragma unroll
     for (int i = 0; i < kColumnsEach; ++i) {
-      int at = i * kWarpSize + lane_id();
-      if (Config::kColumnScales == 2 && at == 1) at = params.weight_tile - 1;  // the last column's
+      const int at = i * kWarpSize + lane_id();
       of_column[i] = Config::kSwapped ? of_token(tile, at) : of_weight(tile, at);
     }
 #pragma unroll 1

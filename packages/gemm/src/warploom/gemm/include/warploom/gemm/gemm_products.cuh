@@ -45,7 +45,6 @@ struct TileProducts {
   uint32_t full, free;        // barriers of the first stage; `free` in the block that this lane tells
   uint32_t rows, columns;     // operands of the first stage, this warpgroup's rows
   uint32_t row_scales, column_scales;  // of the first stage, this lane's
-  int scale_blocks = 0;  // of the tile
   RingPlace<Config::kStages> place;
 
   WL_DEVICE TileProducts(const Storage& storage, const uint8_t* memory) {
@@ -59,18 +58,17 @@ struct TileProducts {
     if constexpr (Config::kHasBlocks) {
       const int row = group() * kWaves * Warpgroup::kRows + Warpgroup::warp() * 16 + lane_id() / 4;
       row_scales = shared_address(&storage.scales[0].of_rows[row]);
-      column_scales = shared_address(&storage.scales[0].of_columns[Config::kHasEachScale ? lane_id() % 4 * 2 : 0]);
+      column_scales = shared_address(&storage.scales[0].of_columns[Config::kColumnScales == 1 ? 0 : lane_id() % 4 * 2]);
     }
   }
 
   // What tile the next steps belong to, which came with the first of them. Sums leave no registers for it.
-  WL_DEVICE void next_tile(Tile& tile, const Storage& storage) {
+  WL_DEVICE void next_tile(Tile& tile, const Storage& storage) const {
     __syncwarp();
     wait_full();
     constexpr int kWords = sizeof(Tile) / sizeof(int);
     const Tile& copied = storage.copied_tiles[place.stage()];
     if (lane_id() < kWords) reinterpret_cast<int*>(&tile)[lane_id()] = reinterpret_cast<const int*>(&copied)[lane_id()];
-    if constexpr (Config::kColumnScales == 2) scale_blocks = copied.scale_blocks;
   }
 
   WL_DEVICE void run(Sums& sums, int steps) {
@@ -142,7 +140,7 @@ struct TileProducts {
         wgmma_wait<0>();
         wgmma_done(span);
         if (wave == kWaves - 1) release(place);
-        scales.add(sums.of[wave], span, wave, scale_blocks);
+        scales.add(sums.of[wave], span, wave);
       }
     }
   }
@@ -183,50 +181,46 @@ struct TileProducts {
     wgmma_wait<kPending>();
     wgmma_done(span);
     release(read);
-    scales.add(sums.of[0], span, 0, scale_blocks);
+    scales.add(sums.of[0], span, 0);
   }
 
   static constexpr int kScalesPitch = int(sizeof(typename Storage::Scales));
 
-  // Of a span: of a lane's two rows in each wave, with those that columns share; and of its columns if each has its own.
+  // Of a span: of a lane's two rows in each wave, and of its columns if they don't share one.
   struct SpanScales {
-    static constexpr int kShared = Config::kHasEachScale ? 1 : Config::kColumnScales;
-    float of_rows[kShared][kWaves][2];
-    float of_columns[Config::kHasEachScale ? kBlocks : 1][2];
+    static constexpr bool kHasColumns = Config::kColumnScales > 1;
+    float of_rows[kWaves][2];
+    float of_columns[kHasColumns ? kBlocks : 1][2];
 
     WL_DEVICE void load(uint32_t rows, uint32_t columns) {
       if constexpr (Config::kHasBlocks) {
-        float shared[kShared];
-#pragma unroll
-        for (int i = 0; i < kShared; ++i) shared[i] = Config::kHasEachScale ? 1.f : load_shared(columns + i * int(sizeof(float)));
+        const float shared = kHasColumns ? 1.f : load_shared(columns);
 #pragma unroll
         for (int wave = 0; wave < kWaves; ++wave) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            const float scale = load_shared(rows + (wave * Warpgroup::kRows + i * 8) * int(sizeof(float)));
-#pragma unroll
-            for (int j = 0; j < kShared; ++j) of_rows[j][wave][i] = Config::kHasEachScale ? scale : scale * shared[j];
+            of_rows[wave][i] = load_shared(rows + (wave * Warpgroup::kRows + i * 8) * int(sizeof(float)));
+            if constexpr (!kHasColumns) of_rows[wave][i] *= shared;
           }
         }
-        if constexpr (Config::kHasEachScale) {
+        if constexpr (kHasColumns) {
 #pragma unroll
           for (int block = 0; block < kBlocks; ++block) load_shared(of_columns[block], columns + block * 8 * int(sizeof(float)));
         }
       }
     }
 
-    WL_DEVICE void add(float (&sums)[kBlocks][4], const float (&span)[kBlocks][4], int wave, int first_blocks) const {
+    WL_DEVICE void add(float (&sums)[kBlocks][4], const float (&span)[kBlocks][4], int wave) const {
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
-        const bool is_second = kShared == 2 && block >= first_blocks;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           if constexpr (!Config::kHasBlocks) {
             sums[block][i] += span[block][i];
+          } else if constexpr (!kHasColumns) {
+            sums[block][i] = fmaf(span[block][i], of_rows[wave][i / 2], sums[block][i]);
           } else {
-            float scale = is_second ? of_rows[kShared - 1][wave][i / 2] : of_rows[0][wave][i / 2];
-            if constexpr (Config::kHasEachScale) scale *= of_columns[block][i % 2];
-            sums[block][i] = fmaf(span[block][i], scale, sums[block][i]);
+            sums[block][i] = fmaf(span[block][i], of_rows[wave][i / 2] * of_columns[block][i % 2], sums[block][i]);
           }
         }
       }

@@ -21,7 +21,6 @@ struct Tile {
   int weights;       // matrix of weights
   int first_column;  // of the output: row of the weights
   int end_column;    // that the tile is to write
-  int scale_blocks;  // of 8 columns, that have the first of two scales
 };
 
 // A tile's sums from one step of k to another.
@@ -130,7 +129,6 @@ struct Schedule {
     tile.first_column = column * Config::kCluster * params.weight_tile;
     if constexpr (Config::kCluster > 1) tile.first_column += int(cluster_rank()) * params.weight_tile;
     tile.end_column = min(tile.first_column + params.weight_tile, params.n);
-    tile.scale_blocks = (params.weight_scale_rows - tile.first_column % params.weight_scale_rows) / 8;
     return tile;
   }
 };
