@@ -6,6 +6,7 @@ so that a mismatch is reported with both tensors' names.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal, overload
 
 import torch
@@ -56,12 +57,13 @@ def have_unit_strides(*tensors: torch.Tensor) -> bool:
     return all(tensor.shape[-1] <= 1 or tensor.stride(-1) == 1 for tensor in tensors)
 
 
-def _parse(dims: str) -> tuple[tuple[str, ...], str | None]:
-    """Split ``"*lead heads dim"`` into fixed names and the name of the leading group."""
+@functools.lru_cache(1024)
+def _parse(dims: str) -> tuple[tuple[str | int | None, ...], str | None]:
+    """Split ``"*lead heads 2 _"`` into names, sizes and None for anything, and the name of the leading group."""
     names = tuple(dims.split())
-    if names and names[0].startswith("*"):
-        return names[1:], names[0][1:]
-    return names, None
+    lead = names[0][1:] if names and names[0].startswith("*") else None
+    fixed = names if lead is None else names[1:]
+    return tuple(None if dim == "_" else int(dim) if dim.isdigit() else dim for dim in fixed), lead
 
 
 class Checker:
@@ -225,12 +227,10 @@ class Checker:
                 product *= size
             self.bind(lead, product, name)
         for dim, size in zip(names, shape[first:], strict=True):
-            if dim == "_":
-                continue
-            if dim.isdigit():
-                self.require(size == int(dim), name, f"[{', '.join(dims.split())}]", f"shape {tuple(shape)}")
-            else:
+            if isinstance(dim, str):
                 self.bind(dim, size, name)
+            elif dim is not None and size != dim:
+                raise ArgumentError.of(self.op, name, f"[{', '.join(dims.split())}]", f"shape {tuple(shape)}")
 
     def _check_device(self, name: str, tensor: torch.Tensor) -> None:
         if self.device is None:
