@@ -29,6 +29,9 @@ class Fast(Backend):
     def run(self, problem):
         return "fast"
 
+    def details(self, problem):
+        return f"in {problem.size // 8} pieces"
+
 
 class Plain(Backend):
     name = "plain"
@@ -71,6 +74,11 @@ def test_every_reason_is_listed(toy):
     text = str(toy.explain(gpu(101)))
     assert "size 101 is not a multiple of 8; too large" in text
     assert "taken: plain" in text
+
+
+def test_a_backend_says_how_it_would_compute(toy):
+    assert "fast       yes: in 2 pieces" in str(toy.explain(gpu(16)))
+    assert "pieces" not in str(toy.explain(gpu(13)))
 
 
 def test_device_reasons_come_alone(toy):

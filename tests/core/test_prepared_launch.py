@@ -44,9 +44,9 @@ def kernel(monkeypatch):
     return kernel
 
 
-def prepared(kernel):
+def prepared(kernel, config=None):
     args = CopyParams(out=1, x=2, n=3), TensorMap(b"a" * 128)
-    return PreparedLaunch(kernel, ((5, 1, 1), (128, 1, 1), 4096), args, config=None, pointers=2), args
+    return PreparedLaunch(kernel, ((5, 1, 1), (128, 1, 1), 4096), args, config=config, pointers=2), args
 
 
 def test_pointers_are_new_and_the_rest_is_not(kernel):
@@ -64,6 +64,15 @@ def test_other_arguments_can_be_replaced(kernel):
     launch, _ = prepared(kernel)
     launch.launch(1, 2, more=(TensorMap(b"b" * 128),))
     assert kernel.launches[0].map == b"b" * 128
+
+
+def test_clusters_are_launched_by_their_configuration(kernel):
+    config, said = SimpleNamespace(hStream=None), []
+    kernel._driver.cuLaunchKernelEx = lambda *rest: said.append((rest[0], rest[0].hStream, rest[1])) or (0,)
+    launch, _ = prepared(kernel, config)
+    launch.launch(10, 20)
+    assert said == [(config, 77, "f")]
+    assert not kernel.launches
 
 
 def test_a_refused_launch_says_which(kernel):

@@ -1,5 +1,8 @@
 """Tiles of the Hopper products: what is valid, what is chosen, and that the kernel's constants are those of Python."""
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -101,3 +104,19 @@ def test_balanced_tiles_give_all_blocks_as_much():
     shape = ProductShape(groups=1, tokens=16, n=28672, k=4096, itemsize=1, has_blocks=True, shares_scales=True)
     tiles = choose_tiles(shape, SMS)
     assert -(-shape.n // tiles.weights) <= SMS
+
+
+MEASURED = Path(__file__).parents[2] / "docs" / "benchmarks" / "h200" / "gemm_tiles.json"
+
+
+def test_chosen_tiles_are_near_the_best_that_were_measured():
+    """On an H200; ``python tools/tune/gemm_tiles.py regret`` names the products."""
+    regrets = []
+    for one in json.loads(MEASURED.read_text()):
+        us = {GemmTiles(*tiles): time for tiles, time in one["us"]}
+        chosen = choose_tiles(ProductShape(**one["shape"]), SMS)
+        if chosen in us:
+            regrets.append(us[chosen] / min(us.values()))
+    assert len(regrets) > 80
+    assert sum(regrets) / len(regrets) < 1.012
+    assert max(regrets) < 1.09

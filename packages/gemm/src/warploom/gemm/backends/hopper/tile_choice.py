@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from warploom.gemm.backends.hopper.tiles import (
     SPAN_BYTES,
@@ -19,42 +20,51 @@ from warploom.gemm.backends.hopper.tiles import (
 )
 from warploom.gemm.scales import ceil_div
 
-__all__ = ["candidate_tiles", "choose_tiles", "cycles", "describe_choice"]
+__all__ = ["CYCLES_PER_US", "Costs", "candidate_tiles", "choose_tiles", "cycles", "describe_choice"]
 
-_MEMORY_BYTES = 2640.0  # a cycle, of the GPU
-_COPIED_BYTES = 61.5  # a cycle, of an SM
-_LATENCY = 2930.0  # cycles from asking for a span to having it, when all SMs ask
-_PROMOTION = 1.10  # cycles of 8-bit products with adding their sums to float32
-_COLUMN_SCALES = 3.0  # cycles a column of tokens, each with its own scale
-_TILE, _RESULT_BYTES = 1350.0, 9.1  # cycles of a tile's beginning and end; a cycle's bytes of results
-_PART, _PART_BYTES = 1470.0, 25.0  # the same of the parts that blocks of a cluster send
-_LAUNCH = 8890.0  # cycles
-_AGAIN = 0.04  # of weights, that several tiles of tokens read, is read from memory again
-_OTHER = 0.32  # of memory's time and the blocks' the shorter one still shows
+
+class Costs(NamedTuple):
+    """What the model counts, in cycles of 1.8 GHz: fitted by ``python tools/tune/gemm_tiles.py fit``."""
+
+    memory_bytes: float = 2640.0  # a cycle, of the GPU
+    again: float = 0.04  # of weights, that several tiles of tokens read, is read from memory again
+    copied_bytes: float = 61.5  # a cycle, of an SM
+    latency: float = 2930.0  # from asking for a span to having it, when all SMs ask
+    promotion: float = 1.10  # of 8-bit products with adding their sums to float32
+    column_scale: float = 3.0  # a column of tokens, each with its own scale
+    tile: float = 1350.0  # its beginning and end
+    result_bytes: float = 9.1  # a cycle
+    part: float = 1470.0  # sums that blocks of a cluster send
+    part_bytes: float = 25.0  # a cycle
+    launch: float = 8890.0
+    other: float = 0.32  # of memory's time and the blocks' the shorter one still shows
+
+
+CYCLES_PER_US = 1800.0
 _SWAPPED_TOKENS = 128  # more than that leave no work undone in rows
 _RESIDENT = {1: 1.0, 2: 1.0, 4: 0.92}  # of an H200's SMs, that clusters of so many blocks can use at once
 
 
-def cycles(tiles: GemmTiles, shape: ProductShape, sms: int) -> float:
+def cycles(tiles: GemmTiles, shape: ProductShape, sms: int, costs: Costs = Costs()) -> float:  # noqa: B008
     """About how long a product takes."""
     token_tiles, weight_tiles = ceil_div(shape.tokens, tiles.token_tile), ceil_div(shape.n, tiles.weights)
     clusters = int(sms / tiles.parts * _RESIDENT[tiles.parts])
     rounds = ceil_div(shape.groups * token_tiles * weight_tiles, clusters)
-    multiplying = (
-        tiles.warpgroups * tiles.waves * max(2 * tiles.columns, 128) * (_PROMOTION if shape.itemsize == 1 else 1.02)
-    )
+    multiplying = tiles.warpgroups * tiles.waves * max(2 * tiles.columns, 128) * 1.02
+    if shape.itemsize == 1:
+        multiplying *= costs.promotion
     if shape.has_blocks and not shares_column_scale(tiles, shape):
-        multiplying += tiles.columns * _COLUMN_SCALES
+        multiplying += tiles.columns * costs.column_scale
     span = (tiles.token_tile + tiles.weights) * SPAN_BYTES
-    copying = span / min(_COPIED_BYTES, tiles.stages * span / _LATENCY)
-    results = tiles.token_tile * tiles.weights * 2 / _RESULT_BYTES / tiles.parts
-    blocks = rounds * (ceil_div(shape.steps, tiles.parts) * max(multiplying, copying) + _TILE + results)
+    copying = span / min(costs.copied_bytes, tiles.stages * span / costs.latency)
+    results = tiles.token_tile * tiles.weights * 2 / costs.result_bytes / tiles.parts
+    blocks = rounds * (ceil_div(shape.steps, tiles.parts) * max(multiplying, copying) + costs.tile + results)
     if tiles.parts > 1:
-        blocks += rounds * (_PART + tiles.part_bytes / _PART_BYTES)
-    weights = shape.n * (1 + _AGAIN if token_tiles > 1 else 1)
+        blocks += rounds * (costs.part + tiles.part_bytes / costs.part_bytes)
+    weights = shape.n * (1 + costs.again if token_tiles > 1 else 1)
     operands = (weights + shape.tokens) * shape.k * shape.itemsize
-    memory = shape.groups * (operands + shape.tokens * shape.n * 2) / _MEMORY_BYTES
-    return _LAUNCH + max(blocks, memory) + _OTHER * min(blocks, memory)
+    memory = shape.groups * (operands + shape.tokens * shape.n * 2) / costs.memory_bytes
+    return costs.launch + max(blocks, memory) + costs.other * min(blocks, memory)
 
 
 def _balanced(tiles: GemmTiles, shape: ProductShape, sms: int) -> GemmTiles | None:
@@ -109,9 +119,6 @@ def _choose(shape: ProductShape, sms: int) -> GemmTiles:
     return paired if paired is not None and many else chosen
 
 
-_CYCLES_PER_US = 1800.0  # that the model counts in
-
-
 def describe_choice(shape: ProductShape, sms: int) -> str:
     """The tiles that a product gets, how they share the SMs, and the time that the model expects.
 
@@ -122,4 +129,4 @@ def describe_choice(shape: ProductShape, sms: int) -> str:
     """
     tiles = choose_tiles(shape, sms)
     number = shape.groups * ceil_div(shape.tokens, tiles.token_tile) * ceil_div(shape.n, tiles.weights)
-    return f"{tiles}; {number} tiles on {sms} SMs, about {cycles(tiles, shape, sms) / _CYCLES_PER_US:.3g} us"
+    return f"{tiles}; {number} tiles on {sms} SMs, about {cycles(tiles, shape, sms) / CYCLES_PER_US:.3g} us"

@@ -47,9 +47,9 @@ struct TileProducts {
   uint32_t row_scales, column_scales;  // of the first stage, this lane's
   RingPlace<Config::kStages> place;
 
-  WL_DEVICE TileProducts(const Storage& storage, const uint8_t* memory) {
-    const uint8_t* of_rows = Storage::rows(const_cast<uint8_t*>(memory), 0) + group() * kWaves * kWaveBytes;
-    const uint8_t* of_columns = Storage::columns(const_cast<uint8_t*>(memory), 0);
+  WL_DEVICE TileProducts(const Storage& storage, uint8_t* memory) {
+    const uint8_t* of_rows = Storage::rows(memory, 0) + group() * kWaves * kWaveBytes;
+    const uint8_t* of_columns = Storage::columns(memory, 0);
     rows = wgmma_uniform(Config::kRowsTurned ? wgmma_columns(of_rows, kWaveBytes) : wgmma_rows(of_rows));
     columns = wgmma_uniform(Config::kColumnsTurned ? wgmma_columns(of_columns, Config::kDepth * Config::kSpan) : wgmma_rows(of_columns));
     full = wgmma_uniform(shared_address(&storage.ring.full[0]));
@@ -73,7 +73,7 @@ struct TileProducts {
 
   WL_DEVICE void run(Sums& sums, int steps) {
     if constexpr (Config::kTwoSpans) {
-      run_promoted_by_turns(sums, steps);
+      run_promoted_in_pairs(sums, steps);
     } else if constexpr (Config::kPromotes) {
       run_promoted(sums, steps);
     } else {
@@ -146,7 +146,7 @@ struct TileProducts {
   }
 
   // The same with the next span's products under way.
-  WL_DEVICE void run_promoted_by_turns(Sums& sums, int steps) {
+  WL_DEVICE void run_promoted_in_pairs(Sums& sums, int steps) {
     float even[kBlocks][4], odd[kBlocks][4];
     sums.clear();
     issue(even);
