@@ -211,7 +211,7 @@ def _blocks(tiles: GemmTiles, kind: KernelKind, operands: Operands, sms: int) ->
         work = min(rows // tiles.token_tile + groups, rows) * columns
     else:
         work = groups * ceil_div(rows, tiles.token_tile) * columns
-    return min(sms // tiles.blocks, work) * tiles.blocks
+    return min(tiles.clusters(sms), work) * tiles.blocks
 
 
 def _params(tiles: GemmTiles, operands: Operands) -> GemmParams:

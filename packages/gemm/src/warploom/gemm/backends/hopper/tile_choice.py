@@ -42,13 +42,12 @@ class Costs(NamedTuple):
 
 CYCLES_PER_US = 1800.0
 _SWAPPED_TOKENS = 128  # more than that leave no work undone in rows
-_RESIDENT = {1: 1.0, 2: 1.0, 4: 0.92}  # of an H200's SMs, that clusters of so many blocks can use at once
 
 
 def cycles(tiles: GemmTiles, shape: ProductShape, sms: int, costs: Costs = Costs()) -> float:  # noqa: B008
     """About how long a product takes."""
     token_tiles, weight_tiles = ceil_div(shape.tokens, tiles.token_tile), ceil_div(shape.n, tiles.weights)
-    clusters = int(sms / tiles.parts * _RESIDENT[tiles.parts])
+    clusters = tiles.clusters(sms)
     rounds = ceil_div(shape.groups * token_tiles * weight_tiles, clusters)
     multiplying = tiles.warpgroups * tiles.waves * max(2 * tiles.columns, 128) * 1.02
     if shape.itemsize == 1:
@@ -72,7 +71,7 @@ def _balanced(tiles: GemmTiles, shape: ProductShape, sms: int) -> GemmTiles | No
     if not tiles.swapped or shape.weights_turned:
         return None
     token_tiles = shape.groups * ceil_div(shape.tokens, tiles.token_tile)
-    clusters = int(sms / tiles.parts * _RESIDENT[tiles.parts])
+    clusters = tiles.clusters(sms)
     rounds = ceil_div(token_tiles * ceil_div(shape.n, tiles.weight_tile), clusters)
     weight_tiles = max(1, rounds * clusters // token_tiles)
     used = ceil_div(ceil_div(shape.n, weight_tiles), 8) * 8
@@ -87,7 +86,7 @@ def candidate_tiles(shape: ProductShape, sms: int) -> Iterator[GemmTiles]:
             for columns in (8, 16, 32, 64, 128, 256):
                 if swapped and columns > max(8, most_columns):
                     continue
-                for parts in _RESIDENT:
+                for parts in (1, 2, 4):
                     tiles = GemmTiles(swapped, warpgroups, waves, columns, 2, parts=parts)
                     for one in (tiles, _balanced(tiles, shape, sms)):
                         deep = deepest(one, shape) if one is not None else None
