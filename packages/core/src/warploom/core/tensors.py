@@ -13,7 +13,7 @@ import torch
 
 from warploom.core.errors import ArgumentError
 
-__all__ = ["Checker", "as_dtype", "as_tensor", "have_unit_strides"]
+__all__ = ["CheckedCalls", "Checker", "as_dtype", "as_tensor", "have_unit_strides", "layout_key"]
 
 
 def as_tensor(value: Any, op: str = "as_tensor", name: str = "value") -> torch.Tensor:
@@ -57,13 +57,70 @@ def have_unit_strides(*tensors: torch.Tensor) -> bool:
     return all(tensor.shape[-1] <= 1 or tensor.stride(-1) == 1 for tensor in tensors)
 
 
-@functools.lru_cache(1024)
+_PLAIN = (str, int, float, torch.dtype, type(None))
+_TENSORS = (torch.Tensor, torch.nn.Parameter)
+
+
+def layout_key(*arguments: Any) -> tuple[Any, ...] | None:
+    """What checks of arguments depend on, as a key: how tensors lie, and all else as it is.
+
+    None for arguments that it can't speak for, and inside ``torch.compile``, whose sizes are symbols.
+
+    Examples
+    --------
+    >>> x = torch.zeros(2, 3)
+    >>> layout_key(x, "MN") == layout_key(torch.ones(2, 3), "MN"), layout_key(x) == layout_key(x.T)
+    (True, False)
+    >>> layout_key([x]) is None
+    True
+    """
+    if torch.compiler.is_compiling():
+        return None
+    key: list[Any] = []
+    for value in arguments:
+        if type(value) in _TENSORS and value.layout is torch.strided:
+            key.append((value.shape, value.stride(), value.dtype, value.device))
+        elif isinstance(value, _PLAIN) or (type(value) is tuple and all(isinstance(part, int) for part in value)):
+            key.append(value)
+        else:
+            return None
+    return tuple(key)
+
+
+class CheckedCalls:
+    """What is known of calls whose arguments were found right, by `layout_key`: checks take longer than many kernels.
+
+    Parameters
+    ----------
+    most : int
+        Calls that are kept; ragged shapes would otherwise make ever more.
+    """
+
+    def __init__(self, most: int = 4096) -> None:
+        self._most = most
+        self._known: dict[tuple[Any, ...], Any] = {}
+
+    def find(self, key: tuple[Any, ...] | None) -> Any:
+        """What was kept for such a call, or None."""
+        return None if key is None else self._known.get(key)
+
+    def keep(self, key: tuple[Any, ...] | None, known: Any) -> None:
+        """Keep what is known of a call."""
+        if key is not None:
+            if len(self._known) >= self._most:
+                self._known.clear()
+            self._known[key] = known
+
+
 def _parse(dims: str) -> tuple[tuple[str | int | None, ...], str | None]:
     """Split ``"*lead heads 2 _"`` into names, sizes and None for anything, and the name of the leading group."""
     names = tuple(dims.split())
     lead = names[0][1:] if names and names[0].startswith("*") else None
     fixed = names if lead is None else names[1:]
     return tuple(None if dim == "_" else int(dim) if dim.isdigit() else dim for dim in fixed), lead
+
+
+_parse_once = functools.lru_cache(1024)(_parse)  # torch.compile warns of caches in what it traces
 
 
 class Checker:
@@ -214,7 +271,7 @@ class Checker:
             raise ArgumentError.of(self.op, name, f"of dtype {expected}", str(tensor.dtype).removeprefix("torch."))
 
     def _check_shape(self, name: str, tensor: torch.Tensor, dims: str) -> None:
-        names, lead = _parse(dims)
+        names, lead = (_parse if torch.compiler.is_compiling() else _parse_once)(dims)
         shape = tensor.shape
         rank_fits = len(shape) >= len(names) if lead is not None else len(shape) == len(names)
         if not rank_fits:

@@ -9,7 +9,7 @@ import torch
 from warploom.core.backends import Operator
 from warploom.core.device import device_guard
 from warploom.core.errors import ArgumentError
-from warploom.core.tensors import Checker, as_tensor
+from warploom.core.tensors import CheckedCalls, Checker, as_tensor, layout_key
 from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.cublaslt.groupwise import CublasltGroupwise
 from warploom.gemm.backends.hopper.groupwise import HopperGroupwise
@@ -30,6 +30,7 @@ GEMM_FP8_NT_GROUPWISE = Operator(
     "gemm_fp8_nt_groupwise", family="gemm", backends=(HopperGroupwise(), CublasltGroupwise(), ReferenceGroupwise())
 )
 _BLOCK = 128
+_CHECKED = CheckedCalls()
 
 
 def gemm_fp8_nt_groupwise(
@@ -92,15 +93,24 @@ def gemm_fp8_nt_groupwise(
     >>> gemm_fp8_nt_groupwise(a, b, torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.ones(1, 2)).tolist()
     [[384.0, 384.0, 384.0], [128.0, 128.0, 128.0]]
     """
-    check = Checker("gemm_fp8_nt_groupwise")
-    gm, gn, gk = check_granularity(check, scale_granularity_mnk)
-    mode = check_major_mode(check, scale_major_mode)
-    a = check.tensor("a", a, "m k", dtype=FP8_DTYPES)
-    b = check.tensor("b", b, "n k", dtype=FP8_DTYPES)
-    m, n, k = check["m"], check["n"], check["k"]
-    a_scale = scale_view(check, "a_scale", a_scale, (ceil_div(m, gm), ceil_div(k, gk)), mode)
-    b_scale = scale_view(check, "b_scale", b_scale, (ceil_div(n, gn), ceil_div(k, gk)), mode)
-    out = output(check, out, (m, n), out_dtype, torch.bfloat16, OUT_DTYPES)
+    key = layout_key(a, b, a_scale, b_scale, scale_major_mode, scale_granularity_mnk, out, out_dtype)
+    known = _CHECKED.find(key)
+    if known is None:
+        check = Checker("gemm_fp8_nt_groupwise")
+        gm, gn, gk = check_granularity(check, scale_granularity_mnk)
+        mode = check_major_mode(check, scale_major_mode)
+        a = check.tensor("a", a, "m k", dtype=FP8_DTYPES)
+        b = check.tensor("b", b, "n k", dtype=FP8_DTYPES)
+        m, n, k = check["m"], check["n"], check["k"]
+        a_scale = scale_view(check, "a_scale", a_scale, (ceil_div(m, gm), ceil_div(k, gk)), mode)
+        b_scale = scale_view(check, "b_scale", b_scale, (ceil_div(n, gn), ceil_div(k, gk)), mode)
+        out = output(check, out, (m, n), out_dtype, torch.bfloat16, OUT_DTYPES)
+        _CHECKED.keep(key, ([gm, gn, gk], out.shape, out.dtype))
+    else:
+        (gm, gn, gk), shape, dtype = known
+        if scale_major_mode == "MN":
+            a_scale, b_scale = a_scale.mT, b_scale.mT
+        out = torch.empty(shape, dtype=dtype, device=a.device) if out is None else out
     _gemm_fp8_nt_groupwise(out, a, b, a_scale, b_scale, [gm, gn, gk], backend)
     return out
 
