@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from warploom.gemm.backends.hopper.tile_choice import CYCLES_PER_US, Costs, candidate_tiles, choose_tiles, cycles
-from warploom.gemm.backends.hopper.tiles import GemmTiles, ProductShape
+from warploom.gemm.backends.hopper.tiles import H200_SMS, GemmTiles, ProductShape
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED = ROOT / "docs" / "benchmarks" / "h200" / "gemm_tiles.json"
-SMS = 132
 TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 BLOCK_LAYERS = ((4096, 7168), (7168, 2048), (28672, 4096), (7168, 16384), (1536, 1536))
 BF16_LAYERS = ((4096, 7168), (28672, 4096), (8192, 8192), (1024, 4096))
@@ -79,14 +78,14 @@ def write(path: Path, measurements: list[Measurement]) -> None:
 
 def regret_of(one: Measurement, costs: Costs) -> float:
     """The time of the tiles that these costs choose among those measured, over the best time."""
-    chosen = min(one.us, key=lambda tiles: cycles(tiles, one.shape, SMS, costs))
+    chosen = min(one.us, key=lambda tiles: cycles(tiles, one.shape, H200_SMS, costs))
     return one.us[chosen] / min(one.us.values())
 
 
 def show_regret(measurements: list[Measurement]) -> None:
     regrets = []
     for one in measurements:
-        chosen, best = choose_tiles(one.shape, SMS), min(one.us, key=one.us.__getitem__)
+        chosen, best = choose_tiles(one.shape, H200_SMS), min(one.us, key=one.us.__getitem__)
         if chosen not in one.us:
             print(f"{label(one.shape)}: {chosen} was not measured")
             continue
@@ -113,7 +112,7 @@ def loss(measurements: list[Measurement], costs: Costs) -> float:
         best = min(one.us.values())
         for tiles, us in one.us.items():
             if us < 1.5 * best:
-                off += abs(math.log(cycles(tiles, one.shape, SMS, costs) / CYCLES_PER_US / us))
+                off += abs(math.log(cycles(tiles, one.shape, H200_SMS, costs) / CYCLES_PER_US / us))
                 counted += 1
     return total / len(measurements) + 0.05 * off / counted
 
@@ -166,7 +165,7 @@ def measure() -> Iterator[Measurement]:
     for shape in shapes():
         operands = operands_of(shape)
         scaling = Scaling.OF_BLOCKS if shape.has_blocks else Scaling.NONE
-        expected = {tiles: cycles(tiles, shape, SMS) for tiles in candidate_tiles(shape, SMS)}
+        expected = {tiles: cycles(tiles, shape, H200_SMS) for tiles in candidate_tiles(shape, H200_SMS)}
         near = [tiles for tiles, count in expected.items() if count < 1.6 * min(expected.values())]
         run = functools.partial(run_product, operands, shape.tokens, scaling=scaling)
         timings = timer.time({str(number): functools.partial(run, tiles=tiles) for number, tiles in enumerate(near)})

@@ -1,19 +1,16 @@
 """compute-sanitizer finds no bad access and no race in shared memory in the attention kernels."""
 
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from warploom.core.testing import assert_sanitizer_is_silent
+
 pytestmark = pytest.mark.gpu(arch=90)
 
-SANITIZER = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
 STEPS = Path(__file__).parents[1] / "small_steps.py"
 
 
-@pytest.mark.skipif(SANITIZER is None, reason="needs compute-sanitizer")
 @pytest.mark.parametrize(
     ("tool", "steps"),
     [
@@ -26,12 +23,4 @@ STEPS = Path(__file__).parents[1] / "small_steps.py"
     ],
 )
 def test_sanitizer_has_nothing_to_say(tool, steps):
-    command = [SANITIZER, "--tool", tool, "--kernel-name", "kns=attention_", "--error-exitcode", "9"]
-    if tool == "memcheck":
-        command += ["--report-api-errors", "no"]  # torch and drivers ask for what may not be there
-    done = subprocess.run([*command, sys.executable, str(STEPS), steps], capture_output=True, text=True, timeout=500)
-    said = done.stdout + done.stderr
-    if "Device not supported" in said or "LibraryNotLoaded" in said:
-        pytest.skip("compute-sanitizer does not run on this machine")
-    assert done.returncode == 0, said[-4000:]
-    assert "ERROR SUMMARY: 0 errors" in said or "RACECHECK SUMMARY: 0 hazards" in said, said[-4000:]
+    assert_sanitizer_is_silent(tool, "attention_", STEPS, steps)

@@ -8,10 +8,11 @@ order. `explain` prints the same table that a refusal raises.
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -92,13 +93,14 @@ class Row:
 
     backend: str
     support: Support
-    details: str = ""
+    describe: Callable[[], str] = str  # asked only when the table is read
 
     @property
     def verdict(self) -> str:
         if not self.support:
             return "no: " + "; ".join(self.support.reasons)
-        return f"yes: {self.details}" if self.details else "yes"
+        details = self.describe()
+        return f"yes: {details}" if details else "yes"
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,6 @@ class Selection:
     @property
     def name(self) -> str:
         return self.backend.name
-
-
-def _row(backend: Backend, problem: Problem) -> Row:
-    support = backend.check(problem)
-    return Row(backend.name, support, backend.details(problem) if support else "")
 
 
 OPERATORS: dict[str, Operator] = {}
@@ -196,7 +193,10 @@ class Operator:
 
     def explain(self, problem: Problem, backend: str = "auto") -> Explanation:
         """The table that `select` decides by; never raises for a refusal."""
-        rows = tuple(_row(candidate, problem) for candidate in self.backends.values())
+        rows = tuple(
+            Row(name, candidate.check(problem), functools.partial(candidate.details, problem))
+            for name, candidate in self.backends.items()
+        )
         support = {row.backend: row.support for row in rows}
         wanted, origin = self._wanted(backend)
         if wanted != "auto":

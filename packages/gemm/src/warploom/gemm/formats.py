@@ -10,7 +10,7 @@ from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker, as_dtype, as_tensor, have_unit_strides
 
 __all__ = ["ACTIVATIONS", "FLOAT_DTYPES", "FP8_DTYPES", "HALF_DTYPES", "OUT_DTYPES"]
-__all__ += ["check_activation", "check_out_dtype", "is_dense", "output"]
+__all__ += ["check_activation", "check_out_dtype", "is_dense", "output", "rows_output"]
 
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
@@ -62,3 +62,8 @@ def output(
         expected = "made of contiguous rows that do not overlap"
         raise ArgumentError.of(check.op, "out", expected, f"strides {tensor.stride()}")
     return tensor
+
+
+def rows_output(out: torch.Tensor | None, x: torch.Tensor, columns: int, dtype: torch.dtype) -> torch.Tensor:
+    """The caller's output, or a new one with a row for each of `x`."""
+    return x.new_empty((x.shape[0], columns), dtype=dtype) if out is None else out

@@ -7,14 +7,14 @@ import torch
 from warploom.core.jit import KernelSpec
 from warploom.gemm.backends.cuda.quantize import amax_spec, cast_spec, groups_spec, tiles_spec
 from warploom.gemm.backends.cuda.quantize_fused import rmsnorm_spec, silu_spec
-from warploom.gemm.backends.hopper.gemm_kernel import Grouping, KernelKind, Scaling, gemm_spec
+from warploom.gemm.backends.hopper.gemm_kernel import Grouping, KernelKind, Scaling, product_spec
 from warploom.gemm.backends.hopper.tile_choice import choose_tiles
-from warploom.gemm.backends.hopper.tiles import ProductShape, shares_column_scale
+from warploom.gemm.backends.hopper.tiles import H200_SMS, ProductShape
 
 __all__ = ["SHIPPED"]
 
 _E4M3, _E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
-_BF16, _H200_SMS = torch.bfloat16, 132
+_BF16 = torch.bfloat16
 
 
 def _product(
@@ -31,12 +31,8 @@ def _product(
     """The kernel that an H200 takes for such a product."""
     has_blocks = scaling == Scaling.OF_BLOCKS
     shape = ProductShape(groups, tokens, n, k, dtype.itemsize, has_blocks, has_blocks, weights_turned)
-    tiles = choose_tiles(shape, _H200_SMS)
-    shares = shares_column_scale(tiles, shape)
-    kind = KernelKind(
-        dtype, _BF16, grouping, scaling, has_bias=has_bias, weights_turned=weights_turned, shares_column_scale=shares
-    )
-    return gemm_spec(tiles.compiled, kind)
+    kind = KernelKind(dtype, _BF16, grouping, scaling, has_bias=has_bias, weights_turned=weights_turned)
+    return product_spec(choose_tiles(shape, H200_SMS), kind, shape)
 
 
 _BLOCKS, _ROWS = Scaling.OF_BLOCKS, Scaling.AT_END

@@ -16,6 +16,7 @@ from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, GemmTiles, ProductSh
 from warploom.gemm.scales import ceil_div
 
 __all__ = ["ACTIVATIONS", "Activation", "Grouping", "KernelKind", "Operands", "PreparedProduct", "Scaling", "gemm_spec"]
+__all__ += ["product_spec"]
 
 _BIAS_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _MOST_MAPS = 4096  # of a product: weights of many layers, tokens in many places
@@ -151,12 +152,15 @@ def gemm_spec(tiles: GemmTiles, kind: KernelKind) -> KernelSpec:
     )
 
 
+def product_spec(tiles: GemmTiles, kind: KernelKind, shape: ProductShape) -> KernelSpec:
+    """The kernel for a product, whose tiles decide how its scales come."""
+    return gemm_spec(tiles.compiled, kind._replace(shares_column_scale=shares_column_scale(tiles, shape)))
+
+
 class PreparedProduct:
     """A product whose operands lie as those of the first call do, wherever that is."""
 
     def __init__(self, tiles: GemmTiles, kind: KernelKind, shape: ProductShape, operands: Operands) -> None:
-        self.tiles = tiles
-        kind = kind._replace(shares_column_scale=shares_column_scale(tiles, shape), has_bias=operands.bias is not None)
         device = operands.out.device
         self._tokens = TensorView.of(operands.tokens)
         self._token_box = (1, tiles.columns if tiles.swapped else tiles.rows // tiles.cluster, shape.depth)
@@ -166,7 +170,7 @@ class PreparedProduct:
         self._weight_promotion = "128B" if tiles.token_tile <= _FEW_TOKENS else "256B"
         self._maps: dict[tuple[int, int], tuple[TensorMap, TensorMap]] = {}
         self._launch = (
-            gemm_spec(tiles.compiled, kind)
+            product_spec(tiles, kind._replace(has_bias=operands.bias is not None), shape)
             .load(device)
             .prepare(
                 _blocks(tiles, kind, operands, sm_count(device)),

@@ -8,6 +8,7 @@ from warploom.core.backends import Support
 from warploom.gemm.backends.hopper.gemm_kernel import Grouping, Operands, Scaling
 from warploom.gemm.backends.hopper.product import MOST_GROUPS, HopperProduct, product_support, run_product
 from warploom.gemm.backends.hopper.tiles import ProductShape
+from warploom.gemm.formats import rows_output
 from warploom.gemm.problems.grouped import GroupedProblem, GroupedScaledProblem
 from warploom.gemm.scales import ceil_div
 
@@ -21,10 +22,6 @@ def group_support(groups: int) -> Support:
 def tokens_of_groups(rows: int, groups: int) -> int:
     """A group's rows if all have as many; how many each has only the device knows."""
     return ceil_div(rows, max(groups, 1))
-
-
-def _output(out: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return a.new_empty((a.shape[0], b.shape[1]), dtype=dtype) if out is None else out
 
 
 class HopperGrouped(HopperProduct):
@@ -47,7 +44,7 @@ class HopperGrouped(HopperProduct):
         b: torch.Tensor,
         m_indptr: torch.Tensor,
     ) -> torch.Tensor:
-        out = _output(out, a, b, problem.out_dtype)
+        out = rows_output(out, a, problem.n, problem.out_dtype)
         operands = Operands(out.unsqueeze(0), a.unsqueeze(0), b, problem.groups, sizes=m_indptr)
         run_product(operands, tokens_of_groups(problem.rows, problem.groups), Grouping.OFFSETS)
         return out
@@ -75,7 +72,7 @@ class HopperGroupedScaled(HopperProduct):
         b_scale: torch.Tensor,
         m_indptr: torch.Tensor,
     ) -> torch.Tensor:
-        out = _output(out, a, b, problem.out_dtype)
+        out = rows_output(out, a, problem.n, problem.out_dtype)
         operands = Operands(
             out.unsqueeze(0),
             a.unsqueeze(0),

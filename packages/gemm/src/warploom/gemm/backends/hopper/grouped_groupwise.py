@@ -7,9 +7,9 @@ import torch
 from warploom.core.backends import Support
 from warploom.gemm.backends.hopper.gemm_kernel import Grouping, Operands, Scaling
 from warploom.gemm.backends.hopper.grouped import group_support, tokens_of_groups
-from warploom.gemm.backends.hopper.groupwise import block_support
+from warploom.gemm.backends.hopper.groupwise import block_shape, block_support
 from warploom.gemm.backends.hopper.product import HopperProduct, product_support, run_product
-from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, ProductShape
+from warploom.gemm.backends.hopper.tiles import ProductShape
 from warploom.gemm.problems.grouped_groupwise import GroupedGroupwiseProblem
 
 __all__ = ["HopperGroupedGroupwise"]
@@ -29,8 +29,7 @@ class HopperGroupedGroupwise(HopperProduct):
 
     def shape_of(self, problem: GroupedGroupwiseProblem) -> ProductShape:
         tokens = tokens_of_groups(problem.rows, problem.groups)
-        shares = problem.granularity[1] % SPAN_BYTES == 0
-        return ProductShape(problem.groups, tokens, problem.n, problem.k, 1, has_blocks=True, shares_scales=shares)
+        return block_shape(problem.groups, tokens, problem)
 
     def run(
         self,

@@ -6,17 +6,27 @@ import torch
 
 from warploom.core.backends import Support
 from warploom.gemm.backends.hopper.gemm_kernel import Operands, Scaling
-from warploom.gemm.backends.hopper.product import HopperProduct, product_support, run_product
+from warploom.gemm.backends.hopper.product import HopperProduct, product_support, run_product, shares_scales
 from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, ProductShape
+from warploom.gemm.problems.grouped_groupwise import GroupedGroupwiseProblem
 from warploom.gemm.problems.groupwise import GroupwiseProblem
+from warploom.gemm.problems.masked import MaskedGroupwiseProblem
 
-__all__ = ["HopperGroupwise", "block_support"]
+__all__ = ["HopperGroupwise", "block_shape", "block_support"]
 
 
 def block_support(granularity: tuple[int, int, int]) -> Support:
     """Scales hold for whole spans of k; blocks of rows may have any size."""
     depth = granularity[2]
     return Support.of((depth % SPAN_BYTES == 0, f"blocks of k must be multiples of {SPAN_BYTES}, not {depth}"))
+
+
+def block_shape(
+    groups: int, tokens: int, problem: GroupwiseProblem | GroupedGroupwiseProblem | MaskedGroupwiseProblem
+) -> ProductShape:
+    """What tiles of a block-scaled product are chosen by."""
+    shares = shares_scales(problem.granularity)
+    return ProductShape(groups, tokens, problem.n, problem.k, itemsize=1, has_blocks=True, shares_scales=shares)
 
 
 class HopperGroupwise(HopperProduct):
@@ -29,8 +39,7 @@ class HopperGroupwise(HopperProduct):
         )
 
     def shape_of(self, problem: GroupwiseProblem) -> ProductShape:
-        shares = problem.granularity[1] % SPAN_BYTES == 0
-        return ProductShape(1, problem.m, problem.n, problem.k, 1, has_blocks=True, shares_scales=shares)
+        return block_shape(1, problem.m, problem)
 
     def run(
         self,

@@ -7,9 +7,9 @@ import torch
 from warploom.core.backends import Support
 from warploom.gemm.backends.hopper.gemm_kernel import Grouping, Operands, Scaling
 from warploom.gemm.backends.hopper.grouped import group_support
-from warploom.gemm.backends.hopper.groupwise import block_support
+from warploom.gemm.backends.hopper.groupwise import block_shape, block_support
 from warploom.gemm.backends.hopper.product import HopperProduct, product_support, run_product
-from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, ProductShape
+from warploom.gemm.backends.hopper.tiles import ProductShape
 from warploom.gemm.problems.masked import MaskedGroupwiseProblem
 
 __all__ = ["HopperMaskedGroupwise"]
@@ -28,9 +28,7 @@ class HopperMaskedGroupwise(HopperProduct):
         )
 
     def shape_of(self, problem: MaskedGroupwiseProblem) -> ProductShape:
-        shares = problem.granularity[1] % SPAN_BYTES == 0
-        tokens = _expected_tokens(problem)
-        return ProductShape(problem.groups, tokens, problem.n, problem.k, 1, has_blocks=True, shares_scales=shares)
+        return block_shape(problem.groups, _expected_tokens(problem), problem)
 
     def run(
         self,

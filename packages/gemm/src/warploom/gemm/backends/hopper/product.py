@@ -18,16 +18,15 @@ from warploom.gemm.backends.hopper.gemm_kernel import (
     Scaling,
 )
 from warploom.gemm.backends.hopper.tile_choice import choose_tiles, describe_choice
-from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, GemmTiles, ProductShape
+from warploom.gemm.backends.hopper.tiles import BLOCK_ROWS, H200_SMS, GemmTiles, ProductShape
 from warploom.gemm.scales import ceil_div
 
-__all__ = ["MOST_GROUPS", "HopperProduct", "product_shape", "product_support", "run_product"]
+__all__ = ["MOST_GROUPS", "HopperProduct", "product_shape", "product_support", "run_product", "shares_scales"]
 
 MOST_GROUPS = 1024  # whose tiles a block counts in shared memory
 _IN = (torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 _OUT = (torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn)
 _VECTOR_BYTES = 16
-_H200_SMS = 132  # what tables of backends describe choices for
 _MOST_PRODUCTS = 8192  # whose launches are kept
 _MOST_STEPS = 2**31 - 1
 
@@ -44,7 +43,7 @@ class HopperProduct(Backend):
         """What tiles are chosen by, with weights stored ``[n, k]``."""
 
     def details(self, problem: Any) -> str:
-        return describe_choice(self.shape_of(problem), _H200_SMS)
+        return describe_choice(self.shape_of(problem), H200_SMS)
 
 
 def product_support(
@@ -146,6 +145,11 @@ def _ready(operands: Operands) -> Operands:
     return operands._replace(out=_target(operands.out), tokens=_k_major(operands.tokens), weights=weights)
 
 
+def shares_scales(granularity: tuple[int, int, int]) -> bool:
+    """Whether all rows of a block of weights have one scale."""
+    return granularity[1] % BLOCK_ROWS == 0
+
+
 def product_shape(operands: Operands, tokens: int, scaling: Scaling, turned: bool) -> ProductShape:
     """What tiles are chosen by."""
     _, n, k = operands.weights.shape
@@ -157,7 +161,7 @@ def product_shape(operands: Operands, tokens: int, scaling: Scaling, turned: boo
         k=k,
         itemsize=operands.weights.element_size(),
         has_blocks=has_blocks,
-        shares_scales=has_blocks and operands.granularity[1] % SPAN_BYTES == 0,
+        shares_scales=has_blocks and shares_scales(operands.granularity),
         weights_turned=turned,
     )
 

@@ -9,6 +9,7 @@ from warploom.gemm.backends.hopper.gemm_kernel import Grouping, Operands
 from warploom.gemm.backends.hopper.grouped import group_support, tokens_of_groups
 from warploom.gemm.backends.hopper.product import HopperProduct, product_support, run_product
 from warploom.gemm.backends.hopper.tiles import ProductShape
+from warploom.gemm.formats import rows_output
 from warploom.gemm.problems.segment import SegmentProblem
 
 __all__ = ["HopperSegment"]
@@ -35,8 +36,7 @@ class HopperSegment(HopperProduct):
         seg_indptr: torch.Tensor,
         weight_indices: torch.Tensor | None,
     ) -> torch.Tensor:
-        if out is None:
-            out = x.new_empty((problem.rows, problem.d_out), dtype=problem.out_dtype)
+        out = rows_output(out, x, problem.d_out, problem.out_dtype)
         operands = Operands(
             out.unsqueeze(0),
             x.unsqueeze(0),

@@ -8,9 +8,20 @@ from typing import NamedTuple
 from warploom.core.backends import Support
 from warploom.gemm.scales import ceil_div
 
-__all__ = ["SPAN_BYTES", "GemmTiles", "ProductShape", "deepest", "shares_column_scale", "tile_support"]
+__all__ = [
+    "BLOCK_ROWS",
+    "H200_SMS",
+    "SPAN_BYTES",
+    "GemmTiles",
+    "ProductShape",
+    "deepest",
+    "shares_column_scale",
+    "tile_support",
+]
 
+H200_SMS = 132  # what shipped kernels and descriptions of choices are for
 SPAN_BYTES = 128  # of a row that are copied at once, and whose products of 8 bits are summed before float32
+BLOCK_ROWS = 128  # of weights, that share a scale in what tiles are made for
 _GROUP_ROWS = 64  # of a warpgroup's product
 _SHARED_BYTES = 227 * 1024  # of a block, static part included
 _RESULT_BYTES = 2048  # of each computing warp
@@ -164,7 +175,7 @@ def _static_bytes(tiles: GemmTiles, has_blocks: bool, shares_scale: bool) -> int
 
 def shares_column_scale(tiles: GemmTiles, shape: ProductShape) -> bool:
     """Whether all columns of a tile have one scale in each span: weights whose blocks the tile does not cross."""
-    return shape.has_blocks and shape.shares_scales and not tiles.swapped and 128 % tiles.weights == 0
+    return shape.has_blocks and shape.shares_scales and not tiles.swapped and BLOCK_ROWS % tiles.weights == 0
 
 
 def tile_support(tiles: GemmTiles, shape: ProductShape) -> Support:
@@ -192,7 +203,7 @@ def tile_support(tiles: GemmTiles, shape: ProductShape) -> Support:
         (tiles.rows <= 256, f"TMA copies at most 256 rows, not {tiles.rows}"),
         (2 <= tiles.stages <= _MOST_STAGES, f"2 to {_MOST_STAGES} stages, not {tiles.stages}"),
         (tiles.cluster in (1, 2), f"1 or 2 blocks share tokens, not {tiles.cluster}"),
-        (tiles.parts in (1, 2, 4, 8), f"1, 2, 4 or 8 blocks share k, not {tiles.parts}"),
+        (tiles.parts in _RESIDENT, f"1, 2, 4 or 8 blocks share k, not {tiles.parts}"),
         (tiles.cluster == 1 or not (tiles.swapped or tiles.parts > 1), "blocks share tokens in rows, or k"),
         (tiles.parts <= shape.steps, f"{tiles.parts} blocks can't share {shape.steps} steps of k"),
         (used % 8 == 0 and used <= tiles.weight_tile, f"a tile takes 8, 16, ... rows of weights, not {used}"),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from warploom.core.backends import Backend, Support
+from warploom.gemm.formats import rows_output
 from warploom.gemm.problems.grouped import GroupedProblem, GroupedScaledProblem
 
 __all__ = ["ReferenceGrouped", "ReferenceGroupedScaled", "groups_of"]
@@ -19,10 +20,6 @@ def groups_of(m_indptr: torch.Tensor) -> Iterator[tuple[int, slice]]:
     for group, (start, end) in enumerate(itertools.pairwise(offsets)):
         if end > start:
             yield group, slice(start, end)
-
-
-def _output(out: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
-    return a.new_empty((a.shape[0], b.shape[1]), dtype=out_dtype) if out is None else out
 
 
 class ReferenceGrouped(Backend):
@@ -41,7 +38,7 @@ class ReferenceGrouped(Backend):
         b: torch.Tensor,
         m_indptr: torch.Tensor,
     ) -> torch.Tensor:
-        out = _output(out, a, b, problem.out_dtype)
+        out = rows_output(out, a, problem.n, problem.out_dtype)
         for group, rows in groups_of(m_indptr):
             out[rows] = (a[rows].float() @ b[group].float().T).to(out.dtype)
         return out
@@ -66,7 +63,7 @@ class ReferenceGroupedScaled(Backend):
         m_indptr: torch.Tensor,
     ) -> torch.Tensor:
         """`a_scale` is ``[rows]``, `b_scale` ``[groups, n]``; either may be expanded from fewer numbers."""
-        out = _output(out, a, b, problem.out_dtype)
+        out = rows_output(out, a, problem.n, problem.out_dtype)
         for group, rows in groups_of(m_indptr):
             scale = a_scale[rows].unsqueeze(1) * b_scale[group].unsqueeze(0)
             out[rows] = ((a[rows].float() @ b[group].float().T) * scale).to(out.dtype)

@@ -25,7 +25,6 @@ struct GemmConfig : Base {
   static constexpr int kRows = Base::kWarpgroups * Base::kWaves * Warpgroup::kRows;
   static constexpr int kColumns = Base::kColumns;
   static constexpr int kTokenTile = Base::kSwapped ? kColumns : kRows;
-  static constexpr int kWeightTile = Base::kSwapped ? kRows : kColumns;
 
   static constexpr int kSpan = 128;  // bytes of a row that are copied at once
   static constexpr int kDepth = kSpan / int(sizeof(In));

@@ -1,7 +1,6 @@
 // The warpgroup that copies: one thread asks TMA for both operands, a warp brings the scales of blocks.
 #pragma once
 
-#include "warploom/cluster_async.cuh"
 #include "warploom/cp_async.cuh"
 #include "warploom/gemm/gemm_config.cuh"
 #include "warploom/tma.cuh"
