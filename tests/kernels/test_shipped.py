@@ -15,14 +15,16 @@ from warploom.core.jit.cache import CacheEntry, KernelCache
 from warploom.core.shipped import shipped_kernels
 from warploom.core.testing import disassemble, resources_of, why_no_disassembler
 
-# The goal is 1 s on an idle core. Processor time counts, so that a busy machine fails no test, and four times the goal
-# is allowed, so that a slow one fails none either. The times are printed at the end.
+# The goal is 1 s on an idle core. Processor time counts, and four times the goal is allowed, so that a slow machine fails no
+# test. What shares the core adds to that time (the same code has taken 2.4 and 4.3 s an hour apart), so the least of a few
+# compilations counts. The times are printed at the end.
 BUDGET_S = 4.0
 # The largest have a goal of 3 s, and twice that: the same kernel takes up to 1.7 times as long on another day.
 LARGE, LARGE_BUDGET_S = ("attention_hopper_kernel",), 6.0
 # Those that include another project's headers, which take most of it, have a goal of 12 s, and 1.7 times that: unchanged code
 # has taken 6.5 and 13.3 s.
 LIBRARY_BUDGET_S = 20.0
+ATTEMPTS = 3
 MAX_REGISTERS = 255
 
 INSTANCES = [
@@ -45,13 +47,24 @@ def _compile(spec: KernelSpec, arch: str) -> CacheEntry:
         return compile_spec(spec, arch, cache=KernelCache(folder)).entry
 
 
+def _budget(spec: KernelSpec) -> float:
+    if spec.libraries:
+        return LIBRARY_BUDGET_S
+    return LARGE_BUDGET_S if spec.kernel.endswith(LARGE) else BUDGET_S
+
+
 @functools.cache
 def compiled(spec: KernelSpec, arch: str) -> tuple[CacheEntry, float]:
-    """The entry of one instance and the processor time that it took."""
+    """The entry of one instance and the processor time that it took, the least of a few if it is beyond the budget."""
     _load_compiler()
-    start = time.thread_time()
-    entry = _compile(spec, arch)
-    return entry, time.thread_time() - start
+    least = float("inf")
+    for _ in range(ATTEMPTS):
+        start = time.thread_time()
+        entry = _compile(spec, arch)
+        least = min(least, time.thread_time() - start)
+        if least <= _budget(spec):
+            break
+    return entry, least
 
 
 @pytest.mark.parametrize(("spec", "arch"), INSTANCES)
@@ -64,8 +77,7 @@ def test_compiles_in_time_without_spills(spec, arch, record_property):
     assert used.stack == 0, f"an array lies in local memory: {used}"
     assert 0 < used.registers <= MAX_REGISTERS
     assert "serialized" not in entry.record["log"], f"products do not run side by side:\n{entry.record['log']}"
-    budget = LARGE_BUDGET_S if spec.kernel.endswith(LARGE) else BUDGET_S
-    assert seconds <= (LIBRARY_BUDGET_S if spec.libraries else budget)
+    assert seconds <= _budget(spec)
 
 
 @pytest.mark.skipif(bool(why_no_disassembler()), reason=why_no_disassembler())
