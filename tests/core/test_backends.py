@@ -4,6 +4,7 @@ import warnings
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from warploom.core.backends import OPERATORS, Backend, Operator, Support
 from warploom.core.errors import ArgumentError, PerformanceWarning, UnsupportedError
@@ -125,8 +126,9 @@ def test_environment_changes_take_effect(toy, monkeypatch):
 
 
 def test_reference_on_a_gpu_is_never_silent(toy):
-    with pytest.warns(PerformanceWarning, match="unlucky"):
+    with pytest.warns(PerformanceWarning, match="unlucky") as warned:
         assert toy.select(gpu(13)).name == "reference"
+    assert warned[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         toy.select(gpu(13))
@@ -145,3 +147,82 @@ def test_selections_are_cached_and_bounded(toy):
     for size in range(5000):
         toy.select(ToyProblem(size=size))
     assert len(toy._selections) <= 4096
+
+
+class Sum(Backend):
+    """Adds, and counts how often it was bound."""
+
+    name = "sum"
+
+    def __init__(self):
+        self.bound = []
+
+    def supports(self, problem):
+        return Support.of((problem.size < 9, "too large"))
+
+    def bind(self, problem, *tensors):
+        self.bound.append(problem)
+        return super().bind(problem, *tensors)
+
+    def run(self, problem, x, y):
+        return x + (y if y is not None else problem.size)
+
+
+@pytest.fixture
+def adder():
+    operator = Operator("adder", family="core", backends=(Sum(), Reference()))
+    yield operator
+    del OPERATORS["adder"]
+
+
+def describe(x, y, extra=0):
+    return ToyProblem(size=len(x) + extra)
+
+
+def test_calls_that_lie_alike_are_bound_once(adder):
+    x, y = torch.arange(3.0), torch.ones(3)
+    for scale in (1, 2):
+        assert adder.call(describe, "auto", (scale * x, y)).tolist() == [1, 1 + scale, 1 + 2 * scale]
+        assert adder.last.name == "sum"
+    bound = adder.backends["sum"].bound
+    assert len(bound) == 1
+    adder.call(describe, "auto", (x, y[:1]))
+    adder.call(describe, "auto", (x.double(), y))
+    adder.call(describe, "auto", (x, None))
+    adder.call(describe, "auto", (torch.arange(4.0)[1:], y))
+    assert len(bound) == 5
+    assert adder.call(describe, "auto", (x, None), (2,)).tolist() == [5, 6, 7]
+    assert adder.call(describe, "auto", (x, None), (3,)).tolist() == [6, 7, 8]
+
+
+def test_calls_follow_settings(adder, monkeypatch):
+    x = torch.zeros(1), None
+    assert adder.call(describe, "auto", x) == 1
+    with pytest.raises(TypeError, match="Reference"):  # its `run` takes a problem alone
+        adder.call(describe, "reference", x)
+    with settings.override(backend="adder=reference"), pytest.raises(TypeError, match="Reference"):
+        adder.call(describe, "auto", x)
+    assert adder.call(describe, "auto", x) == 1
+    monkeypatch.setenv("WARPLOOM_BACKEND", "adder=reference")
+    with pytest.raises(TypeError, match="Reference"):
+        adder.call(describe, "auto", x)
+
+
+def test_a_refused_call_is_refused_again(adder):
+    for _ in range(2):
+        with pytest.raises(UnsupportedError, match="too large"):
+            adder.call(describe, "sum", (torch.zeros(9), None))
+
+
+def test_forgotten_calls_are_bound_anew(adder):
+    for _ in range(2):
+        adder.call(describe, "auto", (torch.zeros(1), None))
+        adder.forget()
+    assert len(adder.backends["sum"].bound) == 2
+
+
+def test_bound_calls_are_limited(adder):
+    x = torch.zeros(1)
+    for extra in range(5000):
+        adder.call(lambda x, y, extra: ToyProblem(size=1), "auto", (x, None), (extra,))
+    assert len(adder._calls) <= 4096

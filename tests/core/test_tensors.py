@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from warploom.core.errors import ArgumentError, WarploomError
-from warploom.core.tensors import CheckedCalls, Checker, as_dtype, as_tensor, layout_key
+from warploom.core.tensors import Checker, as_dtype, as_tensor, as_tensors
 
 
 def test_binds_and_compares_named_dimensions():
@@ -135,31 +134,11 @@ def test_traceable():
     assert compiled(torch.zeros(5, 4)).shape == (5,)
 
 
-def test_layout_keys_tell_what_checks_depend_on():
-    x = torch.zeros(4, 6)
-    same = torch.ones(4, 6)
-    assert layout_key(x, None, "K", (1, 128)) == layout_key(same, None, "K", (1, 128))
-    others = [x.half(), x[:2], x.T.contiguous().T, x[:, ::2], x.to("meta")]
-    assert len({layout_key(one) for one in (x, *others)}) == len(others) + 1
-    assert layout_key(x) != layout_key(None)
-    assert layout_key(torch.nn.Parameter(x)) == layout_key(x)
-
-
-def test_layout_keys_do_not_speak_for_what_they_cannot_see():
-    assert layout_key([1, 2]) is None
-    assert layout_key(([1], 2)) is None
-    assert layout_key(torch.zeros(2, 2).to_sparse()) is None
-    with FakeTensorMode():
-        assert layout_key(torch.zeros(2)) is None
-    seen = []
-    torch.compile(lambda x: seen.append(layout_key(x)) or x + 1, backend="eager")(torch.zeros(2))
-    assert seen == [None]
-
-
-def test_checked_calls_are_kept_up_to_a_number():
-    calls = CheckedCalls(most=2)
-    for size in range(3):
-        calls.keep((size,), size)
-    assert (calls.find((0,)), calls.find((2,)), calls.find(None)) == (None, 2, None)
-    calls.keep(None, 5)
-    assert calls.find(None) is None
+def test_values_are_taken_by_name():
+    x = torch.zeros(2)
+    same, wrapped, none = as_tensors("mm", a=x, b=np.ones(2), c=None)
+    assert same is x
+    assert wrapped.tolist() == [1, 1]
+    assert none is None
+    with pytest.raises(ArgumentError, match="mm: `b` must be a torch tensor"):
+        as_tensors("mm", a=x, b=[1, 2])

@@ -159,16 +159,21 @@ def measure() -> Iterator[Measurement]:
 
     from warploom.core.bench.timing import make_timer
     from warploom.gemm.backends.hopper.gemm_kernel import Scaling
-    from warploom.gemm.backends.hopper.product import run_product
+    from warploom.gemm.backends.hopper.product import Product, prepare_product
 
     timer = make_timer(torch.device("cuda:0"), budget_s=0.012)
     for shape in shapes():
-        operands = operands_of(shape)
         scaling = Scaling.OF_BLOCKS if shape.has_blocks else Scaling.NONE
+        product = Product(operands_of(shape), shape.tokens, scaling=scaling)
         expected = {tiles: cycles(tiles, shape, H200_SMS) for tiles in candidate_tiles(shape, H200_SMS)}
         near = [tiles for tiles, count in expected.items() if count < 1.6 * min(expected.values())]
-        run = functools.partial(run_product, operands, shape.tokens, scaling=scaling)
-        timings = timer.time({str(number): functools.partial(run, tiles=tiles) for number, tiles in enumerate(near)})
+        prepared = [prepare_product(product, tiles) for tiles in near]
+        timings = timer.time(
+            {
+                str(number): functools.partial(one.run, *ready.addresses())
+                for number, (ready, one) in enumerate(prepared)
+            }
+        )
         us = {tiles: timings[str(number)].us for number, tiles in enumerate(near)}
         best = min(us, key=us.__getitem__)
         print(f"{label(shape)}: {len(us)} tilings, best {best} {us[best]:.1f} us", flush=True)

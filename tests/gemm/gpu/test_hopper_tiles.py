@@ -6,7 +6,7 @@ from gemm_oracle import E4M3, assert_product, random_fp8, random_scales
 
 from warploom.core.testing import indptr_of, poison_like, random_normal
 from warploom.gemm.backends.hopper.gemm_kernel import Grouping, Operands, Scaling
-from warploom.gemm.backends.hopper.product import product_shape, run_product
+from warploom.gemm.backends.hopper.product import Product, prepare_product, product_shape
 from warploom.gemm.backends.hopper.tile_choice import candidate_tiles
 from warploom.gemm.backends.hopper.tiles import ProductShape, deepest
 
@@ -39,6 +39,14 @@ def operand(*size, itemsize, seed):
     return random_normal(size, BF16, seed=seed, device="cuda")
 
 
+def run(tiles, *product, **options):
+    """Products whose operands are taken as they are."""
+    product = Product(*product, **options)
+    ready, prepared = prepare_product(product, tiles)
+    assert ready.addresses() == product.operands.addresses()
+    prepared.run(*ready.addresses())
+
+
 def blocks_of(size, block):
     return -(-size // block)
 
@@ -48,7 +56,7 @@ def test_single(shape, tiles):
     a, b = operand(1, M, K, itemsize=shape.itemsize, seed=0), operand(1, N, K, itemsize=shape.itemsize, seed=1)
     b = b.mT.contiguous().mT if shape.weights_turned else b
     out = poison_like(torch.empty(1, M, N, dtype=BF16, device="cuda"))
-    run_product(Operands(out, a, b, 1), M, tiles=tiles)
+    run(tiles, Operands(out, a, b, 1), M)
     assert_product(out[0], a[0], b[0])
 
 
@@ -61,7 +69,7 @@ def test_blocks(shape, tiles):
     out = poison_like(torch.empty(1, M, N, dtype=BF16, device="cuda"))
     operands = Operands(out, a, b, 1, token_scales=a_scale, weight_scales=b_scale, granularity=(1, rows, 128))
     assert product_shape(operands, M, Scaling.OF_BLOCKS, False).shares_scales == shape.shares_scales
-    run_product(operands, M, scaling=Scaling.OF_BLOCKS, tiles=tiles)
+    run(tiles, operands, M, scaling=Scaling.OF_BLOCKS)
     assert_product(out[0], a[0], b[0], a_scale[0], b_scale[0], (1, rows, 128))
 
 
@@ -71,7 +79,7 @@ def test_groups(shape, tiles):
     b = b.mT.contiguous().mT if shape.weights_turned else b
     offsets = indptr_of(SIZES, "cuda")
     out = poison_like(torch.empty(1, M, N, dtype=BF16, device="cuda"))
-    run_product(Operands(out, a, b, len(SIZES), sizes=offsets), 40, Grouping.OFFSETS, tiles=tiles)
+    run(tiles, Operands(out, a, b, len(SIZES), sizes=offsets), 40, Grouping.OFFSETS)
     for group, (start, size) in enumerate(zip(offsets.tolist(), SIZES, strict=False)):
         rows = slice(start, start + size)
         assert_product(out[0, rows], a[0, rows], b[group])
@@ -88,7 +96,7 @@ def test_counts_of_blocks(shape, tiles):
     operands = Operands(
         out, a, b, 5, token_scales=a_scale, weight_scales=b_scale, granularity=(1, 128, 128), sizes=sizes
     )
-    run_product(operands, 40, Grouping.COUNTS, Scaling.OF_BLOCKS, tiles=tiles)
+    run(tiles, operands, 40, Grouping.COUNTS, Scaling.OF_BLOCKS)
     for group, count in enumerate(counts):
         arguments = a[group, :count], b[group], a_scale[group, :count], b_scale[group], (1, 128, 128)
         assert_product(out[group, :count], *arguments)

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from warploom.attention.plan import AttentionCall, AttentionPlan, PreparedCall
+from warploom.core.calls import Kept
 from warploom.core.settings import settings
 
 __all__ = ["RepeatedRuns"]
 
 _ALIGNMENT = 16  # of addresses, as `AttentionBackend.prepare` assumes
-_MOST_RUNS = 64
+_MOST_RUNS = 64  # steps of ever new numbers of queries leave them behind
 _PLAIN = frozenset({type(None), int, float, bool})
 
 
@@ -27,8 +28,8 @@ class RepeatedRuns:
 
     def __init__(self) -> None:
         self._plan: AttentionPlan | None = None
-        self._known: dict[Hashable, _RepeatedRun] = {}
-        self._adapted: dict[Hashable, _RepeatedRun] = {}  # of plans that were derived from the plan
+        self._known: Kept[Hashable, _RepeatedRun] = Kept(_MOST_RUNS)
+        self._adapted: Kept[Hashable, _RepeatedRun] = Kept(_MOST_RUNS)  # of plans that were derived from the plan
 
     def follow(self, plan: AttentionPlan, is_checked: bool) -> None:
         """Serve another plan from now on: the runs of the one before stay where the two are of a kind.
@@ -78,9 +79,7 @@ class RepeatedRuns:
             return
         is_own = plan is self._plan
         runs = self._known if is_own else self._adapted
-        if len(runs) >= _MOST_RUNS:  # steps of ever new numbers of queries leave them behind
-            runs.clear()
-        runs[key] = _RepeatedRun(None if is_own else plan, prepared, call, kv, return_lse)
+        runs.keep(key, _RepeatedRun(None if is_own else plan, prepared, call, kv, return_lse))
 
 
 class _RepeatedRun:

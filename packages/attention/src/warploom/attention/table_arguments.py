@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from warploom.attention.tables import RequestTables
+from warploom.core.calls import Kept
 from warploom.core.settings import settings
 from warploom.core.tensors import Checker
 
@@ -21,7 +22,7 @@ __all__ = ["even_offsets", "joined_levels", "one_request", "page_table", "ragged
 
 INDEX_DTYPES = (torch.int32, torch.int64)
 _MOST_OFFSETS = 256
-_even_offsets: dict[tuple[int, int, torch.device, int], torch.Tensor] = {}
+_even_offsets: Kept[tuple[int, int, torch.device, int], torch.Tensor] = Kept(_MOST_OFFSETS)
 
 
 def page_table(
@@ -137,9 +138,7 @@ def even_offsets(batch: int, step: int, device: torch.device) -> torch.Tensor:
     if found is None:
         found = _offsets_of(batch, step, device)
         if type(found) is torch.Tensor:  # not one that is traced
-            if len(_even_offsets) >= _MOST_OFFSETS:
-                _even_offsets.clear()
-            _even_offsets[key] = found
+            _even_offsets.keep(key, found)
     return found
 
 

@@ -2,7 +2,7 @@
 
 A `Backend` says of a problem yes, or every reason why not. An `Operator` holds its backends in order of preference;
 `select` takes the one that the caller or the settings name, else the best supported one of the tuning table or the
-order. `explain` prints the same table that a refusal raises.
+order; `call` selects and runs. `explain` prints the same table that a refusal raises.
 """
 
 from __future__ import annotations
@@ -10,19 +10,25 @@ from __future__ import annotations
 import difflib
 import functools
 import os
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
+from warploom.core.calls import Kept, layout_key
+from warploom.core.device import device_guard
 from warploom.core.errors import ArgumentError, PerformanceWarning, UnsupportedError
 from warploom.core.problem import Problem
 from warploom.core.settings import settings
 
 __all__ = ["OPERATORS", "Backend", "Explanation", "Operator", "Selection", "Support"]
 
-_CACHED_SELECTIONS = 4096  # per operator; ragged shapes would otherwise grow the table without end
+_MOST_SELECTIONS = 4096  # of an operator; ragged shapes would otherwise make ever more
+_OWN_FRAMES = ("warploom", "torch")  # torch's dispatcher is between the two
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,13 @@ class Backend(ABC):
     @abstractmethod
     def run(self, problem: Any, *args: Any, **kwargs: Any) -> Any:
         """Compute a supported problem into the output tensors among the arguments."""
+
+    def bind(self, problem: Any, *tensors: torch.Tensor | None) -> Callable[..., Any]:
+        """`run` for this problem and any tensors that lie as these do.
+
+        What is returned is kept, so it must not keep the tensors.
+        """
+        return functools.partial(self.run, problem)
 
     def details(self, problem: Any) -> str:
         """How this backend would compute a supported problem, for people: tiles, say."""
@@ -138,6 +151,19 @@ class Selection:
 OPERATORS: dict[str, Operator] = {}
 
 
+def _choice_key(backend: str) -> tuple[str, int, str | None]:
+    """All that the choice of a backend depends on besides the problem."""
+    return backend, settings.version, os.environ.get("WARPLOOM_BACKEND")
+
+
+def _level_of_caller() -> int:
+    """The ``stacklevel`` for a warning of the calling function that shows the user's line."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _OWN_FRAMES:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 class Operator:
     """A public operator: its name and its backends, best first.
 
@@ -156,7 +182,8 @@ class Operator:
         self.family = family
         self.backends: dict[str, Backend] = {backend.name: backend for backend in backends}
         self.last: Selection | None = None
-        self._selections: dict[tuple[Any, str, int, str | None], Selection] = {}
+        self._selections: Kept[Any, Selection] = Kept(_MOST_SELECTIONS)
+        self._calls: Kept[Any, tuple[Selection, Callable[..., Any]]] = Kept(_MOST_SELECTIONS)
         self._warned = False
         OPERATORS[name] = self
 
@@ -181,15 +208,60 @@ class Operator:
         UnsupportedError
             The named backend, or with "auto" every backend, refuses; the message is the table.
         """
-        key = (problem, backend, settings.version, os.environ.get("WARPLOOM_BACKEND"))
+        key = (problem, *_choice_key(backend))
         found = self._selections.get(key)
         if found is None:
-            found = self._choose(problem, backend)
-            if len(self._selections) >= _CACHED_SELECTIONS:
-                self._selections.clear()
-            self._selections[key] = found
+            found = self._selections.keep(key, self._choose(problem, backend))
         self.last = found
         return found
+
+    def call(
+        self,
+        describe: Callable[..., Problem],
+        backend: str,
+        tensors: tuple[torch.Tensor | None, ...],
+        options: tuple[Any, ...] = (),
+    ) -> Any:
+        """Serve a request: describe it, select its backend and run that, or repeat a call that lay alike.
+
+        Parameters
+        ----------
+        describe : callable
+            Makes the problem of ``(*tensors, *options)``, from nothing but what `layout_key` tells of them.
+        backend : str
+            As in `select`.
+        tensors : tuple of Tensor or None
+            What the backend's `run` takes after the problem. The first that is one tells the device.
+        options : tuple
+            Plain values, or tuples of them, that the problem depends on besides.
+
+        Returns
+        -------
+        object
+            What `run` returns.
+
+        Raises
+        ------
+        ArgumentError, UnsupportedError
+            As `select`.
+        """
+        layout = layout_key(*tensors, *options, aligned=True)
+        key = (layout, *_choice_key(backend))
+        known = None if layout is None else self._calls.get(key)
+        with device_guard(next(tensor for tensor in tensors if tensor is not None)):
+            if known is None:
+                problem = describe(*tensors, *options)
+                selection = self.select(problem, backend)
+                known = selection, selection.backend.bind(problem, *tensors)
+                if layout is not None:
+                    self._calls.keep(key, known)
+            self.last, run = known
+            return run(*tensors)
+
+    def forget(self) -> None:
+        """Describe, select and prepare all calls anew."""
+        self._selections.clear()
+        self._calls.clear()
 
     def explain(self, problem: Problem, backend: str = "auto") -> Explanation:
         """The table that `select` decides by; never raises for a refusal."""
@@ -256,4 +328,4 @@ class Operator:
         if not self._warned:
             self._warned = True
             detail = f"served by its plain torch reference; pass backend='reference' to silence this\n{table}"
-            warnings.warn(f"{self.name} is {detail}", PerformanceWarning, stacklevel=6)
+            warnings.warn(f"{self.name} is {detail}", PerformanceWarning, stacklevel=_level_of_caller())

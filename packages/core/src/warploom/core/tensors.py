@@ -13,7 +13,7 @@ import torch
 
 from warploom.core.errors import ArgumentError
 
-__all__ = ["CheckedCalls", "Checker", "as_dtype", "as_tensor", "have_unit_strides", "layout_key"]
+__all__ = ["Checker", "as_dtype", "as_tensor", "as_tensors", "have_unit_strides"]
 
 
 def as_tensor(value: Any, op: str = "as_tensor", name: str = "value") -> torch.Tensor:
@@ -33,6 +33,18 @@ def as_tensor(value: Any, op: str = "as_tensor", name: str = "value") -> torch.T
     raise ArgumentError.of(
         op, name, "a torch tensor or a DLPack tensor", type(value).__name__, "Wrap it with torch.as_tensor(...)."
     )
+
+
+def as_tensors(op: str, **values: Any) -> list[Any]:
+    """`as_tensor` of each value by its name; None stays None.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> as_tensors("mm", a=np.zeros(2), bias=None)
+    [tensor([0., 0.], dtype=torch.float64), None]
+    """
+    return [value if value is None else as_tensor(value, op, name) for name, value in values.items()]
 
 
 def as_dtype(value: torch.dtype | str, op: str, name: str) -> torch.dtype:
@@ -55,61 +67,6 @@ def have_unit_strides(*tensors: torch.Tensor) -> bool:
     (True, False, True)
     """
     return all(tensor.shape[-1] <= 1 or tensor.stride(-1) == 1 for tensor in tensors)
-
-
-_PLAIN = (str, int, float, torch.dtype, type(None))
-_TENSORS = (torch.Tensor, torch.nn.Parameter)
-
-
-def layout_key(*arguments: Any) -> tuple[Any, ...] | None:
-    """What checks of arguments depend on, as a key: how tensors lie, and all else as it is.
-
-    None for arguments that it can't speak for, and inside ``torch.compile``, whose sizes are symbols.
-
-    Examples
-    --------
-    >>> x = torch.zeros(2, 3)
-    >>> layout_key(x, "MN") == layout_key(torch.ones(2, 3), "MN"), layout_key(x) == layout_key(x.T)
-    (True, False)
-    >>> layout_key([x]) is None
-    True
-    """
-    if torch.compiler.is_compiling():
-        return None
-    key: list[Any] = []
-    for value in arguments:
-        if type(value) in _TENSORS and value.layout is torch.strided:
-            key.append((value.shape, value.stride(), value.dtype, value.device))
-        elif isinstance(value, _PLAIN) or (type(value) is tuple and all(isinstance(part, int) for part in value)):
-            key.append(value)
-        else:
-            return None
-    return tuple(key)
-
-
-class CheckedCalls:
-    """What is known of calls whose arguments were found right, by `layout_key`: checks take longer than many kernels.
-
-    Parameters
-    ----------
-    most : int
-        Calls that are kept; ragged shapes would otherwise make ever more.
-    """
-
-    def __init__(self, most: int = 4096) -> None:
-        self._most = most
-        self._known: dict[tuple[Any, ...], Any] = {}
-
-    def find(self, key: tuple[Any, ...] | None) -> Any:
-        """What was kept for such a call, or None."""
-        return None if key is None else self._known.get(key)
-
-    def keep(self, key: tuple[Any, ...] | None, known: Any) -> None:
-        """Keep what is known of a call."""
-        if key is not None:
-            if len(self._known) >= self._most:
-                self._known.clear()
-            self._known[key] = known
 
 
 def _parse(dims: str) -> tuple[tuple[str | int | None, ...], str | None]:

@@ -7,21 +7,19 @@ from typing import Any
 import torch
 
 from warploom.core.backends import Operator
-from warploom.core.device import device_guard
-from warploom.core.tensors import CheckedCalls, Checker, layout_key
+from warploom.core.calls import once_per_layout
+from warploom.core.tensors import Checker, as_tensors
 from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.cublaslt.dense import CublasltBmm, CublasltMm
 from warploom.gemm.backends.hopper.dense import HopperDense
 from warploom.gemm.backends.reference.dense import ReferenceDense
-from warploom.gemm.formats import FLOAT_DTYPES, HALF_DTYPES, OUT_DTYPES, check_activation, output
+from warploom.gemm.formats import FLOAT_DTYPES, HALF_DTYPES, OUT_DTYPES, Output, check_activation, check_output
 from warploom.gemm.problems.dense import DenseProblem
 
 __all__ = ["BMM_BF16", "MM_BF16", "bmm_bf16", "mm_bf16"]
 
 MM_BF16 = Operator("mm_bf16", family="gemm", backends=(CublasltMm(), HopperDense(), ReferenceDense()))
 BMM_BF16 = Operator("bmm_bf16", family="gemm", backends=(CublasltBmm(), HopperDense(), ReferenceDense()))
-
-_CHECKED = CheckedCalls()
 
 
 def mm_bf16(
@@ -71,29 +69,30 @@ def mm_bf16(
     >>> mm_bf16(torch.ones(2, 8).bfloat16(), torch.ones(8, 3).bfloat16(), bias=torch.tensor([0.0, 1.0, 2.0])).tolist()
     [[8.0, 9.0, 10.0], [8.0, 9.0, 10.0]]
     """
-    key = layout_key(a, b, bias, out, out_dtype, activation)
-    known = _CHECKED.find(key)
-    if known is None:
-        check = Checker("mm_bf16")
-        a = check.tensor("a", a, "m k", dtype=HALF_DTYPES)
-        b = check.tensor("b", b, "k n", dtype=a.dtype)
-        bias = check.tensor("bias", bias, "n", dtype=FLOAT_DTYPES, optional=True)
-        name = check_activation(check, activation)
-        out = output(check, out, (check["m"], check["n"]), out_dtype, a.dtype, OUT_DTYPES)
-        _CHECKED.keep(key, (name, out.shape, out.dtype))
-    else:
-        name, shape, dtype = known
-        out = torch.empty(shape, dtype=dtype, device=a.device) if out is None else out
+    a, b, bias, out = as_tensors("mm_bf16", a=a, b=b, bias=bias, out=out)
+    output, name = _check_mm(a, b, bias, out, out_dtype, activation)
+    out = output.tensor(out, like=a)
     _mm_bf16(out, a, b, bias, name, backend)
     return out
 
 
-@register_op("mm_bf16(Tensor(a!) out, Tensor a, Tensor b, Tensor? bias, str activation, str backend) -> ()")
-def _mm_bf16(
-    out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, activation: str, backend: str
-) -> None:
+@once_per_layout
+def _check_mm(
+    a: Any, b: Any, bias: Any, out: Any, out_dtype: torch.dtype | str | None, activation: str | None
+) -> tuple[Output, str]:
+    check = Checker("mm_bf16")
+    a = check.tensor("a", a, "m k", dtype=HALF_DTYPES)
+    check.tensor("b", b, "k n", dtype=a.dtype)
+    check.tensor("bias", bias, "n", dtype=FLOAT_DTYPES, optional=True)
+    name = check_activation(check, activation)
+    return check_output(check, out, (check["m"], check["n"]), out_dtype, a.dtype, OUT_DTYPES), name
+
+
+def _mm_problem(
+    out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, activation: str
+) -> DenseProblem:
     (m, k), n = a.shape, b.shape[1]
-    problem = DenseProblem(
+    return DenseProblem(
         m=m,
         n=n,
         k=k,
@@ -103,8 +102,13 @@ def _mm_bf16(
         activation=activation,
         **DenseProblem.where(a),
     )
-    with device_guard(a):
-        MM_BF16.select(problem, backend).backend.run(problem, out, a, b, bias)
+
+
+@register_op("mm_bf16(Tensor(a!) out, Tensor a, Tensor b, Tensor? bias, str activation, str backend) -> ()")
+def _mm_bf16(
+    out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, activation: str, backend: str
+) -> None:
+    MM_BF16.call(_mm_problem, backend, (out, a, b, bias), (activation,))
 
 
 def bmm_bf16(
@@ -146,17 +150,25 @@ def bmm_bf16(
     >>> bmm_bf16(torch.ones(2, 1, 8).bfloat16(), torch.ones(2, 8, 2).bfloat16()).tolist()
     [[[8.0, 8.0]], [[8.0, 8.0]]]
     """
-    check = Checker("bmm_bf16")
-    A = check.tensor("A", A, "batch m k", dtype=HALF_DTYPES)
-    B = check.tensor("B", B, "batch k n", dtype=A.dtype)
-    out = output(check, out, (check["batch"], check["m"], check["n"]), out_dtype, A.dtype)
+    A, B, out = as_tensors("bmm_bf16", A=A, B=B, out=out)
+    out = _check_bmm(A, B, out, out_dtype).tensor(out, like=A)
     _bmm_bf16(out, A, B, backend)
     return out
 
 
+@once_per_layout
+def _check_bmm(A: Any, B: Any, out: Any, out_dtype: torch.dtype | str | None) -> Output:
+    check = Checker("bmm_bf16")
+    A = check.tensor("A", A, "batch m k", dtype=HALF_DTYPES)
+    check.tensor("B", B, "batch k n", dtype=A.dtype)
+    return check_output(check, out, (check["batch"], check["m"], check["n"]), out_dtype, A.dtype)
+
+
+def _bmm_problem(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> DenseProblem:
+    (batch, m, k), n = a.shape, b.shape[2]
+    return DenseProblem(batch=batch, m=m, n=n, k=k, dtype=a.dtype, out_dtype=out.dtype, **DenseProblem.where(a))
+
+
 @register_op("bmm_bf16(Tensor(a!) out, Tensor a, Tensor b, str backend) -> ()")
 def _bmm_bf16(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, backend: str) -> None:
-    (batch, m, k), n = a.shape, b.shape[2]
-    problem = DenseProblem(batch=batch, m=m, n=n, k=k, dtype=a.dtype, out_dtype=out.dtype, **DenseProblem.where(a))
-    with device_guard(a):
-        BMM_BF16.select(problem, backend).backend.run(problem, out, a, b)
+    BMM_BF16.call(_bmm_problem, backend, (out, a, b))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
 from warploom.core.errors import ArgumentError
-from warploom.core.tensors import Checker, as_dtype, as_tensor, have_unit_strides
+from warploom.core.tensors import Checker, as_dtype, have_unit_strides
 
-__all__ = ["ACTIVATIONS", "FLOAT_DTYPES", "FP8_DTYPES", "HALF_DTYPES", "OUT_DTYPES"]
-__all__ += ["check_activation", "check_out_dtype", "is_dense", "output", "rows_output"]
+__all__ = ["ACTIVATIONS", "FLOAT_DTYPES", "FP8_DTYPES", "HALF_DTYPES", "OUT_DTYPES", "Output"]
+__all__ += ["check_activation", "check_out_dtype", "check_output", "is_dense", "rows_output"]
 
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
@@ -41,27 +41,35 @@ def check_activation(check: Checker, activation: str | None) -> str:
     return activation or ""
 
 
-def output(
+class Output(NamedTuple):
+    """Shape and dtype of what a call writes."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def tensor(self, given: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+        """The caller's tensor, or a new one on the device of another."""
+        return like.new_empty(self.shape, dtype=self.dtype) if given is None else given
+
+
+def check_output(
     check: Checker,
-    out: Any,
+    out: torch.Tensor | None,
     shape: tuple[int, ...],
     out_dtype: torch.dtype | str | None,
     default: torch.dtype,
     dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES,
-) -> torch.Tensor:
-    """The caller's output, checked, or a new one. Without `out_dtype` its own dtype decides, else `default`."""
-    if out is not None:
-        out = as_tensor(out, check.op, "out")
+) -> Output:
+    """Check the caller's output if there is one. Without `out_dtype` its own dtype decides, else `default`."""
     if out_dtype is not None:
         dtype = as_dtype(out_dtype, check.op, "out_dtype")
     else:
         dtype = default if out is None else out.dtype
     check_out_dtype(check, "out_dtype" if out_dtype is not None or out is None else "out", dtype, dtypes)
-    tensor = check.output("out", out, shape, dtype)
-    if not is_dense(tensor):
+    if out is not None and not is_dense(check.output("out", out, shape, dtype)):
         expected = "made of contiguous rows that do not overlap"
-        raise ArgumentError.of(check.op, "out", expected, f"strides {tensor.stride()}")
-    return tensor
+        raise ArgumentError.of(check.op, "out", expected, f"strides {out.stride()}")
+    return Output(shape, dtype)
 
 
 def rows_output(out: torch.Tensor | None, x: torch.Tensor, columns: int, dtype: torch.dtype) -> torch.Tensor:

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from warploom.core.backends import Operator
-from warploom.core.device import device_guard
+from warploom.core.calls import once_per_layout
 from warploom.core.errors import ArgumentError
-from warploom.core.tensors import Checker, as_dtype
+from warploom.core.tensors import Checker, as_tensors
 from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.cublaslt.grouped import CublasltGrouped, CublasltGroupedScaled
 from warploom.gemm.backends.hopper.grouped import HopperGrouped, HopperGroupedScaled
 from warploom.gemm.backends.reference.grouped import ReferenceGrouped, ReferenceGroupedScaled
-from warploom.gemm.formats import FP8_DTYPES, HALF_DTYPES, check_out_dtype, output
-from warploom.gemm.offsets import check_offsets, group_offsets
+from warploom.gemm.formats import FP8_DTYPES, HALF_DTYPES, Output, check_output
+from warploom.gemm.offsets import check_group_offsets, check_offsets
 from warploom.gemm.problems.grouped import GroupedProblem, GroupedScaledProblem
 from warploom.gemm.scaled import scale_rows
 
@@ -79,13 +79,10 @@ def grouped_mm_bf16(
     >>> grouped_mm_bf16(a, b, torch.tensor([0, 1, 3])).tolist()
     [[8.0, 8.0], [16.0, 16.0], [16.0, 16.0]]
     """
-    check = Checker("grouped_mm_bf16")
-    a = check.tensor("a", a, "rows k", dtype=HALF_DTYPES)
-    b = check.tensor("b", b, "groups n k", dtype=a.dtype)
-    m_indptr = group_offsets(check, m_indptr)
+    a, b, m_indptr, out = as_tensors("grouped_mm_bf16", a=a, b=b, m_indptr=m_indptr, out=out)
+    output = _check_bf16(a, b, m_indptr, out, out_dtype)
     if out is None:
-        return _grouped_mm_bf16(a, b, m_indptr, _new_dtype(check, out_dtype, a.dtype), backend)
-    out = output(check, out, (check["rows"], check["n"]), out_dtype, a.dtype)
+        return _grouped_mm_bf16(a, b, m_indptr, output.dtype, backend)
     _grouped_mm_bf16_out(out, a, b, m_indptr, backend)
     return out
 
@@ -146,51 +143,97 @@ def grouped_mm_fp8(
     >>> grouped_mm_fp8(a, b, torch.tensor([0, 1, 3]), b_scale=torch.tensor([1.0, 0.5])).tolist()
     [[16.0], [8.0], [8.0]]
     """
-    check = Checker("grouped_mm_fp8")
-    a = check.tensor("a", a, "rows k", dtype=FP8_DTYPES)
-    b = check.tensor("b", b, "groups n k", dtype=FP8_DTYPES)
-    m_indptr = group_offsets(check, m_indptr)
-    a_rows = _scale_of_a(check, a_scale, alpha)
-    b_rows = _scale_of_b(check, b_scale)
+    a, b, m_indptr, alpha, out, a_scale, b_scale = as_tensors(
+        "grouped_mm_fp8", a=a, b=b, m_indptr=m_indptr, alpha=alpha, out=out, a_scale=a_scale, b_scale=b_scale
+    )
+    output = _check_fp8(a, b, m_indptr, alpha, a_scale, b_scale, out, out_dtype)
+    scales = _scale_of_a(a, a_scale, alpha), _scale_of_b(b, b_scale)
     if out is None:
-        dtype = _new_dtype(check, out_dtype, torch.bfloat16)
-        return _grouped_mm_fp8(a, b, a_rows, b_rows, m_indptr, dtype, backend)
-    out = output(check, out, (check["rows"], check["n"]), out_dtype, torch.bfloat16)
-    _grouped_mm_fp8_out(out, a, b, a_rows, b_rows, m_indptr, backend)
+        return _grouped_mm_fp8(a, b, *scales, m_indptr, output.dtype, backend)
+    _grouped_mm_fp8_out(out, a, b, *scales, m_indptr, backend)
     return out
 
 
-def _new_dtype(check: Checker, out_dtype: torch.dtype | str | None, default: torch.dtype) -> torch.dtype:
-    """The dtype of an output that the backend allocates."""
-    if out_dtype is None:
-        return default
-    dtype = as_dtype(out_dtype, check.op, "out_dtype")
-    check_out_dtype(check, "out_dtype", dtype)
-    return dtype
+@once_per_layout
+def _check_bf16(a: Any, b: Any, m_indptr: Any, out: Any, out_dtype: torch.dtype | str | None) -> Output:
+    check = Checker("grouped_mm_bf16")
+    a = check.tensor("a", a, "rows k", dtype=HALF_DTYPES)
+    check.tensor("b", b, "groups n k", dtype=a.dtype)
+    check_group_offsets(check, m_indptr)
+    return check_output(check, out, (check["rows"], check["n"]), out_dtype, a.dtype)
 
 
-def _scale_of_a(check: Checker, a_scale: Any, alpha: Any) -> torch.Tensor:
-    """``[rows]``, with alpha in it; expanded from fewer numbers where it can be."""
-    one = torch.ones(1, dtype=torch.float32, device=check.device)
-    scale = one if a_scale is None else scale_rows(check, "a_scale", a_scale, check["rows"])
+@once_per_layout
+def _check_fp8(
+    a: Any,
+    b: Any,
+    m_indptr: Any,
+    alpha: Any,
+    a_scale: Any,
+    b_scale: Any,
+    out: Any,
+    out_dtype: torch.dtype | str | None,
+) -> Output:
+    check = Checker("grouped_mm_fp8")
+    check.tensor("a", a, "rows k", dtype=FP8_DTYPES)
+    check.tensor("b", b, "groups n k", dtype=FP8_DTYPES)
+    check_group_offsets(check, m_indptr)
+    if a_scale is not None:
+        scale_rows(check, "a_scale", a_scale, check["rows"])
     if alpha is not None:
-        scale = scale * scale_rows(check, "alpha", alpha, 1)
-    return scale.expand(check["rows"])
+        scale_rows(check, "alpha", alpha, 1)
+    if b_scale is not None:
+        shape = tuple(check.tensor("b_scale", b_scale, "*b_scale", dtype=torch.float32).shape)
+        groups, n = check["groups"], check["n"]
+        if check["b_scale"] != 1 and shape not in ((groups,), (groups, n)):
+            expected = f"one float32, or of shape ({groups},) or ({groups}, {n})"
+            raise ArgumentError.of(check.op, "b_scale", expected, f"shape {shape}")
+    return check_output(check, out, (check["rows"], check["n"]), out_dtype, torch.bfloat16)
 
 
-def _scale_of_b(check: Checker, b_scale: Any) -> torch.Tensor:
+def _scale_of_a(a: torch.Tensor, a_scale: torch.Tensor | None, alpha: torch.Tensor | None) -> torch.Tensor:
+    """``[rows]``, with alpha in it; expanded from fewer numbers where it can be."""
+    scale = a.new_ones(1, dtype=torch.float32) if a_scale is None else a_scale.reshape(-1)
+    return (scale if alpha is None else scale * alpha.reshape(1)).expand(a.shape[0])
+
+
+def _scale_of_b(b: torch.Tensor, b_scale: torch.Tensor | None) -> torch.Tensor:
     """``[groups, n]``, expanded from fewer numbers where it can be."""
-    groups, n = check["groups"], check["n"]
-    if b_scale is None:
-        return torch.ones(1, 1, dtype=torch.float32, device=check.device).expand(groups, n)
-    scale = check.tensor("b_scale", b_scale, "*b_scale", dtype=torch.float32)
-    shape = tuple(scale.shape)
+    scale = b.new_ones(1, dtype=torch.float32) if b_scale is None else b_scale
     if scale.numel() == 1:
-        return scale.reshape(1, 1).expand(groups, n)
-    if shape not in ((groups,), (groups, n)):
-        expected = f"one float32, or of shape ({groups},) or ({groups}, {n})"
-        raise ArgumentError.of(check.op, "b_scale", expected, f"shape {shape}")
-    return (scale if scale.dim() == 2 else scale.unsqueeze(1)).expand(groups, n)
+        scale = scale.reshape(1, 1)
+    return (scale if scale.dim() == 2 else scale.unsqueeze(1)).expand(b.shape[:2])
+
+
+def _problem(
+    out: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, m_indptr: torch.Tensor, out_dtype: torch.dtype
+) -> GroupedProblem:
+    (rows, k), (groups, n, _) = a.shape, b.shape
+    return GroupedProblem(
+        rows=rows, n=n, k=k, groups=groups, dtype=a.dtype, out_dtype=out_dtype, **GroupedProblem.where(a)
+    )
+
+
+def _scaled_problem(
+    out: torch.Tensor | None,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    a_scale: torch.Tensor,
+    b_scale: torch.Tensor,
+    m_indptr: torch.Tensor,
+    out_dtype: torch.dtype,
+) -> GroupedScaledProblem:
+    (rows, k), (groups, n, _) = a.shape, b.shape
+    return GroupedScaledProblem(
+        rows=rows,
+        n=n,
+        k=k,
+        groups=groups,
+        a_dtype=a.dtype,
+        b_dtype=b.dtype,
+        out_dtype=out_dtype,
+        **GroupedScaledProblem.where(a),
+    )
 
 
 def _run_grouped(
@@ -201,13 +244,8 @@ def _run_grouped(
     out_dtype: torch.dtype,
     backend: str,
 ) -> torch.Tensor:
-    (rows, k), (groups, n, _) = a.shape, b.shape
-    check_offsets("grouped_mm_bf16", "m_indptr", m_indptr, rows)
-    problem = GroupedProblem(
-        rows=rows, n=n, k=k, groups=groups, dtype=a.dtype, out_dtype=out_dtype, **GroupedProblem.where(a)
-    )
-    with device_guard(a):
-        return GROUPED_MM_BF16.select(problem, backend).backend.run(problem, out, a, b, m_indptr)
+    check_offsets("grouped_mm_bf16", "m_indptr", m_indptr, a.shape[0])
+    return GROUPED_MM_BF16.call(_problem, backend, (out, a, b, m_indptr), (out_dtype,))
 
 
 def _run_grouped_scaled(
@@ -220,21 +258,9 @@ def _run_grouped_scaled(
     out_dtype: torch.dtype,
     backend: str,
 ) -> torch.Tensor:
-    (rows, k), (groups, n, _) = a.shape, b.shape
-    check_offsets("grouped_mm_fp8", "m_indptr", m_indptr, rows)
-    problem = GroupedScaledProblem(
-        rows=rows,
-        n=n,
-        k=k,
-        groups=groups,
-        a_dtype=a.dtype,
-        b_dtype=b.dtype,
-        out_dtype=out_dtype,
-        **GroupedScaledProblem.where(a),
-    )
-    with device_guard(a):
-        selection = GROUPED_MM_FP8.select(problem, backend)
-        return selection.backend.run(problem, out, a, b, a_scale, b_scale, m_indptr)
+    check_offsets("grouped_mm_fp8", "m_indptr", m_indptr, a.shape[0])
+    tensors = out, a, b, a_scale, b_scale, m_indptr
+    return GROUPED_MM_FP8.call(_scaled_problem, backend, tensors, (out_dtype,))
 
 
 def _fake(a: torch.Tensor, b: torch.Tensor, *rest: Any) -> torch.Tensor:

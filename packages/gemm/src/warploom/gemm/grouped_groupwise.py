@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from warploom.core.backends import Operator
-from warploom.core.device import device_guard
-from warploom.core.tensors import Checker
+from warploom.core.calls import once_per_layout
+from warploom.core.tensors import Checker, as_tensors
 from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.hopper.grouped_groupwise import HopperGroupedGroupwise
 from warploom.gemm.backends.reference.grouped_groupwise import ReferenceGroupedGroupwise
-from warploom.gemm.formats import FP8_DTYPES, output
-from warploom.gemm.offsets import check_offsets, group_offsets
+from warploom.gemm.formats import FP8_DTYPES, Output, check_output
+from warploom.gemm.offsets import check_group_offsets, check_offsets
 from warploom.gemm.problems.grouped_groupwise import GroupedGroupwiseProblem
-from warploom.gemm.scales import Granularity, ceil_div, check_granularity, check_major_mode, layout_of, scale_view
+from warploom.gemm.scales import Granularity, check_block_scales, layout_of, logical_scale
 
 __all__ = ["GROUP_GEMM_FP8_NT_GROUPWISE", "group_gemm_fp8_nt_groupwise"]
 
@@ -88,18 +88,62 @@ def group_gemm_fp8_nt_groupwise(
     >>> group_gemm_fp8_nt_groupwise(a, b, a_scale, b_scale, torch.tensor([0, 1, 3])).tolist()
     [[128.0], [64.0], [64.0]]
     """
-    check = Checker("group_gemm_fp8_nt_groupwise")
-    gm, gn, gk = check_granularity(check, scale_granularity_mnk)
-    mode = check_major_mode(check, scale_major_mode)
-    a = check.tensor("a", a, "rows k", dtype=FP8_DTYPES)
-    b = check.tensor("b", b, "groups n k", dtype=FP8_DTYPES)
-    rows, groups, n, k = check["rows"], check["groups"], check["n"], check["k"]
-    a_scale = scale_view(check, "a_scale", a_scale, (ceil_div(rows, gm), ceil_div(k, gk)), mode)
-    b_scale = scale_view(check, "b_scale", b_scale, (ceil_div(n, gn), ceil_div(k, gk)), mode, (groups,))
-    m_indptr = group_offsets(check, m_indptr)
-    out = output(check, out, (rows, n), out_dtype, torch.bfloat16)
-    _group_gemm_fp8_nt_groupwise(out, a, b, a_scale, b_scale, m_indptr, [gm, gn, gk], backend)
+    a, b, a_scale, b_scale, m_indptr, out = as_tensors(
+        "group_gemm_fp8_nt_groupwise", a=a, b=b, a_scale=a_scale, b_scale=b_scale, m_indptr=m_indptr, out=out
+    )
+    output, granularity = _check(
+        a, b, a_scale, b_scale, m_indptr, scale_major_mode, scale_granularity_mnk, out, out_dtype
+    )
+    out = output.tensor(out, like=a)
+    scales = logical_scale(a_scale, scale_major_mode), logical_scale(b_scale, scale_major_mode)
+    _group_gemm_fp8_nt_groupwise(out, a, b, *scales, m_indptr, list(granularity), backend)
     return out
+
+
+@once_per_layout
+def _check(
+    a: Any,
+    b: Any,
+    a_scale: Any,
+    b_scale: Any,
+    m_indptr: Any,
+    mode: str | None,
+    granularity: Any,
+    out: Any,
+    out_dtype: torch.dtype | str | None,
+) -> tuple[Output, Granularity]:
+    check = Checker("group_gemm_fp8_nt_groupwise")
+    check.tensor("a", a, "rows k", dtype=FP8_DTYPES)
+    check.tensor("b", b, "groups n k", dtype=FP8_DTYPES)
+    rows, lead = check["rows"], (check["groups"],)
+    granularity = check_block_scales(check, a_scale, b_scale, granularity, mode, rows=rows, b_lead=lead)
+    check_group_offsets(check, m_indptr)
+    return check_output(check, out, (rows, check["n"]), out_dtype, torch.bfloat16), granularity
+
+
+def _problem(
+    out: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    a_scale: torch.Tensor,
+    b_scale: torch.Tensor,
+    m_indptr: torch.Tensor,
+    granularity: Granularity,
+) -> GroupedGroupwiseProblem:
+    (rows, k), (groups, n, _) = a.shape, b.shape
+    return GroupedGroupwiseProblem(
+        rows=rows,
+        n=n,
+        k=k,
+        groups=groups,
+        a_dtype=a.dtype,
+        b_dtype=b.dtype,
+        out_dtype=out.dtype,
+        granularity=granularity,
+        a_scale_layout=layout_of(a_scale),
+        b_scale_layout=layout_of(b_scale),
+        **GroupedGroupwiseProblem.where(a),
+    )
 
 
 @register_op(
@@ -116,22 +160,6 @@ def _group_gemm_fp8_nt_groupwise(
     granularity: list[int],
     backend: str,
 ) -> None:
-    (rows, k), (groups, n, _) = a.shape, b.shape
-    gm, gn, gk = granularity
-    check_offsets("group_gemm_fp8_nt_groupwise", "m_indptr", m_indptr, rows)
-    problem = GroupedGroupwiseProblem(
-        rows=rows,
-        n=n,
-        k=k,
-        groups=groups,
-        a_dtype=a.dtype,
-        b_dtype=b.dtype,
-        out_dtype=out.dtype,
-        granularity=(gm, gn, gk),
-        a_scale_layout=layout_of(a_scale),
-        b_scale_layout=layout_of(b_scale),
-        **GroupedGroupwiseProblem.where(a),
-    )
-    with device_guard(a):
-        selection = GROUP_GEMM_FP8_NT_GROUPWISE.select(problem, backend)
-        selection.backend.run(problem, out, a, b, a_scale, b_scale, m_indptr)
+    check_offsets("group_gemm_fp8_nt_groupwise", "m_indptr", m_indptr, a.shape[0])
+    tensors = out, a, b, a_scale, b_scale, m_indptr
+    GROUP_GEMM_FP8_NT_GROUPWISE.call(_problem, backend, tensors, (tuple(granularity),))

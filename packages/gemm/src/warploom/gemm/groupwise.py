@@ -7,17 +7,17 @@ from typing import Any
 import torch
 
 from warploom.core.backends import Operator
-from warploom.core.device import device_guard
+from warploom.core.calls import once_per_layout
 from warploom.core.errors import ArgumentError
-from warploom.core.tensors import CheckedCalls, Checker, as_tensor, layout_key
+from warploom.core.tensors import Checker, as_tensor, as_tensors
 from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.cublaslt.groupwise import CublasltGroupwise
 from warploom.gemm.backends.hopper.groupwise import HopperGroupwise
 from warploom.gemm.backends.reference.groupwise import ReferenceGroupwise
-from warploom.gemm.formats import FP8_DTYPES, OUT_DTYPES, output
+from warploom.gemm.formats import FP8_DTYPES, OUT_DTYPES, Output, check_output
 from warploom.gemm.problems.groupwise import GroupwiseProblem
 from warploom.gemm.quantize import per_block_quant_fp8, per_token_group_quant_fp8
-from warploom.gemm.scales import Granularity, ceil_div, check_granularity, check_major_mode, layout_of, scale_view
+from warploom.gemm.scales import Granularity, check_block_scales, layout_of, logical_scale
 
 __all__ = [
     "GEMM_FP8_NT_GROUPWISE",
@@ -30,7 +30,6 @@ GEMM_FP8_NT_GROUPWISE = Operator(
     "gemm_fp8_nt_groupwise", family="gemm", backends=(HopperGroupwise(), CublasltGroupwise(), ReferenceGroupwise())
 )
 _BLOCK = 128
-_CHECKED = CheckedCalls()
 
 
 def gemm_fp8_nt_groupwise(
@@ -93,26 +92,54 @@ def gemm_fp8_nt_groupwise(
     >>> gemm_fp8_nt_groupwise(a, b, torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.ones(1, 2)).tolist()
     [[384.0, 384.0, 384.0], [128.0, 128.0, 128.0]]
     """
-    key = layout_key(a, b, a_scale, b_scale, scale_major_mode, scale_granularity_mnk, out, out_dtype)
-    known = _CHECKED.find(key)
-    if known is None:
-        check = Checker("gemm_fp8_nt_groupwise")
-        gm, gn, gk = check_granularity(check, scale_granularity_mnk)
-        mode = check_major_mode(check, scale_major_mode)
-        a = check.tensor("a", a, "m k", dtype=FP8_DTYPES)
-        b = check.tensor("b", b, "n k", dtype=FP8_DTYPES)
-        m, n, k = check["m"], check["n"], check["k"]
-        a_scale = scale_view(check, "a_scale", a_scale, (ceil_div(m, gm), ceil_div(k, gk)), mode)
-        b_scale = scale_view(check, "b_scale", b_scale, (ceil_div(n, gn), ceil_div(k, gk)), mode)
-        out = output(check, out, (m, n), out_dtype, torch.bfloat16, OUT_DTYPES)
-        _CHECKED.keep(key, ([gm, gn, gk], out.shape, out.dtype))
-    else:
-        (gm, gn, gk), shape, dtype = known
-        if scale_major_mode == "MN":
-            a_scale, b_scale = a_scale.mT, b_scale.mT
-        out = torch.empty(shape, dtype=dtype, device=a.device) if out is None else out
-    _gemm_fp8_nt_groupwise(out, a, b, a_scale, b_scale, [gm, gn, gk], backend)
+    a, b, a_scale, b_scale, out = as_tensors(
+        "gemm_fp8_nt_groupwise", a=a, b=b, a_scale=a_scale, b_scale=b_scale, out=out
+    )
+    output, granularity = _check(a, b, a_scale, b_scale, scale_major_mode, scale_granularity_mnk, out, out_dtype)
+    out = output.tensor(out, like=a)
+    scales = logical_scale(a_scale, scale_major_mode), logical_scale(b_scale, scale_major_mode)
+    _gemm_fp8_nt_groupwise(out, a, b, *scales, list(granularity), backend)
     return out
+
+
+@once_per_layout
+def _check(
+    a: Any,
+    b: Any,
+    a_scale: Any,
+    b_scale: Any,
+    mode: str | None,
+    granularity: Any,
+    out: Any,
+    out_dtype: torch.dtype | str | None,
+) -> tuple[Output, Granularity]:
+    check = Checker("gemm_fp8_nt_groupwise")
+    check.tensor("a", a, "m k", dtype=FP8_DTYPES)
+    check.tensor("b", b, "n k", dtype=FP8_DTYPES)
+    granularity = check_block_scales(check, a_scale, b_scale, granularity, mode, rows=check["m"])
+    return check_output(check, out, (check["m"], check["n"]), out_dtype, torch.bfloat16, OUT_DTYPES), granularity
+
+
+def _problem(
+    out: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    a_scale: torch.Tensor,
+    b_scale: torch.Tensor,
+    granularity: Granularity,
+) -> GroupwiseProblem:
+    return GroupwiseProblem(
+        m=a.shape[0],
+        n=b.shape[0],
+        k=a.shape[1],
+        a_dtype=a.dtype,
+        b_dtype=b.dtype,
+        out_dtype=out.dtype,
+        granularity=granularity,
+        a_scale_layout=layout_of(a_scale),
+        b_scale_layout=layout_of(b_scale),
+        **GroupwiseProblem.where(a),
+    )
 
 
 @register_op(
@@ -128,21 +155,7 @@ def _gemm_fp8_nt_groupwise(
     granularity: list[int],
     backend: str,
 ) -> None:
-    gm, gn, gk = granularity
-    problem = GroupwiseProblem(
-        m=a.shape[0],
-        n=b.shape[0],
-        k=a.shape[1],
-        a_dtype=a.dtype,
-        b_dtype=b.dtype,
-        out_dtype=out.dtype,
-        granularity=(gm, gn, gk),
-        a_scale_layout=layout_of(a_scale),
-        b_scale_layout=layout_of(b_scale),
-        **GroupwiseProblem.where(a),
-    )
-    with device_guard(a):
-        GEMM_FP8_NT_GROUPWISE.select(problem, backend).backend.run(problem, out, a, b, a_scale, b_scale)
+    GEMM_FP8_NT_GROUPWISE.call(_problem, backend, (out, a, b, a_scale, b_scale), (tuple(granularity),))
 
 
 def gemm_fp8_nt_blockscaled(

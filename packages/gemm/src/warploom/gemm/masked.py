@@ -7,15 +7,15 @@ from typing import Any
 import torch
 
 from warploom.core.backends import Operator
-from warploom.core.device import device_guard
-from warploom.core.tensors import Checker
+from warploom.core.calls import once_per_layout
+from warploom.core.tensors import Checker, as_tensors
 from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.hopper.masked import HopperMaskedGroupwise
 from warploom.gemm.backends.reference.masked import ReferenceMaskedGroupwise
-from warploom.gemm.formats import FP8_DTYPES, output
+from warploom.gemm.formats import FP8_DTYPES, Output, check_output
 from warploom.gemm.offsets import INDEX_DTYPES, check_indices
 from warploom.gemm.problems.masked import MaskedGroupwiseProblem
-from warploom.gemm.scales import Granularity, ceil_div, check_granularity, check_major_mode, layout_of, scale_view
+from warploom.gemm.scales import Granularity, check_block_scales, layout_of, logical_scale
 
 __all__ = ["BATCH_GEMM_FP8_NT_GROUPWISE_MASKED", "batch_gemm_fp8_nt_groupwise_masked"]
 
@@ -89,19 +89,68 @@ def batch_gemm_fp8_nt_groupwise_masked(
     >>> out[0, :1].tolist(), out[1, :3].tolist()
     ([[128.0]], [[128.0], [128.0], [128.0]])
     """
-    check = Checker("batch_gemm_fp8_nt_groupwise_masked")
-    gm, gn, gk = check_granularity(check, scale_granularity_mnk)
-    mode = check_major_mode(check, scale_major_mode)
-    a = check.tensor("a", a, "groups max_m k", dtype=FP8_DTYPES)
-    b = check.tensor("b", b, "groups n k", dtype=FP8_DTYPES)
-    groups, max_m, n, k = check["groups"], check["max_m"], check["n"], check["k"]
-    a_scale = scale_view(check, "a_scale", a_scale, (ceil_div(max_m, gm), ceil_div(k, gk)), mode, (groups,))
-    b_scale = scale_view(check, "b_scale", b_scale, (ceil_div(n, gn), ceil_div(k, gk)), mode, (groups,))
-    masked_m = check.tensor("masked_m", masked_m, "groups", dtype=INDEX_DTYPES)
-    check.require(expected_m >= 0, "expected_m", "at least 0", expected_m)
-    out = output(check, out, (groups, max_m, n), out_dtype, torch.bfloat16)
-    _batch_gemm(out, a, b, a_scale, b_scale, masked_m, expected_m, [gm, gn, gk], backend)
+    a, b, a_scale, b_scale, masked_m, out = as_tensors(
+        "batch_gemm_fp8_nt_groupwise_masked", a=a, b=b, a_scale=a_scale, b_scale=b_scale, masked_m=masked_m, out=out
+    )
+    output, granularity = _check(
+        a, b, a_scale, b_scale, masked_m, expected_m, scale_major_mode, scale_granularity_mnk, out, out_dtype
+    )
+    out = output.tensor(out, like=a)
+    scales = logical_scale(a_scale, scale_major_mode), logical_scale(b_scale, scale_major_mode)
+    _batch_gemm(out, a, b, *scales, masked_m, expected_m, list(granularity), backend)
     return out
+
+
+@once_per_layout
+def _check(
+    a: Any,
+    b: Any,
+    a_scale: Any,
+    b_scale: Any,
+    masked_m: Any,
+    expected_m: int,
+    mode: str | None,
+    granularity: Any,
+    out: Any,
+    out_dtype: torch.dtype | str | None,
+) -> tuple[Output, Granularity]:
+    check = Checker("batch_gemm_fp8_nt_groupwise_masked")
+    check.tensor("a", a, "groups max_m k", dtype=FP8_DTYPES)
+    check.tensor("b", b, "groups n k", dtype=FP8_DTYPES)
+    groups, max_m, n = check["groups"], check["max_m"], check["n"]
+    granularity = check_block_scales(
+        check, a_scale, b_scale, granularity, mode, rows=max_m, a_lead=(groups,), b_lead=(groups,)
+    )
+    check.tensor("masked_m", masked_m, "groups", dtype=INDEX_DTYPES)
+    check.require(expected_m >= 0, "expected_m", "at least 0", expected_m)
+    return check_output(check, out, (groups, max_m, n), out_dtype, torch.bfloat16), granularity
+
+
+def _problem(
+    out: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    a_scale: torch.Tensor,
+    b_scale: torch.Tensor,
+    masked_m: torch.Tensor,
+    expected_m: int,
+    granularity: Granularity,
+) -> MaskedGroupwiseProblem:
+    groups, max_m, k = a.shape
+    return MaskedGroupwiseProblem(
+        groups=groups,
+        max_m=max_m,
+        n=b.shape[1],
+        k=k,
+        expected_m=expected_m,
+        a_dtype=a.dtype,
+        b_dtype=b.dtype,
+        out_dtype=out.dtype,
+        granularity=granularity,
+        a_scale_layout=layout_of(a_scale),
+        b_scale_layout=layout_of(b_scale),
+        **MaskedGroupwiseProblem.where(a),
+    )
 
 
 @register_op(
@@ -119,23 +168,6 @@ def _batch_gemm(
     granularity: list[int],
     backend: str,
 ) -> None:
-    groups, max_m, k = a.shape
-    gm, gn, gk = granularity
-    check_indices("batch_gemm_fp8_nt_groupwise_masked", "masked_m", masked_m, max_m + 1)
-    problem = MaskedGroupwiseProblem(
-        groups=groups,
-        max_m=max_m,
-        n=b.shape[1],
-        k=k,
-        expected_m=expected_m,
-        a_dtype=a.dtype,
-        b_dtype=b.dtype,
-        out_dtype=out.dtype,
-        granularity=(gm, gn, gk),
-        a_scale_layout=layout_of(a_scale),
-        b_scale_layout=layout_of(b_scale),
-        **MaskedGroupwiseProblem.where(a),
-    )
-    with device_guard(a):
-        selection = BATCH_GEMM_FP8_NT_GROUPWISE_MASKED.select(problem, backend)
-        selection.backend.run(problem, out, a, b, a_scale, b_scale, masked_m)
+    check_indices("batch_gemm_fp8_nt_groupwise_masked", "masked_m", masked_m, a.shape[1] + 1)
+    tensors = out, a, b, a_scale, b_scale, masked_m
+    BATCH_GEMM_FP8_NT_GROUPWISE_MASKED.call(_problem, backend, tensors, (expected_m, tuple(granularity)))

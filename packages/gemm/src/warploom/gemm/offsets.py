@@ -14,18 +14,17 @@ from warploom.core.errors import ArgumentError
 from warploom.core.settings import settings
 from warploom.core.tensors import Checker
 
-__all__ = ["INDEX_DTYPES", "check_indices", "check_offsets", "group_offsets"]
+__all__ = ["INDEX_DTYPES", "check_group_offsets", "check_indices", "check_offsets"]
 
 INDEX_DTYPES = (torch.int32, torch.int64)
 
 
-def group_offsets(check: Checker, m_indptr: Any) -> torch.Tensor:
+def check_group_offsets(check: Checker, m_indptr: Any) -> None:
     """Check the offsets of as many groups as `check` has bound."""
     offsets = check.tensor("m_indptr", m_indptr, "_", dtype=INDEX_DTYPES)
     expected = check["groups"] + 1
     if offsets.shape[0] != expected:
         raise ArgumentError.of(check.op, "m_indptr", f"of shape ({expected},)", f"shape {tuple(offsets.shape)}")
-    return offsets
 
 
 def check_offsets(op: str, name: str, offsets: torch.Tensor, rows: int) -> None:

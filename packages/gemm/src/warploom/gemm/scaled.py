@@ -7,22 +7,20 @@ from typing import Any
 import torch
 
 from warploom.core.backends import Operator
-from warploom.core.device import device_guard
+from warploom.core.calls import once_per_layout
 from warploom.core.errors import ArgumentError
-from warploom.core.tensors import CheckedCalls, Checker, layout_key
+from warploom.core.tensors import Checker, as_tensors
 from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.cublaslt.scaled import CublasltScaledBmm, CublasltScaledMm
 from warploom.gemm.backends.hopper.scaled import HopperScaled
 from warploom.gemm.backends.reference.scaled import ReferenceScaled
-from warploom.gemm.formats import FLOAT_DTYPES, FP8_DTYPES, OUT_DTYPES, check_activation, output
+from warploom.gemm.formats import FLOAT_DTYPES, FP8_DTYPES, OUT_DTYPES, Output, check_activation, check_output
 from warploom.gemm.problems.scaled import ScaledProblem
 
 __all__ = ["BMM_FP8", "MM_FP8", "bmm_fp8", "mm_fp8", "scale_rows"]
 
 MM_FP8 = Operator("mm_fp8", family="gemm", backends=(HopperScaled(), CublasltScaledMm(), ReferenceScaled()))
 BMM_FP8 = Operator("bmm_fp8", family="gemm", backends=(HopperScaled(), CublasltScaledBmm(), ReferenceScaled()))
-
-_CHECKED = CheckedCalls()
 
 
 def scale_rows(check: Checker, name: str, scale: Any, rows: int) -> torch.Tensor:
@@ -91,24 +89,58 @@ def mm_fp8(
     >>> mm_fp8(a, weight.t(), torch.tensor([0.5, 1.0]), torch.tensor([2.0])).tolist()
     [[16.0, 16.0, 16.0], [32.0, 32.0, 32.0]]
     """
-    key = layout_key(a, b, a_scale, b_scale, bias, out, out_dtype, activation)
-    known = _CHECKED.find(key)
-    if known is None:
-        check = Checker("mm_fp8")
-        a = check.tensor("a", a, "m k", dtype=FP8_DTYPES)
-        b = check.tensor("b", b, "k n", dtype=FP8_DTYPES)
-        a_scale = scale_rows(check, "a_scale", a_scale, check["m"])
-        b_scale = scale_rows(check, "b_scale", b_scale, check["n"])
-        bias = check.tensor("bias", bias, "n", dtype=FLOAT_DTYPES, optional=True)
-        name = check_activation(check, activation)
-        out = output(check, out, (check["m"], check["n"]), out_dtype, torch.bfloat16, OUT_DTYPES)
-        _CHECKED.keep(key, (name, out.shape, out.dtype))
-    else:
-        name, shape, dtype = known
-        out = torch.empty(shape, dtype=dtype, device=a.device) if out is None else out
-    a_scale, b_scale = a_scale.reshape(-1, 1), b_scale.reshape(1, -1)
-    _mm_fp8(out, a, b, a_scale, b_scale, bias, name, backend)
+    a, b, a_scale, b_scale, bias, out = as_tensors(
+        "mm_fp8", a=a, b=b, a_scale=a_scale, b_scale=b_scale, bias=bias, out=out
+    )
+    output, name = _check_mm(a, b, a_scale, b_scale, bias, out, out_dtype, activation)
+    out = output.tensor(out, like=a)
+    _mm_fp8(out, a, b, a_scale.reshape(-1, 1), b_scale.reshape(1, -1), bias, name, backend)
     return out
+
+
+@once_per_layout
+def _check_mm(
+    a: Any,
+    b: Any,
+    a_scale: Any,
+    b_scale: Any,
+    bias: Any,
+    out: Any,
+    out_dtype: torch.dtype | str | None,
+    activation: str | None,
+) -> tuple[Output, str]:
+    check = Checker("mm_fp8")
+    check.tensor("a", a, "m k", dtype=FP8_DTYPES)
+    check.tensor("b", b, "k n", dtype=FP8_DTYPES)
+    scale_rows(check, "a_scale", a_scale, check["m"])
+    scale_rows(check, "b_scale", b_scale, check["n"])
+    check.tensor("bias", bias, "n", dtype=FLOAT_DTYPES, optional=True)
+    name = check_activation(check, activation)
+    return check_output(check, out, (check["m"], check["n"]), out_dtype, torch.bfloat16, OUT_DTYPES), name
+
+
+def _mm_problem(
+    out: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    a_scale: torch.Tensor,
+    b_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: str,
+) -> ScaledProblem:
+    return ScaledProblem(
+        m=a.shape[0],
+        n=b.shape[1],
+        k=a.shape[1],
+        a_dtype=a.dtype,
+        b_dtype=b.dtype,
+        out_dtype=out.dtype,
+        a_scaling="tensor" if a_scale.numel() == 1 else "row",
+        b_scaling="tensor" if b_scale.numel() == 1 else "row",
+        has_bias=bias is not None,
+        activation=activation,
+        **ScaledProblem.where(a),
+    )
 
 
 @register_op(
@@ -125,21 +157,7 @@ def _mm_fp8(
     activation: str,
     backend: str,
 ) -> None:
-    problem = ScaledProblem(
-        m=a.shape[0],
-        n=b.shape[1],
-        k=a.shape[1],
-        a_dtype=a.dtype,
-        b_dtype=b.dtype,
-        out_dtype=out.dtype,
-        a_scaling="tensor" if a_scale.numel() == 1 else "row",
-        b_scaling="tensor" if b_scale.numel() == 1 else "row",
-        has_bias=bias is not None,
-        activation=activation,
-        **ScaledProblem.where(a),
-    )
-    with device_guard(a):
-        MM_FP8.select(problem, backend).backend.run(problem, out, a, b, a_scale, b_scale, bias)
+    MM_FP8.call(_mm_problem, backend, (out, a, b, a_scale, b_scale, bias), (activation,))
 
 
 def bmm_fp8(
@@ -186,23 +204,33 @@ def bmm_fp8(
     >>> bmm_fp8(a, a.mT, torch.tensor(0.5), torch.tensor(1.0), torch.float32).tolist()
     [[[8.0]], [[8.0]]]
     """
-    check = Checker("bmm_fp8")
-    A = check.tensor("A", A, "batch m k", dtype=FP8_DTYPES)
-    B = check.tensor("B", B, "batch k n", dtype=FP8_DTYPES)
-    A_scale = scale_rows(check, "A_scale", A_scale, 1).view(1, 1)
-    B_scale = scale_rows(check, "B_scale", B_scale, 1).view(1, 1)
-    out = output(check, out, (check["batch"], check["m"], check["n"]), dtype, torch.bfloat16)
-    _bmm_fp8(out, A, B, A_scale, B_scale, backend)
+    A, B, A_scale, B_scale, out = as_tensors("bmm_fp8", A=A, B=B, A_scale=A_scale, B_scale=B_scale, out=out)
+    out = _check_bmm(A, B, A_scale, B_scale, out, dtype).tensor(out, like=A)
+    _bmm_fp8(out, A, B, A_scale.reshape(1, 1), B_scale.reshape(1, 1), backend)
     return out
+
+
+@once_per_layout
+def _check_bmm(A: Any, B: Any, A_scale: Any, B_scale: Any, out: Any, dtype: torch.dtype | str | None) -> Output:
+    check = Checker("bmm_fp8")
+    check.tensor("A", A, "batch m k", dtype=FP8_DTYPES)
+    check.tensor("B", B, "batch k n", dtype=FP8_DTYPES)
+    scale_rows(check, "A_scale", A_scale, 1)
+    scale_rows(check, "B_scale", B_scale, 1)
+    return check_output(check, out, (check["batch"], check["m"], check["n"]), dtype, torch.bfloat16)
+
+
+def _bmm_problem(
+    out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, a_scale: torch.Tensor, b_scale: torch.Tensor
+) -> ScaledProblem:
+    (batch, m, k), n = a.shape, b.shape[2]
+    return ScaledProblem(
+        batch=batch, m=m, n=n, k=k, a_dtype=a.dtype, b_dtype=b.dtype, out_dtype=out.dtype, **ScaledProblem.where(a)
+    )
 
 
 @register_op("bmm_fp8(Tensor(a!) out, Tensor a, Tensor b, Tensor a_scale, Tensor b_scale, str backend) -> ()")
 def _bmm_fp8(
     out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, a_scale: torch.Tensor, b_scale: torch.Tensor, backend: str
 ) -> None:
-    (batch, m, k), n = a.shape, b.shape[2]
-    problem = ScaledProblem(
-        batch=batch, m=m, n=n, k=k, a_dtype=a.dtype, b_dtype=b.dtype, out_dtype=out.dtype, **ScaledProblem.where(a)
-    )
-    with device_guard(a):
-        BMM_FP8.select(problem, backend).backend.run(problem, out, a, b, a_scale, b_scale)
+    BMM_FP8.call(_bmm_problem, backend, (out, a, b, a_scale, b_scale))

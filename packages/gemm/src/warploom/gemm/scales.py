@@ -14,15 +14,7 @@ import torch
 from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker
 
-__all__ = [
-    "Granularity",
-    "ceil_div",
-    "check_granularity",
-    "check_major_mode",
-    "layout_of",
-    "scale_of_rows",
-    "scale_view",
-]
+__all__ = ["Granularity", "ceil_div", "check_block_scales", "layout_of", "logical_scale", "scale_of_rows"]
 
 Granularity = tuple[int, int, int]
 
@@ -31,7 +23,38 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def check_granularity(check: Checker, granularity: Any) -> Granularity:
+def check_block_scales(
+    check: Checker,
+    a_scale: Any,
+    b_scale: Any,
+    granularity: Any,
+    mode: str | None,
+    *,
+    rows: int,
+    a_lead: tuple[int, ...] = (),
+    b_lead: tuple[int, ...] = (),
+) -> Granularity:
+    """Check the scales of operands of which `check` knows n and k, and return their granularity.
+
+    Parameters
+    ----------
+    mode : {None, "MN", "K"}
+        How scales are stored. None takes the logical shape with any strides, such as those of the quantisers.
+    rows : int
+        Of the first operand.
+    a_lead, b_lead : tuple of int
+        Leading dimensions of the scales.
+    """
+    gm, gn, gk = _check_granularity(check, granularity)
+    if mode not in (None, "MN", "K"):
+        raise ArgumentError.of(check.op, "scale_major_mode", "'MN', 'K' or None", repr(mode))
+    k_blocks = ceil_div(check["k"], gk)
+    _check_scale(check, "a_scale", a_scale, (*a_lead, ceil_div(rows, gm), k_blocks), mode)
+    _check_scale(check, "b_scale", b_scale, (*b_lead, ceil_div(check["n"], gn), k_blocks), mode)
+    return gm, gn, gk
+
+
+def _check_granularity(check: Checker, granularity: Any) -> Granularity:
     """Three positive sizes (m, n, k) of the blocks that share a scale."""
     valid = isinstance(granularity, (tuple, list)) and len(granularity) == 3
     valid = valid and all(isinstance(size, int) and size > 0 for size in granularity)
@@ -43,27 +66,20 @@ def check_granularity(check: Checker, granularity: Any) -> Granularity:
     return m, n, k
 
 
-def check_major_mode(check: Checker, mode: str | None) -> str | None:
-    if mode not in (None, "MN", "K"):
-        raise ArgumentError.of(check.op, "scale_major_mode", "'MN', 'K' or None", repr(mode))
-    return mode
-
-
-def scale_view(
-    check: Checker, name: str, scale: Any, blocks: tuple[int, int], mode: str | None, lead: tuple[int, ...] = ()
-) -> torch.Tensor:
-    """Check a scale against its number of blocks and return the logical view ``[*lead, row_blocks, k_blocks]``.
-
-    Mode None takes the logical shape with any strides, such as the column-major scales of the quantisers.
-    """
-    row_blocks, k_blocks = blocks
-    stored = (*lead, k_blocks, row_blocks) if mode == "MN" else (*lead, row_blocks, k_blocks)
+def _check_scale(check: Checker, name: str, scale: Any, blocks: tuple[int, ...], mode: str | None) -> None:
+    """Check a scale against its number of blocks, ``[*lead, row_blocks, k_blocks]``."""
+    *lead, row_blocks, k_blocks = blocks
+    stored = (*lead, k_blocks, row_blocks) if mode == "MN" else blocks
     tensor = check.tensor(name, scale, " ".join("_" * len(stored)), dtype=torch.float32)
     if tuple(tensor.shape) != stored:
         order = "k_blocks, row_blocks" if mode == "MN" else "row_blocks, k_blocks"
         hint = f"scale_major_mode={mode!r} stores [{order}]."
         raise ArgumentError.of(check.op, name, f"of shape {stored}", f"shape {tuple(tensor.shape)}", hint)
-    return tensor.mT if mode == "MN" else tensor
+
+
+def logical_scale(scale: torch.Tensor, mode: str | None) -> torch.Tensor:
+    """The view ``[..., row_blocks, k_blocks]`` of stored scales."""
+    return scale.mT if mode == "MN" else scale
 
 
 def layout_of(scale: torch.Tensor) -> str:

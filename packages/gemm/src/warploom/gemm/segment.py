@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from warploom.core.backends import Operator
-from warploom.core.device import device_guard
+from warploom.core.calls import once_per_layout
 from warploom.core.errors import ArgumentError
-from warploom.core.tensors import Checker
+from warploom.core.tensors import Checker, as_tensors
 from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.cublaslt.segment import CublasltSegment
 from warploom.gemm.backends.hopper.segment import HopperSegment
 from warploom.gemm.backends.reference.segment import ReferenceSegment
-from warploom.gemm.formats import FLOAT_DTYPES, output
+from warploom.gemm.formats import FLOAT_DTYPES, Output, check_output
 from warploom.gemm.offsets import INDEX_DTYPES, check_indices, check_offsets
 from warploom.gemm.problems.segment import SegmentProblem
 
@@ -109,28 +109,51 @@ class SegmentGEMMWrapper:
         UnsupportedError
             The named backend cannot serve this problem; the message is the table of backends.
         """
-        check = Checker("SegmentGEMMWrapper.run")
-        x = check.tensor("x", x, "rows d_in", dtype=FLOAT_DTYPES)
-        dims = "num_weights d_out d_in" if weight_column_major else "num_weights d_in d_out"
-        weights = check.tensor("weights", weights, dims, dtype=x.dtype)
-        seg_indptr = _offsets(check, seg_lens, seg_indptr, batch_size)
-        indices = check.tensor("weight_indices", weight_indices, "batch_size", dtype=INDEX_DTYPES, optional=True)
-        if indices is None and check["num_weights"] < batch_size:
-            expected = f"at least {batch_size}, one for each segment"
-            raise ArgumentError.of(check.op, "weights", expected, check["num_weights"])
-        if not weight_column_major:
-            weights = weights.mT
+        x, weights, out, seg_lens, seg_indptr, weight_indices = as_tensors(
+            "SegmentGEMMWrapper.run",
+            x=x,
+            weights=weights,
+            out=out,
+            seg_lens=seg_lens,
+            seg_indptr=seg_indptr,
+            weight_indices=weight_indices,
+        )
+        _check(x, weights, batch_size, weight_column_major, out, seg_lens, seg_indptr, weight_indices)
+        offsets = seg_indptr if seg_lens is None else _offsets_of(seg_lens)
+        weights = weights if weight_column_major else weights.mT
         if out is None:
-            return _segment_gemm(x, weights, seg_indptr, indices, weight_column_major, self._backend)
-        out = output(check, out, (check["rows"], check["d_out"]), None, x.dtype)
-        _segment_gemm_out(out, x, weights, seg_indptr, indices, weight_column_major, self._backend)
+            return _segment_gemm(x, weights, offsets, weight_indices, weight_column_major, self._backend)
+        _segment_gemm_out(out, x, weights, offsets, weight_indices, weight_column_major, self._backend)
         return out
 
     forward = run
 
 
-def _offsets(check: Checker, seg_lens: Any, seg_indptr: Any, batch_size: int) -> torch.Tensor:
-    """The offsets of the segments, from whichever of both was given."""
+@once_per_layout
+def _check(
+    x: Any,
+    weights: Any,
+    batch_size: int,
+    column_major: bool,
+    out: Any,
+    seg_lens: Any,
+    seg_indptr: Any,
+    weight_indices: Any,
+) -> Output:
+    check = Checker("SegmentGEMMWrapper.run")
+    x = check.tensor("x", x, "rows d_in", dtype=FLOAT_DTYPES)
+    dims = "num_weights d_out d_in" if column_major else "num_weights d_in d_out"
+    check.tensor("weights", weights, dims, dtype=x.dtype)
+    _check_segments(check, seg_lens, seg_indptr, batch_size)
+    check.tensor("weight_indices", weight_indices, "batch_size", dtype=INDEX_DTYPES, optional=True)
+    if weight_indices is None and check["num_weights"] < batch_size:
+        expected = f"at least {batch_size}, one for each segment"
+        raise ArgumentError.of(check.op, "weights", expected, check["num_weights"])
+    return check_output(check, out, (check["rows"], check["d_out"]), None, x.dtype)
+
+
+def _check_segments(check: Checker, seg_lens: Any, seg_indptr: Any, batch_size: int) -> None:
+    """One of both tells where the segments lie."""
     check.bind("batch_size", batch_size, "batch_size")
     one_given = (seg_lens is None) != (seg_indptr is None)
     check.require(
@@ -138,24 +161,25 @@ def _offsets(check: Checker, seg_lens: Any, seg_indptr: Any, batch_size: int) ->
     )
     if seg_lens is None:
         check.bind("batch_size+1", batch_size + 1, "batch_size")
-        return check.tensor("seg_indptr", seg_indptr, "batch_size+1", dtype=INDEX_DTYPES)
-    lengths = check.tensor("seg_lens", seg_lens, "batch_size", dtype=INDEX_DTYPES)
+        check.tensor("seg_indptr", seg_indptr, "batch_size+1", dtype=INDEX_DTYPES)
+    else:
+        check.tensor("seg_lens", seg_lens, "batch_size", dtype=INDEX_DTYPES)
+
+
+def _offsets_of(lengths: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
 
 
-def _run_segments(
+def _problem(
     out: torch.Tensor | None,
     x: torch.Tensor,
     weights: torch.Tensor,
     seg_indptr: torch.Tensor,
     weight_indices: torch.Tensor | None,
     column_major: bool,
-    backend: str,
-) -> torch.Tensor:
+) -> SegmentProblem:
     (rows, d_in), (num_weights, d_out, _) = x.shape, weights.shape
-    check_offsets("SegmentGEMMWrapper.run", "seg_indptr", seg_indptr, rows)
-    check_indices("SegmentGEMMWrapper.run", "weight_indices", weight_indices, num_weights)
-    problem = SegmentProblem(
+    return SegmentProblem(
         rows=rows,
         batch=seg_indptr.shape[0] - 1,
         num_weights=num_weights,
@@ -167,8 +191,21 @@ def _run_segments(
         indexed=weight_indices is not None,
         **SegmentProblem.where(x),
     )
-    with device_guard(x):
-        return SEGMENT_GEMM.select(problem, backend).backend.run(problem, out, x, weights, seg_indptr, weight_indices)
+
+
+def _run_segments(
+    out: torch.Tensor | None,
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    seg_indptr: torch.Tensor,
+    weight_indices: torch.Tensor | None,
+    column_major: bool,
+    backend: str,
+) -> torch.Tensor:
+    check_offsets("SegmentGEMMWrapper.run", "seg_indptr", seg_indptr, x.shape[0])
+    check_indices("SegmentGEMMWrapper.run", "weight_indices", weight_indices, weights.shape[0])
+    tensors = out, x, weights, seg_indptr, weight_indices
+    return SEGMENT_GEMM.call(_problem, backend, tensors, (column_major,))
 
 
 def _fake_segment_gemm(x: torch.Tensor, weights: torch.Tensor, *args: Any) -> torch.Tensor:

@@ -80,6 +80,7 @@ def _problems_of(operator: Operator) -> Iterator[list[Problem]]:
         seen.append(problem)
         return Operator.select(operator, problem, backend)
 
+    operator.forget()  # a call that is known is not described again
     operator.select = select  # type: ignore[method-assign]
     try:
         yield seen

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from warploom.core.calls import Kept
 from warploom.core.device import arch_name, ensure_context
 from warploom.core.errors import CompileError
 from warploom.core.jit.build import compile_spec
@@ -20,6 +21,7 @@ from warploom.core.settings import settings
 __all__ = ["Kernel", "PreparedLaunch", "load_spec"]
 
 _PORTABLE_CLUSTER = 8
+_MOST_CONFIGS = 256  # of a kernel
 _load_lock = threading.Lock()
 
 
@@ -65,7 +67,7 @@ class Kernel:
         self._driver = driver
         self._smem_limit = 0  # asked for; without asking static and dynamic shared memory together may have 48 KB
         self._cluster_limit = _PORTABLE_CLUSTER
-        self._configs: dict[Any, Any] = {}
+        self._configs: Kept[Any, Any] = Kept(_MOST_CONFIGS)
         with _relaxed_capture(driver), torch.cuda.device(device):
             self._library = _check(driver.cuLibraryLoadData(cubin, [], [], 0, [], [], 0), "loading a kernel")
             (self._kernel,) = _check(driver.cuLibraryEnumerateKernels(1, self._library), "finding the kernel")
@@ -152,11 +154,7 @@ class Kernel:
         config = self._configs.get(key)
         if config is not None:
             return config
-        config = self._new_config(blocks, threads, smem, cluster, pdl)
-        if len(self._configs) > 256:
-            self._configs.clear()
-        self._configs[key] = config
-        return config
+        return self._configs.keep(key, self._new_config(blocks, threads, smem, cluster, pdl))
 
     def _new_config(
         self, blocks: Any, threads: Any, smem: int, cluster: int | tuple[int, ...] | None, pdl: bool

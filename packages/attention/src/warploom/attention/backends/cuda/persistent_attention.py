@@ -28,6 +28,7 @@ from warploom.attention.problems.attention import AttentionProblem
 from warploom.attention.schedule import WorkSchedule, WorkShape
 from warploom.attention.tables import RequestTables
 from warploom.attention.variants.base import AttentionVariant
+from warploom.core.calls import Kept
 from warploom.core.descriptors import TensorView
 from warploom.core.jit import KernelSpec, PreparedLaunch, divisor_fields
 from warploom.core.workspace import WorkspaceLayout
@@ -254,7 +255,7 @@ class PreparedAttention:
     views: (
         tuple[TensorView, ...] | None
     )  # of queries, keys, values and outputs, at the first call's addresses, if they matter
-    _more: dict[tuple[int, ...], tuple[Any, ...]] = field(default_factory=dict)
+    _more: Kept[tuple[int, ...], tuple[Any, ...]] = field(default_factory=lambda: Kept(_MOST_PLACES))
 
     def __call__(self, plan: AttentionPlan, q: int, k: int, v: int, out: int, lse: int) -> None:
         schedule: PersistentSchedule = plan.schedule
@@ -268,10 +269,8 @@ class PreparedAttention:
     ) -> tuple[Any, ...]:
         more = self._more.get(places)
         if more is None:
-            if len(self._more) >= _MOST_PLACES:
-                self._more.clear()
             moved = (replace(view, pointer=at) for view, at in zip(views, places, strict=True))
-            more = self._more[places] = self.backend.more_arguments(plan, *moved)
+            more = self._more.keep(places, self.backend.more_arguments(plan, *moved))
         return more
 
 

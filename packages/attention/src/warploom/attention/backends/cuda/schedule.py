@@ -9,6 +9,7 @@ import torch
 from warploom.attention.problems.attention import AttentionProblem
 from warploom.attention.schedule import WorkShape
 from warploom.attention.tables import RequestTables
+from warploom.core.calls import Kept
 from warploom.core.jit import Divisor, KernelSpec, ParamStruct, PreparedLaunch, divisor_fields, i32, ptr
 from warploom.core.workspace import Workspace
 
@@ -101,7 +102,7 @@ class Planner:
 
     def __init__(self, shape: WorkShape) -> None:
         self._shape = shape
-        self._launches: dict[tuple[torch.device, int, str, int], PreparedLaunch] = {}
+        self._launches: Kept[tuple[torch.device, int, str, int], PreparedLaunch] = Kept(_MOST_LAUNCHES)
 
     def launch(self, tables: RequestTables, state: Workspace) -> None:
         """Write where each block's work begins to `starts` ``[blocks, 16]`` (int32), from what the tables hold now.
@@ -141,8 +142,5 @@ class Planner:
             min_chunk=shape.min_chunk,
             whole_items=shape.whole_items,
         )
-        if len(self._launches) >= _MOST_LAUNCHES:
-            self._launches.clear()
         prepared = SCHEDULE_SPEC.load(device).prepare(1, _THREADS, params, pointers=len(_TENSORS))
-        self._launches[device, batch, unwritten, page_size] = prepared
-        return prepared
+        return self._launches.keep((device, batch, unwritten, page_size), prepared)

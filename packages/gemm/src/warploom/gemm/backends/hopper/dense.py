@@ -6,7 +6,7 @@ import torch
 
 from warploom.core.backends import Support
 from warploom.gemm.backends.hopper.gemm_kernel import ACTIVATIONS, Operands
-from warploom.gemm.backends.hopper.product import HopperProduct, product_support, run_product
+from warploom.gemm.backends.hopper.product import HopperProduct, Product, product_support
 from warploom.gemm.backends.hopper.tiles import ProductShape
 from warploom.gemm.problems.dense import DenseProblem
 
@@ -16,6 +16,8 @@ __all__ = ["HopperDense"]
 class HopperDense(HopperProduct):
     """`mm_bf16` and `bmm_bf16`."""
 
+    takes = ("out", "tokens", "weights", "bias")
+
     def supports(self, problem: DenseProblem) -> Support:
         dtypes = problem.dtype, problem.dtype, problem.out_dtype
         return product_support(problem.arch, dtypes, (problem.batch, problem.m, problem.n, problem.k))
@@ -23,16 +25,15 @@ class HopperDense(HopperProduct):
     def shape_of(self, problem: DenseProblem) -> ProductShape:
         return ProductShape(problem.batch, problem.m, problem.n, problem.k, problem.dtype.itemsize)
 
-    def run(
+    def product(
         self,
         problem: DenseProblem,
         out: torch.Tensor,
         a: torch.Tensor,
         b: torch.Tensor,
         bias: torch.Tensor | None = None,
-    ) -> None:
+    ) -> Product:
         if a.dim() == 2:
             out, a, b = out.unsqueeze(0), a.unsqueeze(0), b.unsqueeze(0)
-        bias = bias if bias is None else bias.contiguous()
         operands = Operands(out, a, b.mT, problem.batch, bias=bias)
-        run_product(operands, problem.m, activation=ACTIVATIONS[problem.activation])
+        return Product(operands, problem.m, activation=ACTIVATIONS[problem.activation])

@@ -9,14 +9,15 @@ from typing import NamedTuple
 
 import torch
 
+from warploom.core.calls import Kept
 from warploom.core.descriptors import TensorMap, TensorView, tensor_map
 from warploom.core.device import sm_count
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, i64, ptr
 from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, GemmTiles, ProductShape, shares_column_scale
 from warploom.gemm.scales import ceil_div
 
-__all__ = ["ACTIVATIONS", "Activation", "Grouping", "KernelKind", "Operands", "PreparedProduct", "Scaling", "gemm_spec"]
-__all__ += ["product_spec"]
+__all__ = ["ACTIVATIONS", "OPERAND_ORDER", "Activation", "Grouping", "KernelKind", "Operands", "PreparedProduct"]
+__all__ += ["Scaling", "gemm_spec", "product_spec"]
 
 _BIAS_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _MOST_MAPS = 4096  # of a product: weights of many layers, tokens in many places
@@ -81,6 +82,10 @@ class GemmParams(ParamStruct):
     stage_bytes: i32
 
 
+# The tensors among a product's operands: two that TMA copies, then the pointers at the start of the parameters.
+OPERAND_ORDER = ("tokens", "weights", "out", "token_scales", "weight_scales", "bias", "sizes", "weight_indices")
+
+
 class KernelKind(NamedTuple):
     """What a kernel is compiled for, besides its tiles."""
 
@@ -119,6 +124,11 @@ class Operands(NamedTuple):
     granularity: tuple[int, int, int] = (1, 1, SPAN_BYTES)
     sizes: torch.Tensor | None = None
     weight_indices: torch.Tensor | None = None
+
+    def addresses(self) -> tuple[int, ...]:
+        """Where the tensors begin, in `OPERAND_ORDER`; 0 for None."""
+        tensors = (getattr(self, name) for name in OPERAND_ORDER)
+        return tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
 
 
 @functools.lru_cache(4096)
@@ -168,42 +178,34 @@ class PreparedProduct:
         self._weight_box = (1, shape.depth if kind.weights_turned else tiles.weights, shape.depth)
         # What a promotion fetches beside a span is the next's: early for few tokens, which wait for memory.
         self._weight_promotion = "128B" if tiles.token_tile <= _FEW_TOKENS else "256B"
-        self._maps: dict[tuple[int, int], tuple[TensorMap, TensorMap]] = {}
+        self._maps: Kept[tuple[int, int], tuple[TensorMap, TensorMap]] = Kept(_MOST_MAPS)
         self._launch = (
-            product_spec(tiles, kind._replace(has_bias=operands.bias is not None), shape)
+            product_spec(tiles, kind, shape)
             .load(device)
             .prepare(
                 _blocks(tiles, kind, operands, sm_count(device)),
                 tiles.threads,
                 _params(tiles, operands),
-                *self._maps_of(operands),
+                *self._maps_of(*operands.addresses()[:2]),
                 smem=tiles.smem,
                 cluster=tiles.blocks if tiles.blocks > 1 else None,
-                pointers=6,
+                pointers=len(OPERAND_ORDER) - 2,
             )
         )
 
-    def run(self, operands: Operands) -> None:
-        """Launch on the current stream."""
-        optional = (
-            operands.token_scales,
-            operands.weight_scales,
-            operands.bias,
-            operands.sizes,
-            operands.weight_indices,
-        )
-        pointers = (0 if tensor is None else tensor.data_ptr() for tensor in optional)
-        self._launch.launch(operands.out.data_ptr(), *pointers, more=self._maps_of(operands))
+    def run(self, tokens: int, weights: int, *pointers: int) -> None:
+        """Launch on the current stream, with the addresses of the tensors of `OPERAND_ORDER`."""
+        self._launch.launch(*pointers, more=self._maps_of(tokens, weights))
 
-    def _maps_of(self, operands: Operands) -> tuple[TensorMap, TensorMap]:
-        where = operands.tokens.data_ptr(), operands.weights.data_ptr()
+    def _maps_of(self, tokens: int, weights: int) -> tuple[TensorMap, TensorMap]:
+        where = tokens, weights
         found = self._maps.get(where)
         if found is None:
-            if len(self._maps) >= _MOST_MAPS:
-                self._maps.clear()
-            tokens = tensor_map(replace(self._tokens, pointer=where[0]), self._token_box)
-            weights = tensor_map(replace(self._weights, pointer=where[1]), self._weight_box, l2=self._weight_promotion)
-            found = self._maps[where] = tokens, weights
+            maps = (
+                tensor_map(replace(self._tokens, pointer=tokens), self._token_box),
+                tensor_map(replace(self._weights, pointer=weights), self._weight_box, l2=self._weight_promotion),
+            )
+            found = self._maps.keep(where, maps)
         return found
 
 

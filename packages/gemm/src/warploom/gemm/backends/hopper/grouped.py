@@ -6,9 +6,8 @@ import torch
 
 from warploom.core.backends import Support
 from warploom.gemm.backends.hopper.gemm_kernel import Grouping, Operands, Scaling
-from warploom.gemm.backends.hopper.product import MOST_GROUPS, HopperProduct, product_support, run_product
+from warploom.gemm.backends.hopper.product import MOST_GROUPS, HopperRowsProduct, Product, product_support
 from warploom.gemm.backends.hopper.tiles import ProductShape
-from warploom.gemm.formats import rows_output
 from warploom.gemm.problems.grouped import GroupedProblem, GroupedScaledProblem
 from warploom.gemm.scales import ceil_div
 
@@ -24,8 +23,10 @@ def tokens_of_groups(rows: int, groups: int) -> int:
     return ceil_div(rows, max(groups, 1))
 
 
-class HopperGrouped(HopperProduct):
+class HopperGrouped(HopperRowsProduct):
     """`grouped_mm_bf16`."""
+
+    takes = ("out", "tokens", "weights", "sizes")
 
     def supports(self, problem: GroupedProblem) -> Support:
         dtypes = problem.dtype, problem.dtype, problem.out_dtype
@@ -36,22 +37,22 @@ class HopperGrouped(HopperProduct):
         tokens = tokens_of_groups(problem.rows, problem.groups)
         return ProductShape(problem.groups, tokens, problem.n, problem.k, problem.dtype.itemsize)
 
-    def run(
+    def product(
         self,
         problem: GroupedProblem,
-        out: torch.Tensor | None,
+        out: torch.Tensor,
         a: torch.Tensor,
         b: torch.Tensor,
         m_indptr: torch.Tensor,
-    ) -> torch.Tensor:
-        out = rows_output(out, a, problem.n, problem.out_dtype)
+    ) -> Product:
         operands = Operands(out.unsqueeze(0), a.unsqueeze(0), b, problem.groups, sizes=m_indptr)
-        run_product(operands, tokens_of_groups(problem.rows, problem.groups), Grouping.OFFSETS)
-        return out
+        return Product(operands, tokens_of_groups(problem.rows, problem.groups), Grouping.OFFSETS)
 
 
-class HopperGroupedScaled(HopperProduct):
+class HopperGroupedScaled(HopperRowsProduct):
     """`grouped_mm_fp8`."""
+
+    takes = ("out", "tokens", "weights", "token_scales", "weight_scales", "sizes")
 
     def supports(self, problem: GroupedScaledProblem) -> Support:
         dtypes = problem.a_dtype, problem.b_dtype, problem.out_dtype
@@ -62,17 +63,16 @@ class HopperGroupedScaled(HopperProduct):
         tokens = tokens_of_groups(problem.rows, problem.groups)
         return ProductShape(problem.groups, tokens, problem.n, problem.k, itemsize=1)
 
-    def run(
+    def product(
         self,
         problem: GroupedScaledProblem,
-        out: torch.Tensor | None,
+        out: torch.Tensor,
         a: torch.Tensor,
         b: torch.Tensor,
         a_scale: torch.Tensor,
         b_scale: torch.Tensor,
         m_indptr: torch.Tensor,
-    ) -> torch.Tensor:
-        out = rows_output(out, a, problem.n, problem.out_dtype)
+    ) -> Product:
         operands = Operands(
             out.unsqueeze(0),
             a.unsqueeze(0),
@@ -82,5 +82,4 @@ class HopperGroupedScaled(HopperProduct):
             weight_scales=b_scale.unsqueeze(2),
             sizes=m_indptr,
         )
-        run_product(operands, tokens_of_groups(problem.rows, problem.groups), Grouping.OFFSETS, Scaling.AT_END)
-        return out
+        return Product(operands, tokens_of_groups(problem.rows, problem.groups), Grouping.OFFSETS, Scaling.AT_END)

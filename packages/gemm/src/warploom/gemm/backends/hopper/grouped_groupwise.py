@@ -8,7 +8,7 @@ from warploom.core.backends import Support
 from warploom.gemm.backends.hopper.gemm_kernel import Grouping, Operands, Scaling
 from warploom.gemm.backends.hopper.grouped import group_support, tokens_of_groups
 from warploom.gemm.backends.hopper.groupwise import block_shape, block_support
-from warploom.gemm.backends.hopper.product import HopperProduct, product_support, run_product
+from warploom.gemm.backends.hopper.product import HopperProduct, Product, product_support
 from warploom.gemm.backends.hopper.tiles import ProductShape
 from warploom.gemm.problems.grouped_groupwise import GroupedGroupwiseProblem
 
@@ -17,6 +17,8 @@ __all__ = ["HopperGroupedGroupwise"]
 
 class HopperGroupedGroupwise(HopperProduct):
     """`group_gemm_fp8_nt_groupwise`."""
+
+    takes = ("out", "tokens", "weights", "token_scales", "weight_scales", "sizes")
 
     def supports(self, problem: GroupedGroupwiseProblem) -> Support:
         dtypes = problem.a_dtype, problem.b_dtype, problem.out_dtype
@@ -31,7 +33,7 @@ class HopperGroupedGroupwise(HopperProduct):
         tokens = tokens_of_groups(problem.rows, problem.groups)
         return block_shape(problem.groups, tokens, problem)
 
-    def run(
+    def product(
         self,
         problem: GroupedGroupwiseProblem,
         out: torch.Tensor,
@@ -40,7 +42,7 @@ class HopperGroupedGroupwise(HopperProduct):
         a_scale: torch.Tensor,
         b_scale: torch.Tensor,
         m_indptr: torch.Tensor,
-    ) -> None:
+    ) -> Product:
         operands = Operands(
             out.unsqueeze(0),
             a.unsqueeze(0),
@@ -51,4 +53,4 @@ class HopperGroupedGroupwise(HopperProduct):
             granularity=problem.granularity,
             sizes=m_indptr,
         )
-        run_product(operands, tokens_of_groups(problem.rows, problem.groups), Grouping.OFFSETS, Scaling.OF_BLOCKS)
+        return Product(operands, tokens_of_groups(problem.rows, problem.groups), Grouping.OFFSETS, Scaling.OF_BLOCKS)

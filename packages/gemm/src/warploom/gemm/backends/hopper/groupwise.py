@@ -6,7 +6,7 @@ import torch
 
 from warploom.core.backends import Support
 from warploom.gemm.backends.hopper.gemm_kernel import Operands, Scaling
-from warploom.gemm.backends.hopper.product import HopperProduct, product_support, run_product, shares_scales
+from warploom.gemm.backends.hopper.product import HopperProduct, Product, product_support, shares_scales
 from warploom.gemm.backends.hopper.tiles import SPAN_BYTES, ProductShape
 from warploom.gemm.problems.grouped_groupwise import GroupedGroupwiseProblem
 from warploom.gemm.problems.groupwise import GroupwiseProblem
@@ -32,6 +32,8 @@ def block_shape(
 class HopperGroupwise(HopperProduct):
     """`gemm_fp8_nt_groupwise`."""
 
+    takes = ("out", "tokens", "weights", "token_scales", "weight_scales")
+
     def supports(self, problem: GroupwiseProblem) -> Support:
         dtypes = problem.a_dtype, problem.b_dtype, problem.out_dtype
         return product_support(problem.arch, dtypes, (1, problem.m, problem.n, problem.k)) & block_support(
@@ -41,7 +43,7 @@ class HopperGroupwise(HopperProduct):
     def shape_of(self, problem: GroupwiseProblem) -> ProductShape:
         return block_shape(1, problem.m, problem)
 
-    def run(
+    def product(
         self,
         problem: GroupwiseProblem,
         out: torch.Tensor,
@@ -49,7 +51,7 @@ class HopperGroupwise(HopperProduct):
         b: torch.Tensor,
         a_scale: torch.Tensor,
         b_scale: torch.Tensor,
-    ) -> None:
+    ) -> Product:
         operands = Operands(
             out.unsqueeze(0),
             a.unsqueeze(0),
@@ -59,4 +61,4 @@ class HopperGroupwise(HopperProduct):
             weight_scales=b_scale.unsqueeze(0),
             granularity=problem.granularity,
         )
-        run_product(operands, problem.m, scaling=Scaling.OF_BLOCKS)
+        return Product(operands, problem.m, scaling=Scaling.OF_BLOCKS)

@@ -8,7 +8,7 @@ from warploom.core.backends import Support
 from warploom.gemm.backends.hopper.gemm_kernel import Grouping, Operands, Scaling
 from warploom.gemm.backends.hopper.grouped import group_support
 from warploom.gemm.backends.hopper.groupwise import block_shape, block_support
-from warploom.gemm.backends.hopper.product import HopperProduct, product_support, run_product
+from warploom.gemm.backends.hopper.product import HopperProduct, Product, product_support
 from warploom.gemm.backends.hopper.tiles import ProductShape
 from warploom.gemm.problems.masked import MaskedGroupwiseProblem
 
@@ -17,6 +17,8 @@ __all__ = ["HopperMaskedGroupwise"]
 
 class HopperMaskedGroupwise(HopperProduct):
     """`batch_gemm_fp8_nt_groupwise_masked`."""
+
+    takes = ("out", "tokens", "weights", "token_scales", "weight_scales", "sizes")
 
     def supports(self, problem: MaskedGroupwiseProblem) -> Support:
         dtypes = problem.a_dtype, problem.b_dtype, problem.out_dtype
@@ -30,7 +32,7 @@ class HopperMaskedGroupwise(HopperProduct):
     def shape_of(self, problem: MaskedGroupwiseProblem) -> ProductShape:
         return block_shape(problem.groups, _expected_tokens(problem), problem)
 
-    def run(
+    def product(
         self,
         problem: MaskedGroupwiseProblem,
         out: torch.Tensor,
@@ -39,7 +41,7 @@ class HopperMaskedGroupwise(HopperProduct):
         a_scale: torch.Tensor,
         b_scale: torch.Tensor,
         masked_m: torch.Tensor,
-    ) -> None:
+    ) -> Product:
         operands = Operands(
             out,
             a,
@@ -50,7 +52,7 @@ class HopperMaskedGroupwise(HopperProduct):
             granularity=problem.granularity,
             sizes=masked_m,
         )
-        run_product(operands, _expected_tokens(problem), Grouping.COUNTS, Scaling.OF_BLOCKS)
+        return Product(operands, _expected_tokens(problem), Grouping.COUNTS, Scaling.OF_BLOCKS)
 
 
 def _expected_tokens(problem: MaskedGroupwiseProblem) -> int:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from warploom.core.backends import Backend, Support
 from warploom.core.device import sm_count
 from warploom.gemm.backends.hopper.gemm_kernel import (
+    OPERAND_ORDER,
     Activation,
     Grouping,
     KernelKind,
@@ -19,31 +22,108 @@ from warploom.gemm.backends.hopper.gemm_kernel import (
 )
 from warploom.gemm.backends.hopper.tile_choice import choose_tiles, describe_choice
 from warploom.gemm.backends.hopper.tiles import BLOCK_ROWS, H200_SMS, GemmTiles, ProductShape
+from warploom.gemm.formats import rows_output
 from warploom.gemm.scales import ceil_div
 
-__all__ = ["MOST_GROUPS", "HopperProduct", "product_shape", "product_support", "run_product", "shares_scales"]
+__all__ = ["MOST_GROUPS", "HopperProduct", "HopperRowsProduct", "Product", "prepare_product", "product_shape"]
+__all__ += ["product_support", "shares_scales"]
 
 MOST_GROUPS = 1024  # whose tiles a block counts in shared memory
 _IN = (torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 _OUT = (torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn)
 _VECTOR_BYTES = 16
-_MOST_PRODUCTS = 8192  # whose launches are kept
 _MOST_STEPS = 2**31 - 1
 
 
+class Product(NamedTuple):
+    """A product as the kernel computes it.
+
+    Attributes
+    ----------
+    tokens : int
+        About how many a group has.
+    """
+
+    operands: Operands
+    tokens: int
+    grouping: Grouping = Grouping.UNIFORM
+    scaling: Scaling = Scaling.NONE
+    activation: Activation = Activation.NONE
+
+
 class HopperProduct(Backend):
-    """What the backends of this folder have in common."""
+    """What the backends of this folder have in common.
+
+    Attributes
+    ----------
+    takes : tuple of str
+        The operand that each tensor after the problem in `run` is, or a view of it.
+    """
 
     name = "hopper"
     needs_gpu = True
     min_arch = 90
+    takes: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def shape_of(self, problem: Any) -> ProductShape:
         """What tiles are chosen by, with weights stored ``[n, k]``."""
 
+    @abstractmethod
+    def product(self, problem: Any, *tensors: Any) -> Product:
+        """The product of these tensors."""
+
     def details(self, problem: Any) -> str:
         return describe_choice(self.shape_of(problem), H200_SMS)
+
+    def bind(self, problem: Any, *tensors: torch.Tensor | None) -> Callable[..., Any]:
+        product = self.product(problem, *tensors)
+        if product.operands.out.numel() == 0:
+            return _nothing
+        ready, prepared = prepare_product(product)
+        operand_of = itemgetter(*(self.takes.index(name) if name in self.takes else -1 for name in OPERAND_ORDER))
+
+        def addresses(tensors: tuple[torch.Tensor | None, ...]) -> tuple[int, ...]:
+            # The 0 at the end stands for operands that are none of the tensors.
+            return operand_of((*(0 if tensor is None else tensor.data_ptr() for tensor in tensors), 0))
+
+        def launch(*tensors: torch.Tensor | None) -> None:
+            prepared.run(*addresses(tensors))
+
+        def copy_and_launch(*tensors: torch.Tensor | None) -> None:
+            operands = self.product(problem, *tensors).operands
+            ready = _ready(operands)
+            prepared.run(*ready.addresses())
+            if ready.out is not operands.out:
+                operands.out.copy_(ready.out)
+
+        return launch if ready.addresses() == addresses(tensors) else copy_and_launch
+
+    def run(self, problem: Any, *tensors: Any) -> Any:
+        return self.bind(problem, *tensors)(*tensors)
+
+
+class HopperRowsProduct(HopperProduct):
+    """Products that write a row for each token, into a new tensor unless the caller has one."""
+
+    def bind(self, problem: Any, *tensors: torch.Tensor | None) -> Callable[..., torch.Tensor]:
+        columns, dtype = self.shape_of(problem).n, problem.out_dtype
+
+        def with_output(out: Any, tokens: Any, *others: Any) -> tuple[Any, ...]:
+            return rows_output(out, tokens, columns, dtype), tokens, *others
+
+        launch = super().bind(problem, *with_output(*tensors))
+
+        def run(*tensors: Any) -> torch.Tensor:
+            out, *others = with_output(*tensors)
+            launch(out, *others)
+            return out
+
+        return run
+
+
+def _nothing(*tensors: torch.Tensor | None) -> None:
+    """The launch of a product without elements."""
 
 
 def product_support(
@@ -65,73 +145,27 @@ def product_support(
     )
 
 
-def run_product(
-    operands: Operands,
-    tokens: int,
-    grouping: Grouping = Grouping.UNIFORM,
-    scaling: Scaling = Scaling.NONE,
-    activation: Activation = Activation.NONE,
-    tiles: GemmTiles | None = None,
-    *,
-    is_ready: bool = False,
-) -> None:
-    """Launch a product, after bringing operands into a form that TMA takes where they are not.
+def prepare_product(product: Product, tiles: GemmTiles | None = None) -> tuple[Operands, PreparedProduct]:
+    """A launch, and the operands that it takes: copies of those whose strides neither TMA nor vector stores take.
 
     Parameters
     ----------
-    tokens : int
-        About how many tokens a group has.
     tiles : GemmTiles, optional
         Instead of those that would be chosen.
-    is_ready : bool
-        Operands come from `_ready`: rows of the output may be written beyond their end.
     """
-    if operands.out.numel() == 0:
-        return
-    key = (_layout_of(operands), tokens, grouping, scaling, activation, tiles, is_ready)
-    product = _products.get(key)
-    if product is None:
-        if len(_products) >= _MOST_PRODUCTS:
-            _products.clear()
-        is_ready = is_ready or all(one is other for one, other in zip(_ready(operands), operands, strict=True))
-        product = _prepare(operands, tokens, grouping, scaling, activation, tiles) if is_ready else _NEEDS_COPIES
-        _products[key] = product
-    if isinstance(product, PreparedProduct):
-        product.run(operands)
-        return
-    ready = _ready(operands)
-    run_product(ready, tokens, grouping, scaling, activation, tiles, is_ready=True)
-    if ready.out is not operands.out:
-        operands.out.copy_(ready.out)
-
-
-_products: dict[Any, PreparedProduct | str] = {}
-_NEEDS_COPIES = "operands are copied first"
-
-
-def _layout_of(operands: Operands) -> tuple[Any, ...]:
-    """All of the operands but where they begin, and whether that is aligned."""
-    return tuple(
-        (value.shape, value.stride(), value.dtype, value.data_ptr() % _VECTOR_BYTES, value.device.index)
-        if isinstance(value, torch.Tensor)
-        else value
-        for value in operands
+    ready = _ready(product.operands)
+    turned = not _is_tma_ready(ready.weights)
+    shape = product_shape(ready, product.tokens, product.scaling, turned)
+    kind = KernelKind(
+        ready.weights.dtype,
+        ready.out.dtype,
+        product.grouping,
+        product.scaling,
+        product.activation,
+        has_bias=ready.bias is not None,
+        weights_turned=turned,
     )
-
-
-def _prepare(
-    operands: Operands,
-    tokens: int,
-    grouping: Grouping,
-    scaling: Scaling,
-    activation: Activation,
-    tiles: GemmTiles | None,
-) -> PreparedProduct:
-    turned = not _is_tma_ready(operands.weights)
-    shape = product_shape(operands, tokens, scaling, turned)
-    tiles = tiles or choose_tiles(shape, sm_count(operands.out.device))
-    kind = KernelKind(operands.weights.dtype, operands.out.dtype, grouping, scaling, activation, weights_turned=turned)
-    return PreparedProduct(tiles, kind, shape, operands)
+    return ready, PreparedProduct(tiles or choose_tiles(shape, sm_count(ready.out.device)), kind, shape, ready)
 
 
 def _ready(operands: Operands) -> Operands:
@@ -142,7 +176,8 @@ def _ready(operands: Operands) -> Operands:
     is_turned = weights.element_size() == 2 and _is_tma_ready(weights.mT)
     if not is_turned:
         weights = _k_major(weights)
-    return operands._replace(out=_target(operands.out), tokens=_k_major(operands.tokens), weights=weights)
+    bias = operands.bias if operands.bias is None else operands.bias.contiguous()
+    return operands._replace(out=_target(operands.out), tokens=_k_major(operands.tokens), weights=weights, bias=bias)
 
 
 def shares_scales(granularity: tuple[int, int, int]) -> bool:

@@ -6,7 +6,7 @@ import torch
 
 from warploom.core.backends import Support
 from warploom.gemm.backends.hopper.gemm_kernel import ACTIVATIONS, Operands, Scaling
-from warploom.gemm.backends.hopper.product import HopperProduct, product_support, run_product
+from warploom.gemm.backends.hopper.product import HopperProduct, Product, product_support
 from warploom.gemm.backends.hopper.tiles import ProductShape
 from warploom.gemm.problems.scaled import ScaledProblem
 
@@ -16,6 +16,8 @@ __all__ = ["HopperScaled"]
 class HopperScaled(HopperProduct):
     """`mm_fp8` and `bmm_fp8`. Weights that are not stored ``[n, k]`` are copied first."""
 
+    takes = ("out", "tokens", "weights", "token_scales", "weight_scales", "bias")
+
     def supports(self, problem: ScaledProblem) -> Support:
         dtypes = problem.a_dtype, problem.b_dtype, problem.out_dtype
         return product_support(problem.arch, dtypes, (problem.batch, problem.m, problem.n, problem.k))
@@ -23,7 +25,7 @@ class HopperScaled(HopperProduct):
     def shape_of(self, problem: ScaledProblem) -> ProductShape:
         return ProductShape(problem.batch, problem.m, problem.n, problem.k, itemsize=1)
 
-    def run(
+    def product(
         self,
         problem: ScaledProblem,
         out: torch.Tensor,
@@ -32,7 +34,7 @@ class HopperScaled(HopperProduct):
         a_scale: torch.Tensor,
         b_scale: torch.Tensor,
         bias: torch.Tensor | None = None,
-    ) -> None:
+    ) -> Product:
         if a.dim() == 2:
             out, a, b = out.unsqueeze(0), a.unsqueeze(0), b.unsqueeze(0)
         operands = Operands(
@@ -40,8 +42,8 @@ class HopperScaled(HopperProduct):
             a,
             b.mT,
             problem.batch,
-            bias=bias if bias is None else bias.contiguous(),
+            bias=bias,
             token_scales=a_scale.expand(problem.batch, problem.m, 1),
             weight_scales=b_scale.t().expand(problem.batch, problem.n, 1),
         )
-        run_product(operands, problem.m, scaling=Scaling.AT_END, activation=ACTIVATIONS[problem.activation])
+        return Product(operands, problem.m, scaling=Scaling.AT_END, activation=ACTIVATIONS[problem.activation])

@@ -7,16 +7,17 @@ import torch
 from warploom.core.backends import Support
 from warploom.gemm.backends.hopper.gemm_kernel import Grouping, Operands
 from warploom.gemm.backends.hopper.grouped import group_support, tokens_of_groups
-from warploom.gemm.backends.hopper.product import HopperProduct, product_support, run_product
+from warploom.gemm.backends.hopper.product import HopperRowsProduct, Product, product_support
 from warploom.gemm.backends.hopper.tiles import ProductShape
-from warploom.gemm.formats import rows_output
 from warploom.gemm.problems.segment import SegmentProblem
 
 __all__ = ["HopperSegment"]
 
 
-class HopperSegment(HopperProduct):
+class HopperSegment(HopperRowsProduct):
     """Shrinking and expanding products alike, with weights in either storage order."""
+
+    takes = ("out", "tokens", "weights", "sizes", "weight_indices")
 
     def supports(self, problem: SegmentProblem) -> Support:
         dtypes = problem.dtype, problem.dtype, problem.out_dtype
@@ -27,16 +28,15 @@ class HopperSegment(HopperProduct):
         tokens = tokens_of_groups(problem.rows, problem.batch)
         return ProductShape(problem.batch, tokens, problem.d_out, problem.d_in, problem.dtype.itemsize)
 
-    def run(
+    def product(
         self,
         problem: SegmentProblem,
-        out: torch.Tensor | None,
+        out: torch.Tensor,
         x: torch.Tensor,
         weights: torch.Tensor,
         seg_indptr: torch.Tensor,
         weight_indices: torch.Tensor | None,
-    ) -> torch.Tensor:
-        out = rows_output(out, x, problem.d_out, problem.out_dtype)
+    ) -> Product:
         operands = Operands(
             out.unsqueeze(0),
             x.unsqueeze(0),
@@ -45,5 +45,4 @@ class HopperSegment(HopperProduct):
             sizes=seg_indptr,
             weight_indices=weight_indices,
         )
-        run_product(operands, tokens_of_groups(problem.rows, problem.batch), Grouping.OFFSETS)
-        return out
+        return Product(operands, tokens_of_groups(problem.rows, problem.batch), Grouping.OFFSETS)
