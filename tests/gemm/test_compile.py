@@ -33,7 +33,10 @@ def inputs(rows):
     offsets = torch.tensor([0, 1, rows], dtype=torch.int32)
     a, b, b3 = random_fp8((rows, 256)), random_fp8((16, 256)), random_fp8((2, 16, 256))
     a3, ones, full = random_fp8((2, rows, 256)), torch.ones, torch.full((2,), rows)
-    lora = gemm.SegmentGEMMWrapper()
+    lora, tokens = gemm.SegmentGEMMWrapper(), torch.arange(rows).flip(0)
+
+    def gathered(a, b, m_indptr, row_indices):
+        return gemm.grouped_mm_bf16(a, b, m_indptr, row_indices=row_indices)
 
     def segments(x, weights, lengths):
         return lora.run(x, weights, 2, True, seg_lens=lengths)
@@ -46,6 +49,7 @@ def inputs(rows):
         "groupwise": (gemm.gemm_fp8_nt_groupwise, a, b, ones(2, rows), ones(2, 1), "MN"),
         "blockscale": (gemm.fp8_blockscale_gemm_sm90, half(rows, 256), half(16, 256)),
         "grouped_bf16": (gemm.grouped_mm_bf16, half(rows, 8), half(2, 16, 8), offsets),
+        "grouped_gathered": (gathered, half(2, 8), half(2, 16, 8), offsets, tokens),
         "grouped_fp8": (gemm.grouped_mm_fp8, a, b3, offsets),
         "grouped_groupwise": (gemm.group_gemm_fp8_nt_groupwise, a, b3, ones(2, rows), ones(2, 2, 1), offsets),
         "masked": (gemm.batch_gemm_fp8_nt_groupwise_masked, a3, b3, ones(2, rows, 2), ones(2, 1, 2), full, 2),

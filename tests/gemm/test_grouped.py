@@ -82,6 +82,44 @@ def test_fp8(case):
     assert_close(out, expected_rows(left, right, case.sizes) * (0.5 if case.alpha else 1.0))
 
 
+INDICES = ([3, 0, 3, 6, 6, 1, 2], [0, 0, 0, 0], [5], [])
+
+
+@pytest.mark.parametrize(*cases(indices=INDICES, dtype=[torch.int32, torch.int64], own=[False, True], step=[1, 2]))
+def test_rows_that_indices_name(case):
+    a, b = random_normal((7, 24), torch.bfloat16, seed=1), random_normal((3, 16, 24), torch.bfloat16, seed=2)
+    rows = len(case.indices)
+    lengths = [rows // 2, 0, rows - rows // 2]
+    indices = torch.tensor(case.indices, dtype=case.dtype).repeat_interleave(case.step)[:: case.step]
+    out = poison_like(torch.empty(rows, 16, dtype=torch.bfloat16)) if case.own else None
+    got = grouped_mm_bf16(a, b, indptr_of(lengths), out, row_indices=indices)
+    assert got.shape == (rows, 16)
+    assert_close(got, expected_rows(a[indices.long()], b, lengths))
+
+
+@pytest.mark.parametrize("a_scale", [None, (1,), (7,), (7, 1)])
+@pytest.mark.parametrize("indices", INDICES)
+def test_fp8_rows_that_indices_name(a_scale, indices):
+    a, b = random_fp8((7, 32)), random_fp8((2, 16, 32), seed=1)
+    scale = None if a_scale is None else random_scales(a_scale, seed=2)
+    indices, lengths = torch.tensor(indices, dtype=torch.int32), [len(indices), 0]
+    out = grouped_mm_fp8(a, b, indptr_of(lengths), a_scale=scale, row_indices=indices)
+    left = a.double() * (1.0 if scale is None else scale.double().view(-1, 1))
+    assert_close(out, expected_rows(left[indices.long()], b.double(), lengths))
+
+
+def test_wrong_indices_take_rows_that_are_there():
+    a, b = random_normal((3, 8), torch.bfloat16, seed=1), random_normal((1, 8, 8), torch.bfloat16, seed=2)
+    indices = torch.tensor([-5, 9, 1])
+    got = grouped_mm_bf16(a, b, indptr_of([3]), row_indices=indices)
+    assert_close(got, expected_rows(a[[0, 2, 1]], b, [3]))
+    with (
+        warploom_settings.override(debug_checks=True),
+        pytest.raises(ArgumentError, match="`row_indices` must be at least 0 and below 3 everywhere, got -5"),
+    ):
+        grouped_mm_bf16(a, b, indptr_of([3]), row_indices=indices)
+
+
 def test_nan_stays_in_its_group():
     a, b = random_fp8((6, 16)), random_fp8((3, 8, 16))
     scale = torch.tensor([1.0, float("nan"), 1.0])
@@ -99,6 +137,16 @@ def test_nan_stays_in_its_group():
         ({"b": torch.zeros(8, 16).bfloat16()}, r"`b` must be a tensor \[groups, n, k\]"),
         ({"out": torch.zeros(4, 9).bfloat16()}, r"`out` must be of shape \(4, 8\)"),
         ({"out_dtype": torch.int8}, "`out_dtype` must be bfloat16, float16 or float32"),
+        ({"row_indices": torch.ones(4)}, "`row_indices` must be of dtype int32 or int64"),
+        ({"row_indices": torch.ones(4, 1).int()}, r"`row_indices` must be a tensor \[_\]"),
+        (
+            {"row_indices": torch.zeros(5).int(), "out": torch.zeros(4, 8).bfloat16()},
+            r"`out` must be of shape \(5, 8\)",
+        ),
+        (
+            {"row_indices": torch.zeros(4).int(), "a": torch.zeros(0, 16).bfloat16()},
+            "`row_indices` must be empty where `a`",
+        ),
     ],
 )
 def test_wrong_arguments(arguments, message):

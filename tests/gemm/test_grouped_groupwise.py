@@ -46,6 +46,30 @@ def test_any_groups_and_scales(groups, longest, n, k, seed):
     check(ragged_lengths(groups, longest, seed).tolist(), n, k, (1, 128, 128), "MN", seed, adversarial=True)
 
 
+@pytest.mark.parametrize("mode", ["MN", "K"])
+@pytest.mark.parametrize("indices", [[4, 4, 0, 2, 1, 0], [3], []])
+def test_rows_that_indices_name(indices, mode):
+    a, b = random_fp8((5, 256)), random_fp8((2, 136, 256), seed=1)
+    a_scale, b_scale = random_scales((5, 2), 2), random_scales((2, 2, 2), 3)
+    stored = (a_scale.mT, b_scale.mT) if mode == "MN" else (a_scale, b_scale)
+    rows = torch.tensor(indices, dtype=torch.int32)
+    sizes = [len(indices) // 2, len(indices) - len(indices) // 2]
+    arguments = (a, b, *stored, indptr_of(sizes), (1, 128, 128), mode)
+    out = group_gemm_fp8_nt_groupwise(*arguments, out_dtype=torch.float32, row_indices=rows)
+    left = (a.double() * elementwise(a_scale, a.shape, (1, 128)))[rows.long()]
+    right = [b[group].double() * elementwise(b_scale[group], (136, 256), (128, 128)) for group in range(2)]
+    expected = torch.cat([left[: sizes[0]] @ right[0].T, left[sizes[0] :] @ right[1].T])
+    assert_close(out, expected)
+
+
+def test_rows_that_indices_name_have_their_own_scales():
+    a, b, scales = random_fp8((5, 256)), random_fp8((1, 136, 256)), (torch.ones(2, 1), torch.ones(1, 2, 2))
+    with pytest.raises(ArgumentError, match=r"`scale_granularity_mnk` must be \(1, gn, gk\) with `row_indices`"):
+        group_gemm_fp8_nt_groupwise(
+            a, b, *scales, indptr_of([2]), (5, 128, 128), row_indices=torch.zeros(2, dtype=torch.int32)
+        )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -172,6 +172,46 @@ def test_groups_with_blocks(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_rows_that_indices_name(seed):
+    for draw in problems(seed):
+        groups, n, k, tokens = draw.size(30), draw.size(400, 8), draw.size(1500, 16), draw.size(200)
+        lengths = draw.lengths(groups, draw.pick(4, 40, 300))
+        rows, blocks = sum(lengths), -(-k // 128)
+        offsets = indptr_of(lengths, "cuda")
+        indices = torch.randint(tokens, (rows,), device="cuda", dtype=draw.pick(torch.int32, torch.int64))
+        a, b = draw.half(tokens, k), draw.half(groups, n, k)
+        out = gemm.grouped_mm_bf16(a, b, offsets, empty(rows, n), row_indices=indices, backend="hopper")
+        x, w, x_scale, w_scale = (
+            draw.fp8(tokens, k),
+            draw.fp8(groups, n, k),
+            draw.scale(tokens, 1),
+            draw.scale(groups, n),
+        )
+        scales = {"a_scale": x_scale, "b_scale": w_scale.contiguous()}
+        by_row = gemm.grouped_mm_fp8(x, w, offsets, out=empty(rows, n), row_indices=indices, backend="hopper", **scales)
+        block_scales = draw.scale(tokens, blocks), draw.scale(groups, -(-n // 128), blocks)
+        by_block = gemm.group_gemm_fp8_nt_groupwise(
+            x, w, *block_scales, offsets, scale_major_mode=None, row_indices=indices, backend="hopper"
+        )
+        start = 0
+        for group, length in enumerate(lengths):
+            part = slice(start, start + length)
+            at = indices[part].long()
+            assert_product(out[part], a[at], b[group])
+            at_row = (
+                x.view(torch.uint8)[at].view(x.dtype),
+                w[group],
+                x_scale[at],
+                w_scale[group].unsqueeze(1),
+                (1, 1, k),
+            )
+            assert_product(by_row[part], *at_row)
+            scaled = *at_row[:2], block_scales[0][at], block_scales[1][group], (1, 128, 128)
+            assert_product(by_block[part], *scaled)
+            start += length
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_segments(seed):
     for draw in problems(seed):
         batch, d_in, d_out, number = draw.size(70), draw.size(500, 8), draw.size(300, 8), draw.size(30)

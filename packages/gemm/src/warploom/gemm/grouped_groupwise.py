@@ -16,7 +16,7 @@ from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.hopper.grouped_groupwise import HopperGroupedGroupwise
 from warploom.gemm.backends.reference.grouped_groupwise import ReferenceGroupedGroupwise
 from warploom.gemm.formats import FP8_DTYPES, Output, check_output
-from warploom.gemm.offsets import check_group_offsets, check_offsets
+from warploom.gemm.offsets import check_group_offsets, check_indices, check_offsets, check_row_indices, gathered
 from warploom.gemm.problems.grouped_groupwise import GroupedGroupwiseProblem
 from warploom.gemm.scales import Granularity, check_block_scales, layout_of, logical_scale
 
@@ -38,6 +38,7 @@ def group_gemm_fp8_nt_groupwise(
     out: Any = None,
     out_dtype: torch.dtype | str | None = None,
     *,
+    row_indices: Any = None,
     backend: str = "auto",
 ) -> torch.Tensor:
     """Multiply the fp8 rows of each group by its fp8 matrix, with block scales.
@@ -55,7 +56,7 @@ def group_gemm_fp8_nt_groupwise(
     b_scale : Tensor ``[groups, ceil(k / gk), ceil(n / gn)]``
         float32; ``[groups, ceil(n / gn), ceil(k / gk)]`` with "K" or None.
     m_indptr : Tensor ``[groups + 1]``
-        int32 or int64 offsets of the groups in `a`, on the device. Unlike FlashInfer's they need no alignment.
+        int32 or int64 offsets of the groups' rows, on the device. Unlike FlashInfer's they need no alignment.
     scale_granularity_mnk : tuple of int
         (gm, gn, gk): rows of `a`, rows of `b` and columns of both that share a scale.
     scale_major_mode : {"MN", "K", None}
@@ -65,6 +66,9 @@ def group_gemm_fp8_nt_groupwise(
         Written in place and returned. Rows must be contiguous.
     out_dtype : torch.dtype, optional
         bfloat16, float16 or float32; by default that of `out`, else bfloat16.
+    row_indices : Tensor ``[rows]``, optional
+        int32 or int64 on the device: the row of `a` that each row of the output is a product of, such as the token of each of
+        a mixture's rows. `a` then has any number of rows, `a_scale` numbers for them, and gm is 1.
     backend : str
         "auto", or a name of ``GROUP_GEMM_FP8_NT_GROUPWISE.backend_names``.
 
@@ -75,7 +79,7 @@ def group_gemm_fp8_nt_groupwise(
     Raises
     ------
     ArgumentError
-        A dtype, shape, device or stride is wrong; with the setting ``debug_checks`` also a wrong offset.
+        A dtype, shape, device or stride is wrong; with the setting ``debug_checks`` also a wrong offset or index.
     UnsupportedError
         The named backend cannot serve this problem; the message is the table of backends.
 
@@ -88,15 +92,22 @@ def group_gemm_fp8_nt_groupwise(
     >>> group_gemm_fp8_nt_groupwise(a, b, a_scale, b_scale, torch.tensor([0, 1, 3])).tolist()
     [[128.0], [64.0], [64.0]]
     """
-    a, b, a_scale, b_scale, m_indptr, out = as_tensors(
-        "group_gemm_fp8_nt_groupwise", a=a, b=b, a_scale=a_scale, b_scale=b_scale, m_indptr=m_indptr, out=out
+    a, b, a_scale, b_scale, m_indptr, out, row_indices = as_tensors(
+        "group_gemm_fp8_nt_groupwise",
+        a=a,
+        b=b,
+        a_scale=a_scale,
+        b_scale=b_scale,
+        m_indptr=m_indptr,
+        out=out,
+        row_indices=row_indices,
     )
     output, granularity = _check(
-        a, b, a_scale, b_scale, m_indptr, scale_major_mode, scale_granularity_mnk, out, out_dtype
+        a, b, a_scale, b_scale, m_indptr, scale_major_mode, scale_granularity_mnk, out, out_dtype, row_indices
     )
     out = output.tensor(out, like=a)
     scales = logical_scale(a_scale, scale_major_mode), logical_scale(b_scale, scale_major_mode)
-    _group_gemm_fp8_nt_groupwise(out, a, b, *scales, m_indptr, list(granularity), backend)
+    _group_gemm_fp8_nt_groupwise(out, a, b, *scales, m_indptr, row_indices, list(granularity), backend)
     return out
 
 
@@ -111,13 +122,17 @@ def _check(
     granularity: Any,
     out: Any,
     out_dtype: torch.dtype | str | None,
+    row_indices: Any,
 ) -> tuple[Output, Granularity]:
     check = Checker("group_gemm_fp8_nt_groupwise")
-    check.tensor("a", a, "rows k", dtype=FP8_DTYPES)
+    check.tensor("a", a, "tokens k", dtype=FP8_DTYPES)
     check.tensor("b", b, "groups n k", dtype=FP8_DTYPES)
-    rows, lead = check["rows"], (check["groups"],)
-    granularity = check_block_scales(check, a_scale, b_scale, granularity, mode, rows=rows, b_lead=lead)
+    tokens, lead = check["tokens"], (check["groups"],)
+    granularity = check_block_scales(check, a_scale, b_scale, granularity, mode, rows=tokens, b_lead=lead)
     check_group_offsets(check, m_indptr)
+    rows = check_row_indices(check, row_indices, tokens)
+    has_own_scales = row_indices is None or granularity[0] == 1
+    check.require(has_own_scales, "scale_granularity_mnk", "(1, gn, gk) with `row_indices`", granularity)
     return check_output(check, out, (rows, check["n"]), out_dtype, torch.bfloat16), granularity
 
 
@@ -148,7 +163,7 @@ def _problem(
 
 @register_op(
     "group_gemm_fp8_nt_groupwise(Tensor(a!) out, Tensor a, Tensor b, Tensor a_scale, Tensor b_scale, Tensor m_indptr,"
-    " int[] granularity, str backend) -> ()"
+    " Tensor? row_indices, int[] granularity, str backend) -> ()"
 )
 def _group_gemm_fp8_nt_groupwise(
     out: torch.Tensor,
@@ -157,9 +172,12 @@ def _group_gemm_fp8_nt_groupwise(
     a_scale: torch.Tensor,
     b_scale: torch.Tensor,
     m_indptr: torch.Tensor,
+    row_indices: torch.Tensor | None,
     granularity: list[int],
     backend: str,
 ) -> None:
+    check_indices("group_gemm_fp8_nt_groupwise", "row_indices", row_indices, a.shape[0])
+    a, a_scale = gathered(a, row_indices), gathered(a_scale, row_indices)
     check_offsets("group_gemm_fp8_nt_groupwise", "m_indptr", m_indptr, a.shape[0])
     tensors = out, a, b, a_scale, b_scale, m_indptr
     GROUP_GEMM_FP8_NT_GROUPWISE.call(_problem, backend, tensors, (tuple(granularity),))

@@ -15,6 +15,7 @@ from warploom.core.settings import settings
 from warploom.core.tensors import Checker
 
 __all__ = ["INDEX_DTYPES", "check_group_offsets", "check_indices", "check_offsets"]
+__all__ += ["check_row_indices", "gathered"]
 
 INDEX_DTYPES = (torch.int32, torch.int64)
 
@@ -25,6 +26,25 @@ def check_group_offsets(check: Checker, m_indptr: Any) -> None:
     expected = check["groups"] + 1
     if offsets.shape[0] != expected:
         raise ArgumentError.of(check.op, "m_indptr", f"of shape ({expected},)", f"shape {tuple(offsets.shape)}")
+
+
+def check_row_indices(check: Checker, row_indices: Any, tokens: int) -> int:
+    """Check which of so many tokens each row is, and return how many rows there are; without indices as many as tokens."""
+    if row_indices is None:
+        return tokens
+    rows = check.tensor("row_indices", row_indices, "_", dtype=INDEX_DTYPES).shape[0]
+    check.require(tokens > 0 or rows == 0, "row_indices", "empty where `a` has no rows", f"of {rows} rows")
+    return rows
+
+
+def gathered(x: torch.Tensor, row_indices: torch.Tensor | None) -> torch.Tensor:
+    """The rows of `x` that indices name. A wrong index takes a row that is there."""
+    if row_indices is None:
+        return x
+    if row_indices.numel() == 0:
+        return x[:0]
+    bits = x.view(torch.uint8) if x.element_size() == 1 else x  # torch gathers no fp8 everywhere
+    return bits.index_select(0, row_indices.clamp(0, x.shape[0] - 1)).view(x.dtype)
 
 
 def check_offsets(op: str, name: str, offsets: torch.Tensor, rows: int) -> None:
