@@ -187,8 +187,9 @@ def test_each_tensor_comes_to_its_place(launches, call):
 )
 def test_the_kernel_is_the_one_of_the_product(launches, call, kind):
     call()
-    dtype, out_dtype, grouping, scaling, activation, has_bias, turned, _ = launches.prepared[0][1]
-    assert (dtype, out_dtype, grouping.name, scaling.name, activation.name, has_bias, turned) == kind
+    made = launches.prepared[0][1]
+    names = made.grouping.name, made.scaling.name, made.activation.name
+    assert (made.dtype, made.out_dtype, *names, made.has_bias, made.weights_turned) == kind
 
 
 @pytest.mark.parametrize("what", ["tokens", "weights", "bias", "out"])

@@ -14,11 +14,12 @@ pytestmark = [pytest.mark.gpu(min_arch=90)]
 
 BF16 = torch.bfloat16
 M, N, K = 200, 392, 464  # no multiple of a tile, nor of a span
+TOKENS = 90  # that rows are gathered from
 SIZES = [0, 1, 70, 0, 129]  # of groups, together M
 
 
-def kind(itemsize, has_blocks=False, shares_scales=False, weights_turned=False):
-    return ProductShape(1, M, N, K, itemsize, has_blocks, shares_scales, weights_turned)
+def kind(itemsize, has_blocks=False, shares_scales=False, weights_turned=False, gathers=False):
+    return ProductShape(1, M, N, K, itemsize, has_blocks, shares_scales, weights_turned, gathers)
 
 
 def all_tiles(shape):
@@ -83,6 +84,38 @@ def test_groups(shape, tiles):
     for group, (start, size) in enumerate(zip(offsets.tolist(), SIZES, strict=False)):
         rows = slice(start, start + size)
         assert_product(out[0, rows], a[0, rows], b[group])
+
+
+@labelled(kind(2, gathers=True), kind(2, weights_turned=True, gathers=True))
+def test_gathered_tokens(shape, tiles):
+    a, b = operand(1, TOKENS, K, itemsize=2, seed=0), operand(len(SIZES), N, K, itemsize=2, seed=1)
+    b = b.mT.contiguous().mT if shape.weights_turned else b
+    offsets, indices = indptr_of(SIZES, "cuda"), torch.randint(TOKENS, (M,), device="cuda")
+    out = poison_like(torch.empty(1, M, N, dtype=BF16, device="cuda"))
+    operands = Operands(out, a, b, len(SIZES), sizes=offsets, row_indices=indices)
+    assert product_shape(operands, 40, Scaling.NONE, shape.weights_turned).gathers
+    run(tiles, operands, 40, Grouping.OFFSETS)
+    for group, (start, size) in enumerate(zip(offsets.tolist(), SIZES, strict=False)):
+        rows = slice(start, start + size)
+        assert_product(out[0, rows], a[0, indices[rows]], b[group])
+
+
+@labelled(kind(1, True, True, gathers=True), kind(1, True, False, gathers=True))
+def test_gathered_tokens_of_blocks(shape, tiles):
+    rows_each = 128 if shape.shares_scales else 1
+    a, b = operand(1, TOKENS, K, itemsize=1, seed=0), operand(len(SIZES), N, K, itemsize=1, seed=1)
+    a_scale = random_scales((1, TOKENS, blocks_of(K, 128)), 2).cuda()
+    b_scale = random_scales((len(SIZES), blocks_of(N, rows_each), blocks_of(K, 128)), 3).cuda()
+    offsets, indices = indptr_of(SIZES, "cuda"), torch.randint(TOKENS, (M,), device="cuda", dtype=torch.int32)
+    out = poison_like(torch.empty(1, M, N, dtype=BF16, device="cuda"))
+    granularity = 1, rows_each, 128
+    operands = Operands(out, a, b, len(SIZES), None, a_scale, b_scale, granularity, sizes=offsets, row_indices=indices)
+    run(tiles, operands, 40, Grouping.OFFSETS, Scaling.OF_BLOCKS)
+    tokens = a[0].view(torch.uint8)[indices].view(E4M3)
+    for group, (start, size) in enumerate(zip(offsets.tolist(), SIZES, strict=False)):
+        rows = slice(start, start + size)
+        scales = a_scale[0, indices[rows]], b_scale[group]
+        assert_product(out[0, rows], tokens[rows], b[group], *scales, granularity)
 
 
 @labelled(kind(1, True, True))

@@ -27,11 +27,14 @@ def _product(
     groups: int = 1,
     weights_turned: bool = False,
     has_bias: bool = False,
+    gathers: bool = False,
 ) -> KernelSpec:
     """The kernel that an H200 takes for such a product."""
     has_blocks = scaling == Scaling.OF_BLOCKS
-    shape = ProductShape(groups, tokens, n, k, dtype.itemsize, has_blocks, has_blocks, weights_turned)
-    kind = KernelKind(dtype, _BF16, grouping, scaling, has_bias=has_bias, weights_turned=weights_turned)
+    shape = ProductShape(groups, tokens, n, k, dtype.itemsize, has_blocks, has_blocks, weights_turned, gathers)
+    kind = KernelKind(
+        dtype, _BF16, grouping, scaling, has_bias=has_bias, weights_turned=weights_turned, gathers=gathers
+    )
     return product_spec(choose_tiles(shape, H200_SMS), kind, shape)
 
 
@@ -55,6 +58,9 @@ _PRODUCTS = [
     _product(256, 4096, 7168, grouping=_OFFSETS, groups=64),
     _product(256, 4096, 7168, _E4M3, _BLOCKS, _OFFSETS, groups=64),
     _product(16, 4096, 7168, _E4M3, _BLOCKS, _COUNTS, groups=256),
+    _product(256, 4096, 7168, grouping=_OFFSETS, groups=64, gathers=True),
+    _product(16, 4096, 7168, _E4M3, _BLOCKS, _OFFSETS, groups=256, gathers=True),
+    _product(512, 4096, 7168, _E4M3, _BLOCKS, _OFFSETS, groups=8, gathers=True),
     _product(4, 64, 4096, grouping=_OFFSETS, groups=64),
     _product(4, 4096, 64, grouping=_OFFSETS, groups=64),
     _product(4, 4096, 64, grouping=_OFFSETS, groups=64, weights_turned=True),

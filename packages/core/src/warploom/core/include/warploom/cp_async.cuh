@@ -8,10 +8,12 @@ namespace warploom {
 WL_DEVICE void cp_async_16(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
-// Or 16 bytes of zeros; nothing is read then.
+// The first `bytes` of 16, and zeros after them. The address is aligned to 16, and not read from if there are none.
+WL_DEVICE void cp_async_16_of(uint32_t shared, const void* global, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
+}
 WL_DEVICE void cp_async_16_or_zero(void* shared, const void* global, bool copies) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(copies ? 16 : 0)
-               : "memory");
+  cp_async_16_of(shared_address(shared), global, copies ? 16 : 0);
 }
 // Four bytes, of which neighbours are read from the first-level cache.
 WL_DEVICE void cp_async_4(void* shared, const void* global) {

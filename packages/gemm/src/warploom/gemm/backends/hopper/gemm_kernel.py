@@ -57,10 +57,13 @@ class GemmParams(ParamStruct):
     bias: ptr
     sizes: ptr
     weight_indices: ptr
+    row_indices: ptr
+    tokens: ptr
     out_group_stride: i64
     out_row_stride: i64
     token_scale_group_stride: i64
     weight_scale_group_stride: i64
+    token_bytes: i64
     token_scale_row_stride: i32
     token_scale_k_stride: i32
     weight_scale_row_stride: i32
@@ -76,14 +79,28 @@ class GemmParams(ParamStruct):
     weights_step: i32
     sizes_step: i32
     indices_step: i32
+    row_indices_step: i32
+    num_tokens: i32
+    k_bytes: i32
     bias_type: i32
     band: i32
     weight_tile: i32
     stage_bytes: i32
 
 
-# The tensors among a product's operands: two that TMA copies, then the pointers at the start of the parameters.
-OPERAND_ORDER = ("tokens", "weights", "out", "token_scales", "weight_scales", "bias", "sizes", "weight_indices")
+# The tensors among a product's operands: two that TMA copies, then the pointers at the start of the parameters, where the last
+# is the first once more.
+OPERAND_ORDER = (
+    "tokens",
+    "weights",
+    "out",
+    "token_scales",
+    "weight_scales",
+    "bias",
+    "sizes",
+    "weight_indices",
+    "row_indices",
+)
 
 
 class KernelKind(NamedTuple):
@@ -97,6 +114,7 @@ class KernelKind(NamedTuple):
     has_bias: bool = False
     weights_turned: bool = False
     shares_column_scale: bool = False
+    gathers: bool = False
 
 
 class Operands(NamedTuple):
@@ -112,6 +130,8 @@ class Operands(NamedTuple):
     granularity : tuple of int
         Tokens, rows of weights and columns that share a scale.
     sizes, weight_indices : Tensor ``[groups + 1]`` or ``[groups]``, and ``[groups]``
+    row_indices : Tensor ``[rows]``
+        Token of each row of the output, if they are not one after the other. With offsets only.
     """
 
     out: torch.Tensor
@@ -124,6 +144,7 @@ class Operands(NamedTuple):
     granularity: tuple[int, int, int] = (1, 1, SPAN_BYTES)
     sizes: torch.Tensor | None = None
     weight_indices: torch.Tensor | None = None
+    row_indices: torch.Tensor | None = None
 
     def addresses(self) -> tuple[int, ...]:
         """Where the tensors begin, in `OPERAND_ORDER`; 0 for None."""
@@ -155,10 +176,15 @@ def gemm_spec(tiles: GemmTiles, kind: KernelKind) -> KernelSpec:
             "kHasBias": kind.has_bias,
             "kWeightsTurned": kind.weights_turned,
             "kSharesColumnScale": kind.shares_column_scale,
+            "kGathers": kind.gathers,
         },
         params=(GemmParams, *["warploom::TensorMap"] * 2),
         archs=("sm_90a",),
-        expect_sass=("QGMMA" if kind.dtype.itemsize == 1 else "HGMMA", "UTMALDG"),
+        expect_sass=(
+            "QGMMA" if kind.dtype.itemsize == 1 else "HGMMA",
+            "UTMALDG",
+            *(("LDGSTS",) if kind.gathers else ()),
+        ),
     )
 
 
@@ -189,13 +215,13 @@ class PreparedProduct:
                 *self._maps_of(*operands.addresses()[:2]),
                 smem=tiles.smem,
                 cluster=tiles.blocks if tiles.blocks > 1 else None,
-                pointers=len(OPERAND_ORDER) - 2,
+                pointers=len(OPERAND_ORDER) - 1,
             )
         )
 
     def run(self, tokens: int, weights: int, *pointers: int) -> None:
         """Launch on the current stream, with the addresses of the tensors of `OPERAND_ORDER`."""
-        self._launch.launch(*pointers, more=self._maps_of(tokens, weights))
+        self._launch.launch(*pointers, tokens, more=self._maps_of(tokens, weights))
 
     def _maps_of(self, tokens: int, weights: int) -> tuple[TensorMap, TensorMap]:
         where = tokens, weights
@@ -211,7 +237,7 @@ class PreparedProduct:
 
 def _blocks(tiles: GemmTiles, kind: KernelKind, operands: Operands, sms: int) -> int:
     """One for each SM, or fewer if there is less to do, whatever sizes the groups have."""
-    rows, n, groups = operands.tokens.shape[1], operands.weights.shape[1], operands.groups
+    rows, n, groups = operands.out.shape[1], operands.weights.shape[1], operands.groups
     columns = ceil_div(n, tiles.weights * tiles.cluster)
     if kind.grouping == Grouping.OFFSETS:
         work = min(rows // tiles.token_tile + groups, rows) * columns
@@ -226,7 +252,8 @@ def _params(tiles: GemmTiles, operands: Operands) -> GemmParams:
     a_strides = (0, 0, 0) if a_scales is None else a_scales.stride()
     b_strides = (0, 0, 0) if b_scales is None else b_scales.stride()
     token_rows, weight_rows, depth = operands.granularity
-    sizes, indices = operands.sizes, operands.weight_indices
+    sizes, indices, row_indices = operands.sizes, operands.weight_indices, operands.row_indices
+    k_bytes = tokens.shape[2] * tokens.element_size()
     return GemmParams(
         out=out,
         token_scales=a_scales,
@@ -234,10 +261,13 @@ def _params(tiles: GemmTiles, operands: Operands) -> GemmParams:
         bias=bias,
         sizes=sizes,
         weight_indices=indices,
+        row_indices=row_indices,
+        tokens=tokens,
         out_group_stride=out.stride(0),
         out_row_stride=out.stride(1),
         token_scale_group_stride=a_strides[0],
         weight_scale_group_stride=b_strides[0],
+        token_bytes=tokens.stride(1) * tokens.element_size(),
         token_scale_row_stride=a_strides[1],
         token_scale_k_stride=a_strides[2],
         weight_scale_row_stride=b_strides[1],
@@ -245,18 +275,21 @@ def _params(tiles: GemmTiles, operands: Operands) -> GemmParams:
         token_scale_rows=token_rows,
         weight_scale_rows=weight_rows,
         scale_steps=depth // SPAN_BYTES,
-        rows=tokens.shape[1],
+        rows=out.shape[1],
         n=weights.shape[1],
-        k_steps=ceil_div(tokens.shape[2] * tokens.element_size(), SPAN_BYTES),
+        k_steps=ceil_div(k_bytes, SPAN_BYTES),
         groups=operands.groups,
         num_weights=weights.shape[0],
         weights_step=int(weights.shape[0] > 1 or operands.groups == 1),
         sizes_step=_words(sizes),
         indices_step=_words(indices),
+        row_indices_step=_words(row_indices),
+        num_tokens=tokens.shape[1],
+        k_bytes=k_bytes,
         bias_type=0 if bias is None else _BIAS_TYPES[bias.dtype],
         band=max(1, _BAND_TOKENS // tiles.token_tile),
         weight_tile=tiles.weights,
-        stage_bytes=tiles.stage_bytes,
+        stage_bytes=tiles.stage_bytes if row_indices is None else tiles.weights * SPAN_BYTES,
     )
 
 

@@ -164,6 +164,7 @@ def prepare_product(product: Product, tiles: GemmTiles | None = None) -> tuple[O
         product.activation,
         has_bias=ready.bias is not None,
         weights_turned=turned,
+        gathers=ready.row_indices is not None,
     )
     return ready, PreparedProduct(tiles or choose_tiles(shape, sm_count(ready.out.device)), kind, shape, ready)
 
@@ -198,6 +199,7 @@ def product_shape(operands: Operands, tokens: int, scaling: Scaling, turned: boo
         has_blocks=has_blocks,
         shares_scales=has_blocks and shares_scales(operands.granularity),
         weights_turned=turned,
+        gathers=operands.row_indices is not None,
     )
 
 

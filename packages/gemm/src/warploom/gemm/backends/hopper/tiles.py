@@ -145,6 +145,8 @@ class ProductShape(NamedTuple):
         128 rows of weights have one such scale.
     weights_turned : bool
         Weights are stored ``[k, n]``.
+    gathers : bool
+        Tokens lie anywhere, and are not copied by TMA.
     """
 
     groups: int
@@ -155,6 +157,7 @@ class ProductShape(NamedTuple):
     has_blocks: bool = False
     shares_scales: bool = False
     weights_turned: bool = False
+    gathers: bool = False
 
     @property
     def steps(self) -> int:
@@ -205,6 +208,7 @@ def tile_support(tiles: GemmTiles, shape: ProductShape) -> Support:
         (tiles.cluster in (1, 2), f"1 or 2 blocks share tokens, not {tiles.cluster}"),
         (tiles.parts in _RESIDENT, f"1, 2, 4 or 8 blocks share k, not {tiles.parts}"),
         (tiles.cluster == 1 or not (tiles.swapped or tiles.parts > 1), "blocks share tokens in rows, or k"),
+        (tiles.cluster == 1 or not shape.gathers, "blocks don't share tokens that are gathered"),
         (tiles.parts <= shape.steps, f"{tiles.parts} blocks can't share {shape.steps} steps of k"),
         (used % 8 == 0 and used <= tiles.weight_tile, f"a tile takes 8, 16, ... rows of weights, not {used}"),
         (sums + scales <= room, f"sums take {sums + scales} registers of {room}"),

@@ -45,6 +45,8 @@ struct GemmConfig : Base {
   static constexpr bool kTwoSpans = kPromotes && Base::kWaves == 1 && kColumns / 2 + 2 * kSpanRegisters <= 192;
   static_assert(!kHasBlocks || kDepth == 128, "blocks are as deep as a span");
   static_assert(Base::kCluster == 1 || !(Base::kSwapped || Base::kParts > 1), "clusters share tokens in rows, or steps of k");
+  static_assert(Base::kCluster == 1 || !Base::kGathers, "a block gathers for itself");
+  static constexpr int kGatherWarps = Base::kGathers ? 2 : 0;
   static constexpr bool kHasCluster = Base::kCluster > 1 || Base::kParts > 1;
 };
 
@@ -85,7 +87,7 @@ struct GemmStorage {
 
   WL_DEVICE void open() {
     if (threadIdx.x == 0) {
-      ring.open(1 + (Config::kHasBlocks ? kWarpSize : 0), kWarps * Config::kCluster);
+      ring.open(1 + (Config::kHasBlocks ? kWarpSize : 0) + Config::kGatherWarps * kWarpSize, kWarps * Config::kCluster);
       if constexpr (Config::kParts > 1) parts.open(1, kWarps * TileParts<Config>::kFinishers);
       fence_barrier_init();
     }

@@ -1,4 +1,4 @@
-// The warpgroup that copies: one thread asks TMA for both operands, a warp brings the scales of blocks.
+// The warpgroup that copies: one thread asks TMA for both operands, a warp brings the scales of blocks, two gather tokens.
 #pragma once
 
 #include "warploom/cp_async.cuh"
@@ -51,7 +51,7 @@ struct OperandCopies {
       uint8_t* columns = Storage::columns(memory, stage);
       if constexpr (Config::kSwapped) {
         copy_weights<Config::kRows>(rows, full, tile, step);
-        tma_load_3d(columns, maps.tokens, full, step * Config::kDepth, tile.first_token, tile.token_batch);
+        copy_tokens(columns, full, tile, step);
       } else {
         copy_tokens(rows, full, tile, step);
         copy_weights<Config::kColumns>(columns, full, tile, step);
@@ -62,6 +62,7 @@ struct OperandCopies {
   // Each block of a cluster brings its part of the rows for all.
   WL_DEVICE void copy_tokens(uint8_t* rows, uint64_t* full, const Tile& tile, int step) {
     constexpr int kCluster = Config::kCluster;
+    if constexpr (Config::kGathers) return;
     if constexpr (kCluster == 1) {
       tma_load_3d(rows, maps.tokens, full, step * Config::kDepth, tile.first_token, tile.token_batch);
     } else {
@@ -82,6 +83,63 @@ struct OperandCopies {
       }
     } else {
       tma_load_3d(to, maps.weights, full, step * Config::kDepth, tile.first_column, tile.weights);
+    }
+  }
+};
+
+// Tokens that lie anywhere come by copies of 16 bytes, to where TMA would put them. By two warps, each its rows of the tile.
+template <class Config>
+struct TokenGather {
+  using Storage = GemmStorage<Config>;
+  static constexpr int kPieceBytes = 16;
+  static constexpr int kPieces = Config::kSpan / kPieceBytes;
+  static constexpr int kRows = Config::kTokenTile / Config::kGatherWarps;  // of a warp
+  static constexpr int kRowsAtOnce = kWarpSize / kPieces;
+  static constexpr int kIndices = ceil_div(kRows, kWarpSize);
+  static_assert(kRows % kRowsAtOnce == 0 && (kRows < kWarpSize || kRows % kWarpSize == 0), "a warp copies whole rows");
+
+  const GemmParams& params;
+  Storage& storage;
+  uint8_t* memory;
+  RingPlace<Config::kStages> place;
+
+  WL_DEVICE void work(const Schedule<Config>& schedule, Share<Config> share, int first_row) {
+#pragma unroll 1
+    while (share.has_work()) {
+      const Work work = share.work();
+      copy(schedule.tile(work.tile), work, first_row);
+      share.next();
+    }
+  }
+
+ private:
+  WL_DEVICE void copy(const Tile& tile, const Work& work, int first_row) {
+    int tokens[kIndices];  // of this lane's rows; below 0 where the tile has none
+#pragma unroll
+    for (int i = 0; i < kIndices; ++i) {
+      const int local = i * kWarpSize + lane_id(), row = tile.first_token + first_row + local;
+      tokens[i] = local < kRows && row < tile.end_token ? token_of_row<Config>(params, row) : -1;
+    }
+    const int piece = lane_id() % kPieces, row_at_once = lane_id() / kPieces;
+#pragma unroll 1
+    for (int step = work.first_step; step < work.end_step; ++step, place.next()) {
+      storage.ring.wait_free(place);
+      const int offset = step * Config::kSpan + piece * kPieceBytes;
+      const int bytes = min(max(params.k_bytes - offset, 0), kPieceBytes);
+      const uint8_t* from = params.tokens + (bytes > 0 ? offset : 0);
+      const int stage = place.stage();
+      const uint32_t to = shared_address(Config::kSwapped ? Storage::columns(memory, stage) : Storage::rows(memory, stage));
+#pragma unroll
+      for (int i = 0; i < kIndices; ++i) {
+#pragma unroll 4
+        for (int j = 0; j < min(kRows, kWarpSize); j += kRowsAtOnce) {
+          const int row = first_row + i * kWarpSize + j + row_at_once;
+          const int token = __shfl_sync(kFullMask, tokens[i], j + row_at_once);
+          cp_async_16_of(to + row * Config::kSpan + ((piece ^ row % kPieces) * kPieceBytes),
+                         from + max(token, 0) * params.token_bytes, token < 0 ? 0 : bytes);
+        }
+      }
+      mbarrier_arrive_after_copies(&storage.ring.full[stage]);
     }
   }
 };
@@ -109,7 +167,8 @@ struct ScaleCopies {
 
  private:
   WL_DEVICE int of_token(const Tile& tile, int i) const {
-    return min(tile.first_token + i, params.rows - 1) / params.token_scale_rows * params.token_scale_row_stride;
+    const int row = min(tile.first_token + i, params.rows - 1);
+    return token_of_row<Config>(params, row) / params.token_scale_rows * params.token_scale_row_stride;
   }
   WL_DEVICE int of_weight(const Tile& tile, int i) const {
     return min(tile.first_column + i, params.n - 1) / params.weight_scale_rows * params.weight_scale_row_stride;

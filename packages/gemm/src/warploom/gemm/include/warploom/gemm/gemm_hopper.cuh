@@ -40,6 +40,10 @@ __global__ void __launch_bounds__(GemmConfig<Base>::kThreads, 1)
       OperandCopies<Config>{{&tokens, &weights}, storage, memory, uint32_t(params.stage_bytes), {}}.work(schedule, share);
     } else if (Config::kHasBlocks && Warpgroup::warp() == 1) {
       ScaleCopies<Config>{params, storage, {}}.work(schedule, share);
+    } else if constexpr (Config::kGathers) {
+      using Gather = TokenGather<Config>;
+      const int warp = Warpgroup::warp() - (Warpgroup::kWarps - Config::kGatherWarps);
+      if (warp >= 0) Gather{params, storage, memory, {}}.work(schedule, share, warp * Gather::kRows);
     }
     if constexpr (Config::kParts > 1) cluster_wait();  // what a block copies for itself needs no other
   } else {

@@ -94,7 +94,10 @@ struct TileProducts {
     }
   }
 
-  WL_DEVICE void wait_full() const { mbarrier_wait(full + place.stage() * int(sizeof(uint64_t)), place.parity()); }
+  WL_DEVICE void wait_full() const {
+    mbarrier_wait(full + place.stage() * int(sizeof(uint64_t)), place.parity());
+    if constexpr (Config::kGathers) fence_async_proxy();  // threads have written
+  }
   WL_DEVICE void release(const RingPlace<Config::kStages>& read) const {
     __syncwarp();
     if (lane_id() < Config::kCluster) mbarrier_arrive_at(free + read.stage() * int(sizeof(uint64_t)));

@@ -67,7 +67,8 @@ struct TileResult {
   WL_DEVICE Line line_of_token(const Tile& tile, int token) const {
     if constexpr (Config::kScaling != Scaling::kAtEnd) return {};
     if (token >= tile.end_token) return {};
-    return {params.token_scales[tile.token_batch * params.token_scale_group_stride + int64_t(token) * params.token_scale_row_stride]};
+    const int64_t of = int64_t(token_of_row<Config>(params, token)) * params.token_scale_row_stride;
+    return {params.token_scales[tile.token_batch * params.token_scale_group_stride + of]};
   }
   WL_DEVICE Line line_of_weight(const Tile& tile, int column) const {
     Line line;
