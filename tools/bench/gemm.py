@@ -250,6 +250,46 @@ GROUPED_GROUPWISE = Benchmark(
 )
 
 
+TOP_K = 4  # groups that each token is in
+
+
+def make_gathered(case: SimpleNamespace, device: torch.device) -> Work:
+    """Rows of groups are tokens in a random order, as a mixture's router deals them out."""
+    work = make_fp8_groups(case, device)
+    rows = case.groups * case.rows
+    tokens, generator = max(1, rows // TOP_K), torch.Generator().manual_seed(0)
+    work.indices = (torch.randperm(rows, generator=generator) % tokens).to(device, torch.int32)
+    work.a = work.a[:tokens].clone()
+    work.a_scale, work.a_rows = work.a_scale[:, :tokens].contiguous(), work.a_rows[:tokens].clone()
+    return work
+
+
+def gathered(work: Any, backend: str, out: torch.Tensor | None) -> torch.Tensor:
+    arguments = work.a, work.b, work.a_scale, work.b_scale, work.indptr
+    return gemm.group_gemm_fp8_nt_groupwise(*arguments, out=out, row_indices=work.indices, backend=backend)
+
+
+def torch_gathered(work: Any) -> torch.Tensor:
+    a = work.a.view(torch.uint8).index_select(0, work.indices).view(E4M3)
+    scales = work.a_rows.index_select(0, work.indices), work.b_rows
+    return torch._scaled_grouped_mm(a, work.b.mT, *scales, offs=work.indptr[1:], out_dtype=BF16)
+
+
+GATHERED = Benchmark(
+    "group_gemm_fp8_nt_groupwise_gathered",
+    cases=[groups(8, 4096), groups(64, 256), groups(256, 16), groups(32, 64, 7168, 2048)],
+    quick=SMALL_GROUPS,
+    make=make_gathered,
+    ours=lambda work, backend: gathered(work, backend, work.out),
+    reference=lambda work: gathered(work, "reference", None),
+    peers=[Peer("index_select, torch._scaled_grouped_mm (row scales)", torch_gathered, needs_gpu, verified=False)],
+    flops=grouped_flops,
+    bytes=moved("a", "b", "out"),
+    math="fp8",
+    operator="group_gemm_fp8_nt_groupwise",
+)
+
+
 def make_masked(case: SimpleNamespace, device: torch.device) -> Work:
     """All rows count, so that the outputs can be compared whole."""
     work = make_fp8_groups(case, device)
@@ -532,6 +572,7 @@ BENCHMARKS = [
     GROUPED_BF16,
     GROUPED_FP8,
     GROUPED_GROUPWISE,
+    GATHERED,
     MASKED,
     SEGMENT,
     QUANTISE_GROUPS,

@@ -14,7 +14,6 @@ enum class Grouping { kUniform, kOffsets, kCounts };
 
 // Where a tile's tokens and weights lie.
 struct Tile {
-  int number;
   int token_batch;   // what is apart by group strides
   int first_token;   // in that
   int end_token;     // of its group; the tile may end before or after
@@ -76,7 +75,7 @@ struct Schedule {
       const int each = tiles_of(0);
       group = number / each, local -= group * each;
     }
-    return tile_of(number, group, local);
+    return tile_of(group, local);
   }
 
  private:
@@ -111,7 +110,7 @@ struct Schedule {
   }
 
   // A band of tiles of tokens meets all weights before the next does, so that both stay in the L2.
-  WL_DEVICE Tile tile_of(int number, int group, int local) const {
+  WL_DEVICE Tile tile_of(int group, int local) const {
     const int start = start_of(group), columns = column_tiles();
     const int band = local / (params.band * columns), in_band = local - band * params.band * columns;
     const int height = min(params.band, token_tiles(group) - band * params.band);
@@ -121,7 +120,6 @@ struct Schedule {
       weights = min(max(params.weight_indices[int64_t(group) * params.indices_step], 0), params.num_weights - 1);
     }
     Tile tile;
-    tile.number = number;
     tile.token_batch = Config::kGrouping == Grouping::kOffsets ? 0 : group;
     tile.first_token = start + token_tile * Config::kTokenTile;
     tile.end_token = end_of(group);
