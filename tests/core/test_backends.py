@@ -164,8 +164,8 @@ class Sum(Backend):
         self.bound.append(problem)
         return super().bind(problem, *tensors)
 
-    def run(self, problem, x, y):
-        return x + (y if y is not None else problem.size)
+    def run(self, problem, x, y, factor=1):
+        return factor * (x + (y if y is not None else problem.size))
 
 
 @pytest.fixture
@@ -193,6 +193,9 @@ def test_calls_that_lie_alike_are_bound_once(adder):
     assert len(bound) == 5
     assert adder.call(describe, "auto", (x, None), (2,)).tolist() == [5, 6, 7]
     assert adder.call(describe, "auto", (x, None), (3,)).tolist() == [6, 7, 8]
+    assert len(bound) == 7
+    assert [adder.call(describe, "auto", (x, None), (3,), (by,)).tolist() for by in (1, 2)] == [[6, 7, 8], [12, 14, 16]]
+    assert len(bound) == 7
 
 
 def test_calls_follow_settings(adder, monkeypatch):

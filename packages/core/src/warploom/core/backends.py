@@ -221,6 +221,7 @@ class Operator:
         backend: str,
         tensors: tuple[torch.Tensor | None, ...],
         options: tuple[Any, ...] = (),
+        values: tuple[Any, ...] = (),
     ) -> Any:
         """Serve a request: describe it, select its backend and run that, or repeat a call that lay alike.
 
@@ -234,6 +235,8 @@ class Operator:
             What the backend's `run` takes after the problem. The first that is one tells the device.
         options : tuple
             Plain values, or tuples of them, that the problem depends on besides.
+        values : tuple
+            What `run` takes after the tensors, and the problem does not depend on.
 
         Returns
         -------
@@ -256,7 +259,7 @@ class Operator:
                 if layout is not None:
                     self._calls.keep(key, known)
             self.last, run = known
-            return run(*tensors)
+            return run(*tensors, *values)
 
     def forget(self) -> None:
         """Describe, select and prepare all calls anew."""

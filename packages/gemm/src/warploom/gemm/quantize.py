@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from warploom.core.backends import Operator
-from warploom.core.device import device_guard
 from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op
@@ -267,9 +266,15 @@ def _quantize_blocks(
     power_of_two: bool,
     backend: str,
 ) -> None:
-    q, scale, x = as_batch(q), as_batch(scale), as_batch(x)
+    tensors = as_batch(q), as_batch(scale), as_batch(x)
+    operator.call(_blocks_problem, backend, tensors, (block, power_of_two), (eps,))
+
+
+def _blocks_problem(
+    q: torch.Tensor, scale: torch.Tensor, x: torch.Tensor, block: tuple[int, int], power_of_two: bool
+) -> QuantizeBlocksProblem:
     batch, rows, columns = x.shape
-    problem = QuantizeBlocksProblem(
+    return QuantizeBlocksProblem(
         batch=batch,
         rows=rows,
         columns=columns,
@@ -280,8 +285,6 @@ def _quantize_blocks(
         aligned=rows_aligned(x) and writes_aligned(q, x),
         **QuantizeBlocksProblem.where(x),
     )
-    with device_guard(x):
-        operator.select(problem, backend).backend.run(problem, q, scale, x, eps)
 
 
 @register_op(
@@ -307,8 +310,11 @@ def _per_block_quant_fp8(
 def _quantize_tensor(
     q: torch.Tensor, scale: torch.Tensor, x: torch.Tensor, eps: float, static: bool, backend: str
 ) -> None:
-    x = x.contiguous()
-    problem = QuantizeTensorProblem(
+    PER_TENSOR_QUANT_FP8.call(_tensor_problem, backend, (q, scale, x.contiguous()), (static,), (eps,))
+
+
+def _tensor_problem(q: torch.Tensor, scale: torch.Tensor, x: torch.Tensor, static: bool) -> QuantizeTensorProblem:
+    return QuantizeTensorProblem(
         numel=x.numel(),
         dtype=x.dtype,
         out_dtype=q.dtype,
@@ -316,8 +322,6 @@ def _quantize_tensor(
         aligned=rows_aligned(x.view(-1)) and writes_aligned(q, x),
         **QuantizeTensorProblem.where(x),
     )
-    with device_guard(x):
-        PER_TENSOR_QUANT_FP8.select(problem, backend).backend.run(problem, q, scale, x, eps)
 
 
 @register_op("per_tensor_quant_fp8(Tensor(a!) out, Tensor(b!) out_scale, Tensor x, float eps, str backend) -> ()")

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from warploom.core.backends import Operator
-from warploom.core.device import device_guard
 from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op
@@ -279,9 +278,21 @@ def _silu_and_mul_quant_fp8(
     backend: str,
 ) -> None:
     q, x = as_batch(q), as_batch(x)
+    check_indices("silu_and_mul_quant_fp8", "masked_m", masked_m, q.shape[1] + 1)
+    scales = scale if out_scale is None else as_batch(out_scale)
+    SILU_AND_MUL_QUANT_FP8.call(_silu_problem, backend, (q, scales, x, masked_m), (group_size, ue8m0), (eps,))
+
+
+def _silu_problem(
+    q: torch.Tensor,
+    scales: torch.Tensor,
+    x: torch.Tensor,
+    masked_m: torch.Tensor | None,
+    group_size: int | None,
+    ue8m0: bool,
+) -> SiluAndMulQuantProblem:
     batch, rows, columns = q.shape
-    check_indices("silu_and_mul_quant_fp8", "masked_m", masked_m, rows + 1)
-    problem = SiluAndMulQuantProblem(
+    return SiluAndMulQuantProblem(
         batch=batch,
         rows=rows,
         columns=columns,
@@ -293,9 +304,6 @@ def _silu_and_mul_quant_fp8(
         aligned=rows_aligned(x) and writes_aligned(q, x),
         **SiluAndMulQuantProblem.where(x),
     )
-    scales = scale if out_scale is None else as_batch(out_scale)
-    with device_guard(x):
-        SILU_AND_MUL_QUANT_FP8.select(problem, backend).backend.run(problem, q, scales, x, masked_m, eps)
 
 
 @register_op(
@@ -315,10 +323,23 @@ def _rmsnorm_quant_fp8(
     ue8m0: bool,
     backend: str,
 ) -> None:
-    q, x, residual = as_batch(q), as_batch(x), None if residual is None else as_batch(residual)
+    residual = None if residual is None else as_batch(residual)
+    tensors = as_batch(q), scale if out_scale is None else as_batch(out_scale), residual, as_batch(x), weight
+    RMSNORM_QUANT_FP8.call(_rmsnorm_problem, backend, tensors, (group_size, ue8m0), (norm_eps, eps))
+
+
+def _rmsnorm_problem(
+    q: torch.Tensor,
+    scales: torch.Tensor,
+    residual: torch.Tensor | None,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    group_size: int | None,
+    ue8m0: bool,
+) -> RmsNormQuantProblem:
     batch, rows, columns = x.shape
     read = [x, weight] if residual is None else [x, weight, residual]
-    problem = RmsNormQuantProblem(
+    return RmsNormQuantProblem(
         batch=batch,
         rows=rows,
         columns=columns,
@@ -331,6 +352,3 @@ def _rmsnorm_quant_fp8(
         aligned=all(map(rows_aligned, read)) and writes_aligned(q, x),
         **RmsNormQuantProblem.where(x),
     )
-    scales = scale if out_scale is None else as_batch(out_scale)
-    with device_guard(x):
-        RMSNORM_QUANT_FP8.select(problem, backend).backend.run(problem, q, scales, residual, x, weight, norm_eps, eps)
