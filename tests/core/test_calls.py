@@ -19,6 +19,7 @@ def test_layouts_tell_what_checks_depend_on():
     others = [x.half(), x[:2], x.T.contiguous().T, x[:, ::2], x.to("meta")]
     assert len({layout_key(one) for one in (x, *others)}) == len(others) + 1
     assert layout_key(x) != layout_key(None)
+    assert len({layout_key(one) for one in (1, 1.0, True)}) == 3
     assert layout_key(torch.nn.Parameter(x)) == layout_key(x)
 
 

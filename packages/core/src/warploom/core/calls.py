@@ -79,7 +79,7 @@ def layout_key(*arguments: Any, aligned: bool = False) -> tuple[Any, ...] | None
             if aligned:
                 key.append(value.data_ptr() % _VECTOR_BYTES)
         elif kind in _PLAIN or (kind is tuple and all(type(part) in _PLAIN for part in value)):
-            key.append(value)
+            key += (kind, value)  # 1 is equal to True and to 1.0
         else:
             return None
     return tuple(key)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker, as_dtype, have_unit_strides
-from warploom.gemm.formats import FP8_DTYPES
+from warploom.gemm.formats import FP8_DTYPES, Output
 from warploom.gemm.scales import ceil_div
 
 __all__ = [
     "TMA_FLOATS",
+    "QuantOutputs",
+    "ScaleOutput",
     "as_batch",
     "check_eps",
+    "check_fp8_output",
+    "check_given_scale",
     "check_group_size",
-    "fp8_output",
-    "given_scale",
+    "check_scale_output",
     "rows_aligned",
-    "scale_output",
     "writes_aligned",
 ]
 
@@ -39,36 +41,66 @@ def check_group_size(check: Checker, group_size: Any) -> None:
         raise ArgumentError.of(check.op, "group_size", "a positive integer", repr(group_size))
 
 
-def fp8_output(check: Checker, shape: tuple[int, ...], out: Any, dtype: torch.dtype | str) -> torch.Tensor:
-    """The caller's quantised tensor, checked, or a new one."""
+class ScaleOutput(NamedTuple):
+    """How the scales that a call computes lie: column-major ones have a stride padded to a multiple of `padding`."""
+
+    shape: tuple[int, ...]
+    column_major: bool
+    padding: int
+
+    def tensor(self, given: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+        """The caller's tensor, or a new one on the device of another."""
+        if given is not None:
+            return given
+        if not self.column_major:
+            return like.new_empty(self.shape, dtype=torch.float32)
+        *lead, rows, columns = self.shape
+        padded = ceil_div(rows, self.padding) * self.padding
+        return like.new_empty((*lead, columns, padded), dtype=torch.float32)[..., :rows].mT
+
+
+class QuantOutputs(NamedTuple):
+    """What a quantiser returns: values and scales."""
+
+    values: Output
+    scales: ScaleOutput
+
+    def tensors(
+        self, out: torch.Tensor | None, scale: torch.Tensor | None, like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of the caller, or new ones on the device of another."""
+        return self.values.tensor(out, like), self.scales.tensor(scale, like)
+
+
+def check_fp8_output(check: Checker, shape: tuple[int, ...], out: Any, dtype: torch.dtype | str) -> Output:
+    """Check the caller's quantised tensor, if there is one."""
     dtype = as_dtype(dtype, check.op, "dtype")
     if dtype not in FP8_DTYPES:
         raise ArgumentError.of(check.op, "dtype", "float8_e4m3fn or float8_e5m2", str(dtype).removeprefix("torch."))
-    return check.output("out", out, tuple(shape), dtype, contiguous="all")
+    if out is not None:
+        check.output("out", out, shape, dtype, contiguous="all")
+    return Output(shape, dtype)
 
 
-def scale_output(
+def check_scale_output(
     check: Checker, out_scale: Any, shape: tuple[int, ...], column_major: bool, padding: int
-) -> torch.Tensor:
-    """The caller's scale tensor, or a new one; column-major ones have a stride padded to a multiple of `padding`."""
-    if out_scale is not None or not column_major:
+) -> ScaleOutput:
+    """Check the caller's scale tensor, if there is one."""
+    if out_scale is not None:
         scale = check.output("out_scale", out_scale, shape, torch.float32)
         if scale.dim() > 3 and not scale.is_contiguous():
             expected = "contiguous when it has several batch dimensions"
             raise ArgumentError.of(check.op, "out_scale", expected, f"strides {scale.stride()}")
-        return scale
-    *lead, rows, columns = shape
-    padded = ceil_div(rows, padding) * padding
-    return torch.empty(*lead, columns, padded, dtype=torch.float32, device=check.device)[..., :rows].mT
+    return ScaleOutput(shape, column_major, padding)
 
 
-def given_scale(check: Checker, scale: Any, out_scale: Any) -> torch.Tensor:
-    """The caller's one (static) scale, as ``[1]``."""
+def check_given_scale(check: Checker, scale: Any, out_scale: Any) -> ScaleOutput:
+    """Check the caller's one (static) scale."""
     check.require(out_scale is None, "out_scale", "None when `scale` is given", "both")
     scale = check.tensor("scale", scale, "*one", dtype=torch.float32)
     if scale.numel() != 1:
         raise ArgumentError.of(check.op, "scale", "one float32", f"shape {tuple(scale.shape)}")
-    return scale.reshape(1)
+    return ScaleOutput((1,), False, 1)
 
 
 def as_batch(x: torch.Tensor) -> torch.Tensor:

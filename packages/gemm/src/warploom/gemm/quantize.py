@@ -11,21 +11,23 @@ from typing import Any
 import torch
 
 from warploom.core.backends import Operator
+from warploom.core.calls import once_per_layout
 from warploom.core.errors import ArgumentError
-from warploom.core.tensors import Checker
+from warploom.core.tensors import Checker, as_tensors
 from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.cuda.quantize import CudaQuantizeBlocks, CudaQuantizeTensor
 from warploom.gemm.backends.reference.quantize import ReferenceQuantizeBlocks, ReferenceQuantizeTensor
 from warploom.gemm.formats import FLOAT_DTYPES
 from warploom.gemm.fp8_outputs import (
     TMA_FLOATS,
+    QuantOutputs,
     as_batch,
     check_eps,
+    check_fp8_output,
+    check_given_scale,
     check_group_size,
-    fp8_output,
-    given_scale,
+    check_scale_output,
     rows_aligned,
-    scale_output,
     writes_aligned,
 )
 from warploom.gemm.problems.quantize import QuantizeBlocksProblem, QuantizeTensorProblem
@@ -115,16 +117,32 @@ def per_token_group_quant_fp8(
     >>> q.float().tolist(), (q.float().view(2, 2) * scale.view(2, 1)).tolist()
     ([[448.0, 1.0, 0.0, -448.0]], [[448.0, 1.0], [0.0, -0.5]])
     """
+    x, out, out_scale = as_tensors("per_token_group_quant_fp8", x=x, out=out, out_scale=out_scale)
+    padding = TMA_FLOATS if scale_tma_aligned else 1
+    outputs = _check_groups(x, group_size, eps, dtype, column_major_scales, padding, out, out_scale)
+    q, scale = outputs.tensors(out, out_scale, like=x)
+    _per_token_group_quant_fp8(q, scale, x, group_size, eps, scale_ue8m0, backend)
+    return q, scale
+
+
+@once_per_layout
+def _check_groups(
+    x: Any,
+    group_size: int,
+    eps: float,
+    dtype: torch.dtype | str,
+    column_major: bool,
+    padding: int,
+    out: Any,
+    out_scale: Any,
+) -> QuantOutputs:
     check = Checker("per_token_group_quant_fp8")
     x = check.tensor("x", x, "*lead channels", dtype=FLOAT_DTYPES)
     _check_shared(check, x, eps)
     check_group_size(check, group_size)
-    q = fp8_output(check, x.shape, out, dtype)
+    values = check_fp8_output(check, tuple(x.shape), out, dtype)
     shape = (*x.shape[:-1], ceil_div(x.shape[-1], group_size))
-    padding = TMA_FLOATS if scale_tma_aligned else 1
-    scale = scale_output(check, out_scale, shape, column_major_scales and x.dim() > 1, padding)
-    _per_token_group_quant_fp8(q, scale, x, group_size, eps, scale_ue8m0, backend)
-    return q, scale
+    return QuantOutputs(values, check_scale_output(check, out_scale, shape, column_major and x.dim() > 1, padding))
 
 
 def per_block_quant_fp8(
@@ -178,16 +196,25 @@ def per_block_quant_fp8(
     >>> q.dtype, tuple(scale.shape), scale[0, 0].item() == 7 / 448
     (torch.float8_e4m3fn, (2, 2), True)
     """
+    x, out, out_scale = as_tensors("per_block_quant_fp8", x=x, out=out, out_scale=out_scale)
+    outputs = _check_blocks(x, block_size, eps, dtype, column_major_scales, out, out_scale)
+    q, scale = outputs.tensors(out, out_scale, like=x)
+    _per_block_quant_fp8(q, scale, x, list(block_size), eps, scale_ue8m0, backend)
+    return q, scale
+
+
+@once_per_layout
+def _check_blocks(
+    x: Any, block_size: Any, eps: float, dtype: torch.dtype | str, column_major: bool, out: Any, out_scale: Any
+) -> QuantOutputs:
     check = Checker("per_block_quant_fp8")
     x = check.tensor("x", x, "*lead rows columns", dtype=FLOAT_DTYPES)
     _check_shared(check, x, eps)
     if not (isinstance(block_size, (tuple, list)) and len(block_size) == 2 and all(b > 0 for b in block_size)):
         raise ArgumentError.of(check.op, "block_size", "two positive integers (rows, columns)", repr(block_size))
-    q = fp8_output(check, x.shape, out, dtype)
+    values = check_fp8_output(check, tuple(x.shape), out, dtype)
     shape = (*x.shape[:-2], ceil_div(x.shape[-2], block_size[0]), ceil_div(x.shape[-1], block_size[1]))
-    scale = scale_output(check, out_scale, shape, column_major_scales, 1)
-    _per_block_quant_fp8(q, scale, x, list(block_size), eps, scale_ue8m0, backend)
-    return q, scale
+    return QuantOutputs(values, check_scale_output(check, out_scale, shape, column_major, 1))
 
 
 def per_tensor_quant_fp8(
@@ -238,17 +265,26 @@ def per_tensor_quant_fp8(
     >>> q.float().tolist(), scale.item()
     ([-448.0, 2.0], 2.0)
     """
+    x, scale, out, out_scale = as_tensors("per_tensor_quant_fp8", x=x, scale=scale, out=out, out_scale=out_scale)
+    outputs = _check_tensor(x, scale, eps, dtype, out, out_scale)
+    if scale is None:
+        q, scale = outputs.tensors(out, out_scale, like=x)
+        _per_tensor_quant_fp8(q, scale, x, eps, backend)
+    else:
+        q, scale = outputs.tensors(out, scale.reshape(1), like=x)
+        _cast_to_fp8(q, scale, x, backend)
+    return q, scale
+
+
+@once_per_layout
+def _check_tensor(x: Any, scale: Any, eps: float, dtype: torch.dtype | str, out: Any, out_scale: Any) -> QuantOutputs:
     check = Checker("per_tensor_quant_fp8")
     x = check.tensor("x", x, "*lead", dtype=FLOAT_DTYPES)
     _check_shared(check, x, eps)
-    q = fp8_output(check, x.shape, out, dtype)
+    values = check_fp8_output(check, tuple(x.shape), out, dtype)
     if scale is not None:
-        scale = given_scale(check, scale, out_scale)
-        _cast_to_fp8(q, scale, x, backend)
-    else:
-        scale = scale_output(check, out_scale, (1,), False, 1)
-        _per_tensor_quant_fp8(q, scale, x, eps, backend)
-    return q, scale
+        return QuantOutputs(values, check_given_scale(check, scale, out_scale))
+    return QuantOutputs(values, check_scale_output(check, out_scale, (1,), False, 1))
 
 
 def _check_shared(check: Checker, x: torch.Tensor, eps: float) -> None:

@@ -11,21 +11,24 @@ from typing import Any
 import torch
 
 from warploom.core.backends import Operator
+from warploom.core.calls import once_per_layout
 from warploom.core.errors import ArgumentError
-from warploom.core.tensors import Checker
+from warploom.core.tensors import Checker, as_tensors
 from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.cuda.quantize_fused import CudaRmsNormQuant, CudaSiluAndMulQuant
 from warploom.gemm.backends.reference.quantize_fused import ReferenceRmsNormQuant, ReferenceSiluAndMulQuant
 from warploom.gemm.formats import FLOAT_DTYPES
 from warploom.gemm.fp8_outputs import (
     TMA_FLOATS,
+    QuantOutputs,
+    ScaleOutput,
     as_batch,
     check_eps,
+    check_fp8_output,
+    check_given_scale,
     check_group_size,
-    fp8_output,
-    given_scale,
+    check_scale_output,
     rows_aligned,
-    scale_output,
     writes_aligned,
 )
 from warploom.gemm.offsets import INDEX_DTYPES, check_indices
@@ -115,21 +118,41 @@ def silu_and_mul_quant_fp8(
     >>> q.float().tolist(), (q.float() * scale).tolist()
     ([[448.0, -224.0]], [[30.0, -15.0]])
     """
+    x, masked_m, scale, out, out_scale = as_tensors(
+        "silu_and_mul_quant_fp8", x=x, masked_m=masked_m, scale=scale, out=out, out_scale=out_scale
+    )
+    padding = TMA_FLOATS if scale_tma_aligned else 1
+    outputs = _check_silu(x, masked_m, group_size, eps, dtype, column_major_scales, padding, scale, out, out_scale)
+    static = None if scale is None else scale.reshape(1)
+    q, scales = outputs.tensors(out, out_scale if static is None else static, like=x)
+    computed = scales if static is None else None
+    _silu_and_mul_quant_fp8(q, computed, x, static, masked_m, group_size, eps, scale_ue8m0, backend)
+    return q, scales
+
+
+@once_per_layout
+def _check_silu(
+    x: Any,
+    masked_m: Any,
+    group_size: Any,
+    eps: float,
+    dtype: torch.dtype | str,
+    column_major: bool,
+    padding: int,
+    scale: Any,
+    out: Any,
+    out_scale: Any,
+) -> QuantOutputs:
     check = Checker("silu_and_mul_quant_fp8")
     dims = "*lead channels" if masked_m is None else "tensors max_m channels"
     x = check.tensor("x", x, dims, dtype=FLOAT_DTYPES)
     if check["channels"] % 2:
         raise ArgumentError.of(check.op, "x", "of an even number of channels", f"shape {tuple(x.shape)}")
     check_eps(check, eps)
-    if masked_m is not None:
-        masked_m = check.tensor("masked_m", masked_m, "tensors", dtype=INDEX_DTYPES)
-    q = fp8_output(check, (*x.shape[:-1], x.shape[-1] // 2), out, dtype)
-    padding = TMA_FLOATS if scale_tma_aligned else 1
-    if (scale := _static_scale(check, group_size, scale, out_scale)) is None:
-        check_group_size(check, group_size)
-        out_scale = _scales_of_rows(check, q, group_size, out_scale, column_major_scales, padding)
-    _silu_and_mul_quant_fp8(q, out_scale, x, scale, masked_m, group_size, eps, scale_ue8m0, backend)
-    return q, out_scale if scale is None else scale
+    check.tensor("masked_m", masked_m, "tensors", dtype=INDEX_DTYPES, optional=True)
+    values = check_fp8_output(check, (*x.shape[:-1], x.shape[-1] // 2), out, dtype)
+    scales = _check_scales(check, values.shape, group_size, scale, out_scale, column_major, padding)
+    return QuantOutputs(values, scales)
 
 
 def rmsnorm_quant_fp8(
@@ -211,45 +234,73 @@ def rmsnorm_quant_fp8(
     >>> residual, q.float(), q.float() * scale
     (tensor([[7., 1.]]), tensor([[448.,  64.]]), tensor([[1.4000, 0.2000]]))
     """
+    x, weight, residual, scale, out, out_scale = as_tensors(
+        "rmsnorm_quant_fp8", x=x, weight=weight, residual=residual, scale=scale, out=out, out_scale=out_scale
+    )
+    padding = TMA_FLOATS if scale_tma_aligned else 1
+    numbers = norm_eps, group_size, eps
+    outputs = _check_rmsnorm(x, weight, residual, *numbers, dtype, column_major_scales, padding, scale, out, out_scale)
+    static = None if scale is None else scale.reshape(1)
+    q, scales = outputs.tensors(out, out_scale if static is None else static, like=x)
+    computed = scales if static is None else None
+    _rmsnorm_quant_fp8(q, computed, residual, x, weight, static, norm_eps, group_size, eps, scale_ue8m0, backend)
+    return q, scales
+
+
+@once_per_layout
+def _check_rmsnorm(
+    x: Any,
+    weight: Any,
+    residual: Any,
+    norm_eps: float,
+    group_size: Any,
+    eps: float,
+    dtype: torch.dtype | str,
+    column_major: bool,
+    padding: int,
+    scale: Any,
+    out: Any,
+    out_scale: Any,
+) -> QuantOutputs:
     check = Checker("rmsnorm_quant_fp8")
     x = check.tensor("x", x, "*lead hidden", dtype=FLOAT_DTYPES)
-    weight = check.tensor("weight", weight, "hidden", dtype=FLOAT_DTYPES)
+    check.tensor("weight", weight, "hidden", dtype=FLOAT_DTYPES)
     check.require(check["hidden"] > 0, "x", "of at least one channel", "none")
     check.require(norm_eps >= 0, "norm_eps", "at least 0", norm_eps)
     check_eps(check, eps)
-    residual = _residual(check, x, residual)
-    q = fp8_output(check, x.shape, out, dtype)
-    padding = TMA_FLOATS if scale_tma_aligned else 1
-    if (scale := _static_scale(check, group_size, scale, out_scale)) is None:
-        if group_size != _WHOLE_ROW:
-            check_group_size(check, group_size)
-        out_scale = _scales_of_rows(check, q, group_size, out_scale, column_major_scales, padding)
-    _rmsnorm_quant_fp8(q, out_scale, residual, x, weight, scale, norm_eps, group_size, eps, scale_ue8m0, backend)
-    return q, out_scale if scale is None else scale
+    _check_residual(check, x, residual)
+    values = check_fp8_output(check, tuple(x.shape), out, dtype)
+    scales = _check_scales(check, values.shape, group_size, scale, out_scale, column_major, padding, takes_rows=True)
+    return QuantOutputs(values, scales)
 
 
-def _static_scale(check: Checker, group_size: Any, scale: Any, out_scale: Any) -> torch.Tensor | None:
-    """The one scale that was given; None where `group_size` says that scales are computed."""
-    if scale is None:
-        check.require(group_size is not None, "scale", "given where `group_size` is None", "None")
-        return None
-    check.require(group_size is None, "group_size", "None where `scale` is given", group_size)
-    return given_scale(check, scale, out_scale)
+def _check_scales(
+    check: Checker,
+    shape: tuple[int, ...],
+    group_size: Any,
+    scale: Any,
+    out_scale: Any,
+    column_major: bool,
+    padding: int,
+    takes_rows: bool = False,
+) -> ScaleOutput:
+    """The one scale that is given, where `group_size` is None, or those to compute: of groups, or of whole rows."""
+    if scale is not None:
+        check.require(group_size is None, "group_size", "None where `scale` is given", group_size)
+        return check_given_scale(check, scale, out_scale)
+    check.require(group_size is not None, "scale", "given where `group_size` is None", "None")
+    of_rows = takes_rows and group_size == _WHOLE_ROW
+    if not of_rows:
+        check_group_size(check, group_size)
+    groups = 1 if of_rows else ceil_div(shape[-1], group_size)
+    return check_scale_output(check, out_scale, (*shape[:-1], groups), column_major and len(shape) > 1, padding)
 
 
-def _scales_of_rows(
-    check: Checker, q: torch.Tensor, group_size: Any, out_scale: Any, column_major: bool, padding: int
-) -> torch.Tensor:
-    """The scales to compute: of groups, or of whole rows."""
-    groups = 1 if group_size == _WHOLE_ROW else ceil_div(q.shape[-1], group_size)
-    return scale_output(check, out_scale, (*q.shape[:-1], groups), column_major and q.dim() > 1, padding)
-
-
-def _residual(check: Checker, x: torch.Tensor, residual: Any) -> torch.Tensor | None:
-    """A residual that can be updated row by row."""
+def _check_residual(check: Checker, x: torch.Tensor, residual: Any) -> None:
+    """A residual must be one that can be updated row by row."""
     residual = check.tensor("residual", residual, "*lead hidden", dtype=FLOAT_DTYPES, optional=True)
     if residual is None:
-        return None
+        return
     if residual.shape != x.shape:
         raise ArgumentError.of(check.op, "residual", f"of shape {tuple(x.shape)}", f"shape {tuple(residual.shape)}")
     expected = ""
@@ -259,7 +310,6 @@ def _residual(check: Checker, x: torch.Tensor, residual: Any) -> torch.Tensor | 
         expected = "contiguous when it has several batch dimensions"
     if expected:
         raise ArgumentError.of(check.op, "residual", expected, f"strides {residual.stride()}")
-    return residual
 
 
 @register_op(
