@@ -1,10 +1,13 @@
 """The rules that keep the repository readable: sizes of files and functions, who imports whom, one stem throughout."""
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
 import pytest
+
+from warploom.core.problem import Problem
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = ("attention", "comm", "gemm", "sampling")
@@ -98,3 +101,16 @@ def test_nothing_executes_or_unpickles_data():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in ("eval", "exec"), f"{relative(path)} calls {node.func.id}"
         assert "pickle" not in set(imported_modules(path)), relative(path)
+
+
+def kinds_of(problem):
+    return {problem}.union(*(kinds_of(kind) for kind in problem.__subclasses__()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fields_that_no_table_is_to_see_exist(family):
+    importlib.import_module(f"warploom.{family}")
+    kinds = [kind for kind in kinds_of(Problem) if kind.__module__.startswith(f"warploom.{family}.")]
+    assert kinds
+    for kind in kinds:
+        assert kind.untuned <= set(kind.__dataclass_fields__), kind

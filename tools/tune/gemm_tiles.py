@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from warploom.gemm.backends.hopper.tile_choice import CYCLES_PER_US, Costs, candidate_tiles, choose_tiles, cycles
-from warploom.gemm.backends.hopper.tiles import H200_SMS, GemmTiles, ProductShape
+from warploom.gemm.backends.hopper.tiles import BLOCK_ROWS, H200_SMS, SPAN_BYTES, GemmTiles, ProductShape
+from warploom.gemm.scales import ceil_div
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED = ROOT / "docs" / "benchmarks" / "h200" / "gemm_tiles.json"
@@ -92,10 +93,12 @@ def show_regret(measurements: list[Measurement]) -> None:
         regrets.append(one.us[chosen] / one.us[best])
         if regrets[-1] > 1.03:
             print(f"{label(one.shape)}: {chosen} {one.us[chosen]:.1f} us, but {best} {one.us[best]:.1f} us")
-    print(
-        f"{len(regrets)} products: {100 * (sum(regrets) / len(regrets) - 1):.1f} % slower than the best tiles,", end=" "
-    )
-    print(f"{100 * (max(regrets) - 1):.1f} % at most")
+    print(f"{len(regrets)} products: {in_words(regrets)}")
+
+
+def in_words(regrets: list[float]) -> str:
+    mean, most = (100 * (value - 1) for value in (sum(regrets) / len(regrets), max(regrets)))
+    return f"{mean:.2f} % slower than the best tiles, {most:.1f} % at most"
 
 
 def label(shape: ProductShape) -> str:
@@ -136,10 +139,7 @@ def fit(measurements: list[Measurement], seconds: float) -> None:
     print(file=sys.stderr)
     for name, value in costs._asdict().items():
         print(f"    {name}: float = {value:.4g}")
-    regrets = [regret_of(one, costs) for one in measurements]
-    print(
-        f"{100 * (sum(regrets) / len(regrets) - 1):.2f} % slower than the best tiles, {100 * (max(regrets) - 1):.1f} % at most"
-    )
+    print(in_words([regret_of(one, costs) for one in measurements]))
 
 
 # --- Measuring ---
@@ -194,11 +194,10 @@ def operands_of(shape: ProductShape) -> Any:
     operands = Operands(out, normal(1, shape.tokens, shape.k), normal(1, shape.n, shape.k), 1)
     if not shape.has_blocks:
         return operands
-    blocks = -(-shape.k // 128)
     return operands._replace(
-        token_scales=(torch.rand(1, blocks, shape.tokens, device="cuda") + 0.5).mT,
-        weight_scales=torch.rand(1, -(-shape.n // 128), blocks, device="cuda") + 0.5,
-        granularity=(1, 128, 128),
+        token_scales=(torch.rand(1, shape.steps, shape.tokens, device="cuda") + 0.5).mT,
+        weight_scales=torch.rand(1, ceil_div(shape.n, BLOCK_ROWS), shape.steps, device="cuda") + 0.5,
+        granularity=(1, BLOCK_ROWS, SPAN_BYTES),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -26,6 +26,8 @@ class Problem:
         Compute capability as one number (90 for sm_90), 0 on the CPU.
     device_name : str
         The GPU's name, by which tuning tables are chosen.
+    untuned : frozenset of str
+        Fields that no measurement depends on, of the class.
 
     Examples
     --------
@@ -33,6 +35,8 @@ class Problem:
     >>> Problem(**Problem.where(torch.zeros(1)))
     Problem(device_type='cpu', arch=0, device_name='cpu')
     """
+
+    untuned: ClassVar[frozenset[str]] = frozenset()
 
     device_type: str = "cpu"
     arch: int = 0
@@ -45,10 +49,11 @@ class Problem:
         return {"device_type": device.type, "arch": arch_number(device), "device_name": device_name(device)}
 
     def tuning_features(self) -> dict[str, Any]:
-        """Fields by which tuning tables choose; by default all, with dtypes by name."""
+        """Fields by which tuning tables choose: all but `untuned`, with dtypes by name."""
         return {
             f.name: str(value).removeprefix("torch.")
             if isinstance(value := getattr(self, f.name), torch.dtype)
             else value
             for f in fields(self)
+            if f.name not in self.untuned
         }

@@ -10,7 +10,7 @@ from warploom.core.errors import ArgumentError
 from warploom.core.tensors import Checker, as_dtype, have_unit_strides
 
 __all__ = ["ACTIVATIONS", "FLOAT_DTYPES", "FP8_DTYPES", "HALF_DTYPES", "OUT_DTYPES", "Output"]
-__all__ += ["check_activation", "check_out_dtype", "check_output", "is_dense", "rows_output"]
+__all__ += ["check_activation", "check_out_dtype", "check_output", "is_dense"]
 
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
@@ -70,8 +70,3 @@ def check_output(
         expected = "made of contiguous rows that do not overlap"
         raise ArgumentError.of(check.op, "out", expected, f"strides {out.stride()}")
     return Output(shape, dtype)
-
-
-def rows_output(out: torch.Tensor | None, x: torch.Tensor, columns: int, dtype: torch.dtype) -> torch.Tensor:
-    """The caller's output, or a new one with a row for each of `x`."""
-    return x.new_empty((x.shape[0], columns), dtype=dtype) if out is None else out

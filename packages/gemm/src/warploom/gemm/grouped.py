@@ -19,9 +19,9 @@ from warploom.gemm.backends.cublaslt.grouped import CublasltGrouped, CublasltGro
 from warploom.gemm.backends.hopper.grouped import HopperGrouped, HopperGroupedScaled
 from warploom.gemm.backends.reference.grouped import ReferenceGrouped, ReferenceGroupedScaled
 from warploom.gemm.formats import FP8_DTYPES, HALF_DTYPES, Output, check_output
-from warploom.gemm.offsets import check_group_offsets, check_indices, check_offsets, check_row_indices, gathered
+from warploom.gemm.offsets import check_group_offsets, check_row_indices, rows_of_groups
 from warploom.gemm.problems.grouped import GroupedProblem, GroupedScaledProblem
-from warploom.gemm.scaled import scale_rows
+from warploom.gemm.scaled import check_scale_rows
 
 __all__ = ["GROUPED_MM_BF16", "GROUPED_MM_FP8", "grouped_mm_bf16", "grouped_mm_fp8"]
 
@@ -201,9 +201,9 @@ def _check_fp8(
     check.tensor("b", b, "groups n k", dtype=FP8_DTYPES)
     check_group_offsets(check, m_indptr)
     if a_scale is not None:
-        scale_rows(check, "a_scale", a_scale, check["tokens"])
+        check_scale_rows(check, "a_scale", a_scale, check["tokens"])
     if alpha is not None:
-        scale_rows(check, "alpha", alpha, 1)
+        check_scale_rows(check, "alpha", alpha, 1)
     if b_scale is not None:
         shape = tuple(check.tensor("b_scale", b_scale, "*b_scale", dtype=torch.float32).shape)
         groups, n = check["groups"], check["n"]
@@ -268,9 +268,7 @@ def _run_grouped(
     out_dtype: torch.dtype,
     backend: str,
 ) -> torch.Tensor:
-    check_indices("grouped_mm_bf16", "row_indices", row_indices, a.shape[0])
-    a = gathered(a, row_indices)
-    check_offsets("grouped_mm_bf16", "m_indptr", m_indptr, a.shape[0])
+    (a,) = rows_of_groups("grouped_mm_bf16", m_indptr, row_indices, a)
     return GROUPED_MM_BF16.call(_problem, backend, (out, a, b, m_indptr), (out_dtype,))
 
 
@@ -285,9 +283,7 @@ def _run_grouped_scaled(
     out_dtype: torch.dtype,
     backend: str,
 ) -> torch.Tensor:
-    check_indices("grouped_mm_fp8", "row_indices", row_indices, a.shape[0])
-    a, a_scale = gathered(a, row_indices), gathered(a_scale, row_indices)
-    check_offsets("grouped_mm_fp8", "m_indptr", m_indptr, a.shape[0])
+    a, a_scale = rows_of_groups("grouped_mm_fp8", m_indptr, row_indices, a, a_scale)
     tensors = out, a, b, a_scale, b_scale, m_indptr
     return GROUPED_MM_FP8.call(_scaled_problem, backend, tensors, (out_dtype,))
 

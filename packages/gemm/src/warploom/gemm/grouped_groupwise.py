@@ -16,7 +16,7 @@ from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.hopper.grouped_groupwise import HopperGroupedGroupwise
 from warploom.gemm.backends.reference.grouped_groupwise import ReferenceGroupedGroupwise
 from warploom.gemm.formats import FP8_DTYPES, Output, check_output
-from warploom.gemm.offsets import check_group_offsets, check_indices, check_offsets, check_row_indices, gathered
+from warploom.gemm.offsets import check_group_offsets, check_row_indices, rows_of_groups
 from warploom.gemm.problems.grouped_groupwise import GroupedGroupwiseProblem
 from warploom.gemm.scales import Granularity, check_block_scales, layout_of, logical_scale
 
@@ -176,8 +176,6 @@ def _group_gemm_fp8_nt_groupwise(
     granularity: list[int],
     backend: str,
 ) -> None:
-    check_indices("group_gemm_fp8_nt_groupwise", "row_indices", row_indices, a.shape[0])
-    a, a_scale = gathered(a, row_indices), gathered(a_scale, row_indices)
-    check_offsets("group_gemm_fp8_nt_groupwise", "m_indptr", m_indptr, a.shape[0])
+    a, a_scale = rows_of_groups("group_gemm_fp8_nt_groupwise", m_indptr, row_indices, a, a_scale)
     tensors = out, a, b, a_scale, b_scale, m_indptr
     GROUP_GEMM_FP8_NT_GROUPWISE.call(_problem, backend, tensors, (tuple(granularity),))

@@ -14,8 +14,14 @@ from warploom.core.errors import ArgumentError
 from warploom.core.settings import settings
 from warploom.core.tensors import Checker
 
-__all__ = ["INDEX_DTYPES", "check_group_offsets", "check_indices", "check_offsets"]
-__all__ += ["check_row_indices", "gathered"]
+__all__ = [
+    "INDEX_DTYPES",
+    "check_group_offsets",
+    "check_indices",
+    "check_offsets",
+    "check_row_indices",
+    "rows_of_groups",
+]
 
 INDEX_DTYPES = (torch.int32, torch.int64)
 
@@ -37,7 +43,20 @@ def check_row_indices(check: Checker, row_indices: Any, tokens: int) -> int:
     return rows
 
 
-def gathered(x: torch.Tensor, row_indices: torch.Tensor | None) -> torch.Tensor:
+def rows_of_groups(
+    op: str, m_indptr: torch.Tensor, row_indices: torch.Tensor | None, *tensors: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Of tensors with a row for each token, those of the groups, one after the other.
+
+    Indices and offsets are checked first where ``debug_checks`` says so.
+    """
+    check_indices(op, "row_indices", row_indices, tensors[0].shape[0])
+    rows = tuple(_gathered(tensor, row_indices) for tensor in tensors)
+    check_offsets(op, "m_indptr", m_indptr, rows[0].shape[0])
+    return rows
+
+
+def _gathered(x: torch.Tensor, row_indices: torch.Tensor | None) -> torch.Tensor:
     """The rows of `x` that indices name. A wrong index takes a row that is there."""
     if row_indices is None:
         return x

@@ -17,21 +17,20 @@ from warploom.gemm.backends.reference.scaled import ReferenceScaled
 from warploom.gemm.formats import FLOAT_DTYPES, FP8_DTYPES, OUT_DTYPES, Output, check_activation, check_output
 from warploom.gemm.problems.scaled import ScaledProblem
 
-__all__ = ["BMM_FP8", "MM_FP8", "bmm_fp8", "mm_fp8", "scale_rows"]
+__all__ = ["BMM_FP8", "MM_FP8", "bmm_fp8", "check_scale_rows", "mm_fp8"]
 
 MM_FP8 = Operator("mm_fp8", family="gemm", backends=(HopperScaled(), CublasltScaledMm(), ReferenceScaled()))
 BMM_FP8 = Operator("bmm_fp8", family="gemm", backends=(HopperScaled(), CublasltScaledBmm(), ReferenceScaled()))
 
 
-def scale_rows(check: Checker, name: str, scale: Any, rows: int) -> torch.Tensor:
-    """Check a scale that is one number or one per row, and return it as ``[1]`` or ``[rows]``."""
+def check_scale_rows(check: Checker, name: str, scale: Any, rows: int) -> None:
+    """Check a scale that is one number or one per row."""
     tensor = check.tensor(name, scale, f"*{name}", dtype=torch.float32)
     numel = tensor.numel()
     one_axis = sum(size != 1 for size in tensor.shape) <= 1
     if not one_axis or numel not in (1, rows):
         expected = "one float32" if rows == 1 else f"one float32, or one for each of the {rows} rows"
         raise ArgumentError.of(check.op, name, expected, f"shape {tuple(tensor.shape)}")
-    return tensor.reshape(numel)
 
 
 def mm_fp8(
@@ -112,8 +111,8 @@ def _check_mm(
     check = Checker("mm_fp8")
     check.tensor("a", a, "m k", dtype=FP8_DTYPES)
     check.tensor("b", b, "k n", dtype=FP8_DTYPES)
-    scale_rows(check, "a_scale", a_scale, check["m"])
-    scale_rows(check, "b_scale", b_scale, check["n"])
+    check_scale_rows(check, "a_scale", a_scale, check["m"])
+    check_scale_rows(check, "b_scale", b_scale, check["n"])
     check.tensor("bias", bias, "n", dtype=FLOAT_DTYPES, optional=True)
     name = check_activation(check, activation)
     return check_output(check, out, (check["m"], check["n"]), out_dtype, torch.bfloat16, OUT_DTYPES), name
@@ -215,8 +214,8 @@ def _check_bmm(A: Any, B: Any, A_scale: Any, B_scale: Any, out: Any, dtype: torc
     check = Checker("bmm_fp8")
     check.tensor("A", A, "batch m k", dtype=FP8_DTYPES)
     check.tensor("B", B, "batch k n", dtype=FP8_DTYPES)
-    scale_rows(check, "A_scale", A_scale, 1)
-    scale_rows(check, "B_scale", B_scale, 1)
+    check_scale_rows(check, "A_scale", A_scale, 1)
+    check_scale_rows(check, "B_scale", B_scale, 1)
     return check_output(check, out, (check["batch"], check["m"], check["n"]), dtype, torch.bfloat16)
 
 

@@ -32,19 +32,15 @@ class CommProblem(Problem):
         Why kernels over peer memory, or NCCL, can't serve the ranks; empty when they can.
     """
 
+    # What decides support and not speed: a backend that refuses is skipped anyway.
+    untuned = frozenset(("transport", "half_bytes", "capturing", "no_peer_kernels", "no_nccl"))
+
     size: int
     transport: str = "mpi"
     half_bytes: int = PeerWorkspace.half_of(DEFAULT_WORKSPACE_BYTES)
     capturing: bool = False
     no_peer_kernels: str = ""
     no_nccl: str = ""
-
-    def tuning_features(self) -> dict[str, Any]:
-        """What decides speed. What decides support is left out: a backend that refuses is skipped anyway."""
-        features = super().tuning_features()
-        for name in ("transport", "half_bytes", "capturing", "no_peer_kernels", "no_nccl"):
-            del features[name]
-        return features
 
     @staticmethod
     def among(comm: Communicator, x: torch.Tensor) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -26,6 +25,8 @@ class DenseProblem(Problem):
         Of `warploom.gemm.formats.ACTIVATIONS`, or "".
     """
 
+    untuned = frozenset(("has_bias", "activation"))
+
     batch: int = 1
     m: int
     n: int
@@ -34,9 +35,3 @@ class DenseProblem(Problem):
     out_dtype: torch.dtype
     has_bias: bool = False
     activation: str = ""
-
-    def tuning_features(self) -> dict[str, Any]:
-        """What a measurement depends on."""
-        return {
-            name: value for name, value in super().tuning_features().items() if name not in ("has_bias", "activation")
-        }

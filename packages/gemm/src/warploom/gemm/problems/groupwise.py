@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -24,6 +23,8 @@ class GroupwiseProblem(Problem):
         "K", "MN" or "strided": which dimension of the stored scales is contiguous.
     """
 
+    untuned = frozenset(("a_scale_layout", "b_scale_layout"))
+
     m: int
     n: int
     k: int
@@ -33,11 +34,3 @@ class GroupwiseProblem(Problem):
     granularity: tuple[int, int, int] = (1, 128, 128)
     a_scale_layout: str = "K"
     b_scale_layout: str = "K"
-
-    def tuning_features(self) -> dict[str, Any]:
-        """What a measurement depends on."""
-        return {
-            name: value
-            for name, value in super().tuning_features().items()
-            if name not in ("a_scale_layout", "b_scale_layout")
-        }

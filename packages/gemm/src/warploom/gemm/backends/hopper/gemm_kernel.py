@@ -199,7 +199,7 @@ class PreparedProduct:
     def __init__(self, tiles: GemmTiles, kind: KernelKind, shape: ProductShape, operands: Operands) -> None:
         device = operands.out.device
         self._tokens = TensorView.of(operands.tokens)
-        self._token_box = (1, tiles.columns if tiles.swapped else tiles.rows // tiles.cluster, shape.depth)
+        self._token_box = (1, tiles.token_tile // tiles.cluster, shape.depth)
         self._weights = TensorView.of(operands.weights.mT if kind.weights_turned else operands.weights)
         self._weight_box = (1, shape.depth if kind.weights_turned else tiles.weights, shape.depth)
         # What a promotion fetches beside a span is the next's: early for few tokens, which wait for memory.

@@ -22,7 +22,7 @@ from warploom.gemm.backends.hopper.gemm_kernel import (
 )
 from warploom.gemm.backends.hopper.tile_choice import choose_tiles, describe_choice
 from warploom.gemm.backends.hopper.tiles import BLOCK_ROWS, H200_SMS, GemmTiles, ProductShape
-from warploom.gemm.formats import rows_output
+from warploom.gemm.formats import Output
 from warploom.gemm.scales import ceil_div
 
 __all__ = ["MOST_GROUPS", "HopperProduct", "HopperRowsProduct", "Product", "prepare_product", "product_shape"]
@@ -107,10 +107,10 @@ class HopperRowsProduct(HopperProduct):
     """Products that write a row for each token, into a new tensor unless the caller has one."""
 
     def bind(self, problem: Any, *tensors: torch.Tensor | None) -> Callable[..., torch.Tensor]:
-        columns, dtype = self.shape_of(problem).n, problem.out_dtype
+        output = Output((problem.rows, self.shape_of(problem).n), problem.out_dtype)
 
         def with_output(out: Any, tokens: Any, *others: Any) -> tuple[Any, ...]:
-            return rows_output(out, tokens, columns, dtype), tokens, *others
+            return output.tensor(out, like=tokens), tokens, *others
 
         launch = super().bind(problem, *with_output(*tensors))
 
@@ -215,11 +215,7 @@ def _k_major(x: torch.Tensor) -> torch.Tensor:
     """``[batch, rows, k]`` as TMA takes it, or a copy with its rows padded."""
     if _is_tma_ready(x):
         return x
-    multiple = _VECTOR_BYTES // x.element_size()
-    padded = x.new_empty((*x.shape[:2], ceil_div(x.shape[2], multiple) * multiple))
-    view = padded[:, :, : x.shape[2]]
-    view.copy_(x)
-    return view
+    return _padded(x).copy_(x)
 
 
 def _target(out: torch.Tensor) -> torch.Tensor:
@@ -230,5 +226,11 @@ def _target(out: torch.Tensor) -> torch.Tensor:
     strides = (out.stride(i) * size % _VECTOR_BYTES == 0 or out.shape[i] == 1 for i in range(2))
     if out.shape[2] % 8 == 0 and out.data_ptr() % _VECTOR_BYTES == 0 and all(strides):
         return out
-    columns = ceil_div(out.shape[2], 8) * 8
-    return out.new_empty((*out.shape[:2], columns))[:, :, : out.shape[2]]
+    return _padded(out)
+
+
+def _padded(x: torch.Tensor) -> torch.Tensor:
+    """Memory for as many elements, in rows that begin at multiples of 16 bytes."""
+    multiple = _VECTOR_BYTES // x.element_size()
+    columns = ceil_div(x.shape[2], multiple) * multiple
+    return x.new_empty((*x.shape[:2], columns))[:, :, : x.shape[2]]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from warploom.core.backends import Backend, Support
-from warploom.gemm.formats import rows_output
+from warploom.gemm.formats import Output
 from warploom.gemm.problems.grouped import GroupedProblem, GroupedScaledProblem
 
 __all__ = ["ReferenceGrouped", "ReferenceGroupedScaled", "groups_of"]
@@ -38,7 +38,7 @@ class ReferenceGrouped(Backend):
         b: torch.Tensor,
         m_indptr: torch.Tensor,
     ) -> torch.Tensor:
-        out = rows_output(out, a, problem.n, problem.out_dtype)
+        out = Output((problem.rows, problem.n), problem.out_dtype).tensor(out, like=a)
         for group, rows in groups_of(m_indptr):
             out[rows] = (a[rows].float() @ b[group].float().T).to(out.dtype)
         return out
@@ -63,7 +63,7 @@ class ReferenceGroupedScaled(Backend):
         m_indptr: torch.Tensor,
     ) -> torch.Tensor:
         """`a_scale` is ``[rows]``, `b_scale` ``[groups, n]``; either may be expanded from fewer numbers."""
-        out = rows_output(out, a, problem.n, problem.out_dtype)
+        out = Output((problem.rows, problem.n), problem.out_dtype).tensor(out, like=a)
         for group, rows in groups_of(m_indptr):
             scale = a_scale[rows].unsqueeze(1) * b_scale[group].unsqueeze(0)
             out[rows] = ((a[rows].float() @ b[group].float().T) * scale).to(out.dtype)

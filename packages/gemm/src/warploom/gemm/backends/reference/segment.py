@@ -6,7 +6,7 @@ import torch
 
 from warploom.core.backends import Backend, Support
 from warploom.gemm.backends.reference.grouped import groups_of
-from warploom.gemm.formats import rows_output
+from warploom.gemm.formats import Output
 from warploom.gemm.problems.segment import SegmentProblem
 
 __all__ = ["ReferenceSegment"]
@@ -28,7 +28,7 @@ class ReferenceSegment(Backend):
         weight_indices: torch.Tensor | None,
     ) -> torch.Tensor:
         """`weights` is ``[num_weights, d_out, d_in]`` in either storage order."""
-        out = rows_output(out, x, problem.d_out, problem.out_dtype)
+        out = Output((problem.rows, problem.d_out), problem.out_dtype).tensor(out, like=x)
         chosen = range(problem.batch) if weight_indices is None else weight_indices.tolist()
         for segment, rows in groups_of(seg_indptr):
             out[rows] = (x[rows].float() @ weights[chosen[segment]].float().T).to(out.dtype)
