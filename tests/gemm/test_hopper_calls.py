@@ -132,6 +132,29 @@ def grouped_groupwise():
     return {**operands, "token_scales": scales[0], "weight_scales": scales[1]}
 
 
+def grouped_by_indices():
+    a, b, sizes, rows, out = half(8, K), half(GROUPS, N, K), offsets(), torch.arange(M) % 8, new_out(M, N)
+    gemm.grouped_mm_bf16(a, b, sizes, out, row_indices=rows, backend="hopper")
+    return {"tokens": a, "weights": b, "sizes": sizes, "out": out, "row_indices": rows}
+
+
+def grouped_scaled_by_indices():
+    a, b, sizes, rows, out = fp8(8, K), fp8(GROUPS, N, K), offsets(), torch.arange(M) % 8, new_out(M, N)
+    scales = torch.ones(8), torch.ones(GROUPS)
+    options = {"a_scale": scales[0], "b_scale": scales[1], "row_indices": rows, "backend": "hopper"}
+    gemm.grouped_mm_fp8(a, b, sizes, out=out, **options)
+    operands = {"tokens": a, "weights": b, "sizes": sizes, "out": out, "row_indices": rows}
+    return {**operands, "token_scales": scales[0], "weight_scales": scales[1]}
+
+
+def grouped_groupwise_by_indices():
+    a, b, sizes, rows, out = fp8(8, K), fp8(GROUPS, N, K), offsets(), torch.arange(M) % 8, new_out(M, N)
+    scales = torch.ones(3, 8), torch.ones(GROUPS, 3, 2)
+    gemm.group_gemm_fp8_nt_groupwise(a, b, *scales, sizes, out=out, row_indices=rows, backend="hopper")
+    operands = {"tokens": a, "weights": b, "sizes": sizes, "out": out, "row_indices": rows}
+    return {**operands, "token_scales": scales[0], "weight_scales": scales[1]}
+
+
 def masked():
     a, b, sizes, out = fp8(GROUPS, M, K), fp8(GROUPS, N, K), torch.tensor([3, 0]), new_out(GROUPS, M, N)
     scales = torch.ones(GROUPS, M, 3), torch.ones(GROUPS, 2, 3)
@@ -157,6 +180,9 @@ CALLS = [
     grouped_new,
     grouped_scaled,
     grouped_groupwise,
+    grouped_by_indices,
+    grouped_scaled_by_indices,
+    grouped_groupwise_by_indices,
     masked,
     segment,
 ]
@@ -205,6 +231,24 @@ def test_what_tma_does_not_take_is_copied(launches, what):
             assert (launched[name] == tensor.data_ptr()) == (name != what)
         assert out[0, 0] == 1
     assert (len(launches.prepared), launches.readied) == (1, 3)  # once to bind, and by each call
+
+
+@pytest.mark.parametrize("tokens_each", [64, 65])
+def test_many_tokens_are_gathered_by_a_pass(launches, tokens_each):
+    rows = GROUPS * tokens_each
+    a, b, sizes = fp8(8, K), fp8(GROUPS, N, K), torch.tensor([0, tokens_each, rows])
+    indices, scales = torch.arange(rows) % 8, (torch.ones(8, 3), torch.ones(GROUPS, 2, 3))
+    options = {"scale_major_mode": "K", "row_indices": indices, "backend": "hopper"}
+    for _ in range(2):
+        out = gemm.group_gemm_fp8_nt_groupwise(a, b, *scales, sizes, **options)
+        launched, is_few = launches.addresses[-1], tokens_each <= 64
+        assert (launched["row_indices"] == indices.data_ptr()) == is_few
+        assert (launched["tokens"] == a.data_ptr()) == is_few
+        assert (launched["token_scales"] == scales[0].data_ptr()) == is_few
+        assert launched["out"] == out.data_ptr()
+    prepared = launches.prepared[0][3]
+    assert prepared.tokens.shape == ((1, 8, K) if is_few else (1, rows, K))
+    assert launches.prepared[0][2].gathers == launches.prepared[0][1].gathers == is_few
 
 
 def test_alignment_is_seen(launches):

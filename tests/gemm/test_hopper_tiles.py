@@ -4,11 +4,22 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from warploom.core.jit import compile_spec
+from warploom.core.testing.machine_code import resources_of
+from warploom.gemm.backends.hopper.gemm_kernel import Grouping, KernelKind, Scaling, product_spec
 from warploom.gemm.backends.hopper.tile_choice import candidate_tiles, choose_tiles, cycles, describe_choice
-from warploom.gemm.backends.hopper.tiles import GemmTiles, ProductShape, deepest, shares_column_scale, tile_support
+from warploom.gemm.backends.hopper.tiles import (
+    GemmTiles,
+    ProductShape,
+    deepest,
+    shares_column_scale,
+    static_bytes,
+    tile_support,
+)
 
 SMS = 132
 
@@ -104,6 +115,25 @@ def test_balanced_tiles_give_all_blocks_as_much():
     shape = ProductShape(groups=1, tokens=16, n=28672, k=4096, itemsize=1, has_blocks=True, shares_scales=True)
     tiles = choose_tiles(shape, SMS)
     assert -(-shape.n // tiles.weights) <= SMS
+
+
+@pytest.mark.parametrize(
+    "tiles",
+    [
+        GemmTiles(False, 1, 1, 64, 12),
+        GemmTiles(False, 1, 1, 64, 10, parts=2),
+        GemmTiles(True, 1, 1, 8, 12),
+        GemmTiles(True, 2, 2, 16, 5),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shares_scales", [False, True])
+def test_no_kernel_has_more_static_memory_than_is_counted(tiles, shares_scales):
+    shape = ProductShape(8, 64, 1024, 1024, 1, has_blocks=True, shares_scales=shares_scales)
+    kind = KernelKind(torch.float8_e4m3fn, torch.bfloat16, Grouping.OFFSETS, Scaling.OF_BLOCKS)
+    log = compile_spec(product_spec(tiles, kind, shape), "sm_90a").entry.record["log"]
+    counted = static_bytes(tiles, shape.has_blocks, shares_column_scale(tiles, shape))
+    assert counted - 512 < resources_of(log).shared <= counted
 
 
 MEASURED = Path(__file__).parents[2] / "docs" / "benchmarks" / "h200" / "gemm_tiles.json"

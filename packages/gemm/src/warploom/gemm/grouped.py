@@ -19,7 +19,7 @@ from warploom.gemm.backends.cublaslt.grouped import CublasltGrouped, CublasltGro
 from warploom.gemm.backends.hopper.grouped import HopperGrouped, HopperGroupedScaled
 from warploom.gemm.backends.reference.grouped import ReferenceGrouped, ReferenceGroupedScaled
 from warploom.gemm.formats import FP8_DTYPES, HALF_DTYPES, Output, check_output
-from warploom.gemm.offsets import check_group_offsets, check_row_indices, rows_of_groups
+from warploom.gemm.offsets import check_group_offsets, check_groups, check_row_indices, rows_of
 from warploom.gemm.problems.grouped import GroupedProblem, GroupedScaledProblem
 from warploom.gemm.scaled import check_scale_rows
 
@@ -229,11 +229,23 @@ def _scale_of_b(b: torch.Tensor, b_scale: torch.Tensor | None) -> torch.Tensor:
 
 
 def _problem(
-    out: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, m_indptr: torch.Tensor, out_dtype: torch.dtype
+    out: torch.Tensor | None,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    m_indptr: torch.Tensor,
+    row_indices: torch.Tensor | None,
+    out_dtype: torch.dtype,
 ) -> GroupedProblem:
-    (rows, k), (groups, n, _) = a.shape, b.shape
+    groups, n, k = b.shape
     return GroupedProblem(
-        rows=rows, n=n, k=k, groups=groups, dtype=a.dtype, out_dtype=out_dtype, **GroupedProblem.where(a)
+        rows=rows_of(a, row_indices),
+        n=n,
+        k=k,
+        groups=groups,
+        gathers=row_indices is not None,
+        dtype=a.dtype,
+        out_dtype=out_dtype,
+        **GroupedProblem.where(a),
     )
 
 
@@ -244,14 +256,16 @@ def _scaled_problem(
     a_scale: torch.Tensor,
     b_scale: torch.Tensor,
     m_indptr: torch.Tensor,
+    row_indices: torch.Tensor | None,
     out_dtype: torch.dtype,
 ) -> GroupedScaledProblem:
-    (rows, k), (groups, n, _) = a.shape, b.shape
+    groups, n, k = b.shape
     return GroupedScaledProblem(
-        rows=rows,
+        rows=rows_of(a, row_indices),
         n=n,
         k=k,
         groups=groups,
+        gathers=row_indices is not None,
         a_dtype=a.dtype,
         b_dtype=b.dtype,
         out_dtype=out_dtype,
@@ -268,8 +282,8 @@ def _run_grouped(
     out_dtype: torch.dtype,
     backend: str,
 ) -> torch.Tensor:
-    (a,) = rows_of_groups("grouped_mm_bf16", m_indptr, row_indices, a)
-    return GROUPED_MM_BF16.call(_problem, backend, (out, a, b, m_indptr), (out_dtype,))
+    check_groups("grouped_mm_bf16", a, m_indptr, row_indices)
+    return GROUPED_MM_BF16.call(_problem, backend, (out, a, b, m_indptr, row_indices), (out_dtype,))
 
 
 def _run_grouped_scaled(
@@ -283,15 +297,14 @@ def _run_grouped_scaled(
     out_dtype: torch.dtype,
     backend: str,
 ) -> torch.Tensor:
-    a, a_scale = rows_of_groups("grouped_mm_fp8", m_indptr, row_indices, a, a_scale)
-    tensors = out, a, b, a_scale, b_scale, m_indptr
+    check_groups("grouped_mm_fp8", a, m_indptr, row_indices)
+    tensors = out, a, b, a_scale, b_scale, m_indptr, row_indices
     return GROUPED_MM_FP8.call(_scaled_problem, backend, tensors, (out_dtype,))
 
 
 def _fake(a: torch.Tensor, b: torch.Tensor, *rest: Any) -> torch.Tensor:
     *_, row_indices, out_dtype, _backend = rest
-    rows = a if row_indices is None else row_indices
-    return a.new_empty((rows.shape[0], b.shape[1]), dtype=out_dtype)
+    return a.new_empty((rows_of(a, row_indices), b.shape[1]), dtype=out_dtype)
 
 
 # torch's grouped products allocate their results, so each operator exists twice: one returns what the backend made, one

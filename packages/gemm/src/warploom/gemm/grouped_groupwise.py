@@ -16,7 +16,7 @@ from warploom.core.torch_ops import register_op
 from warploom.gemm.backends.hopper.grouped_groupwise import HopperGroupedGroupwise
 from warploom.gemm.backends.reference.grouped_groupwise import ReferenceGroupedGroupwise
 from warploom.gemm.formats import FP8_DTYPES, Output, check_output
-from warploom.gemm.offsets import check_group_offsets, check_row_indices, rows_of_groups
+from warploom.gemm.offsets import check_group_offsets, check_groups, check_row_indices, rows_of
 from warploom.gemm.problems.grouped_groupwise import GroupedGroupwiseProblem
 from warploom.gemm.scales import Granularity, check_block_scales, layout_of, logical_scale
 
@@ -143,14 +143,16 @@ def _problem(
     a_scale: torch.Tensor,
     b_scale: torch.Tensor,
     m_indptr: torch.Tensor,
+    row_indices: torch.Tensor | None,
     granularity: Granularity,
 ) -> GroupedGroupwiseProblem:
-    (rows, k), (groups, n, _) = a.shape, b.shape
+    groups, n, k = b.shape
     return GroupedGroupwiseProblem(
-        rows=rows,
+        rows=rows_of(a, row_indices),
         n=n,
         k=k,
         groups=groups,
+        gathers=row_indices is not None,
         a_dtype=a.dtype,
         b_dtype=b.dtype,
         out_dtype=out.dtype,
@@ -176,6 +178,6 @@ def _group_gemm_fp8_nt_groupwise(
     granularity: list[int],
     backend: str,
 ) -> None:
-    a, a_scale = rows_of_groups("group_gemm_fp8_nt_groupwise", m_indptr, row_indices, a, a_scale)
-    tensors = out, a, b, a_scale, b_scale, m_indptr
+    check_groups("group_gemm_fp8_nt_groupwise", a, m_indptr, row_indices)
+    tensors = out, a, b, a_scale, b_scale, m_indptr, row_indices
     GROUP_GEMM_FP8_NT_GROUPWISE.call(_problem, backend, tensors, (tuple(granularity),))

@@ -17,10 +17,12 @@ from warploom.core.tensors import Checker
 __all__ = [
     "INDEX_DTYPES",
     "check_group_offsets",
+    "check_groups",
     "check_indices",
     "check_offsets",
     "check_row_indices",
-    "rows_of_groups",
+    "gathered",
+    "rows_of",
 ]
 
 INDEX_DTYPES = (torch.int32, torch.int64)
@@ -43,20 +45,18 @@ def check_row_indices(check: Checker, row_indices: Any, tokens: int) -> int:
     return rows
 
 
-def rows_of_groups(
-    op: str, m_indptr: torch.Tensor, row_indices: torch.Tensor | None, *tensors: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    """Of tensors with a row for each token, those of the groups, one after the other.
-
-    Indices and offsets are checked first where ``debug_checks`` says so.
-    """
-    check_indices(op, "row_indices", row_indices, tensors[0].shape[0])
-    rows = tuple(_gathered(tensor, row_indices) for tensor in tensors)
-    check_offsets(op, "m_indptr", m_indptr, rows[0].shape[0])
-    return rows
+def check_groups(op: str, a: torch.Tensor, m_indptr: torch.Tensor, row_indices: torch.Tensor | None) -> None:
+    """With ``debug_checks``: indices name rows of `a`, and offsets lie within the rows of the groups."""
+    check_indices(op, "row_indices", row_indices, a.shape[0])
+    check_offsets(op, "m_indptr", m_indptr, rows_of(a, row_indices))
 
 
-def _gathered(x: torch.Tensor, row_indices: torch.Tensor | None) -> torch.Tensor:
+def rows_of(a: torch.Tensor, row_indices: torch.Tensor | None) -> int:
+    """Rows of all groups together."""
+    return (a if row_indices is None else row_indices).shape[0]
+
+
+def gathered(x: torch.Tensor, row_indices: torch.Tensor | None) -> torch.Tensor:
     """The rows of `x` that indices name. A wrong index takes a row that is there."""
     if row_indices is None:
         return x

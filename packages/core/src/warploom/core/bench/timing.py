@@ -6,7 +6,8 @@ Each sample is: flush the L2, record an event, replay a CUDA graph that holds th
 *reads* a buffer of four times the L2, so that the lines it leaves behind are clean and no contender pays for writing
 them back. It lasts longer than the host needs to enqueue what follows; the device therefore never waits for the host
 between the two events, and a sample is device time alone. Contenders take turns in rounds, so that a change of clocks
-or temperature meets all of them. Reported are the median and the 10th and 90th percentile.
+or temperature meets all of them, in another order each time: what follows a contender that draws little power finds a
+higher clock. Reported are the median and the 10th and 90th percentile.
 
 A call that can't be captured (it synchronises, or allocates in a way a graph can't) is enqueued directly; the flush is
 then repeated until it outlasts twice the call's host time, so the sample still is device time. What remains in every
@@ -23,10 +24,11 @@ what the L2 keeps from call to call.
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +38,8 @@ from warploom.core.bench.ranks import Ranks
 
 __all__ = ["CpuTimer", "GpuTimer", "Timer", "Timing", "direct_times_us", "host_time_us", "make_timer"]
 
-_ROUNDS = 5
-_MIN_SAMPLES, _MAX_SAMPLES = 10, 500
+_ROUNDS = 7
+_MIN_SAMPLES, _MAX_SAMPLES = 14, 500
 _DIRECT_BATCHES, _MAX_DIRECT_CALLS = 5, 20
 _QUEUE = 50  # samples enqueued before a synchronisation: below the depth at which the driver's launch queue blocks
 
@@ -162,10 +164,18 @@ class CpuTimer(Timer):
         for name, call in contenders.items():
             call()  # warm-up: caches, lazy initialisation
             counts[name] = max(1, min(_MAX_SAMPLES, int(self._budget_s / max(_seconds(call), 1e-7))) // _ROUNDS)
-        for _ in range(_ROUNDS):
-            for name, call in contenders.items():
+        for order in _orders(contenders):
+            for name in order:
+                call = contenders[name]
                 samples[name] += [_seconds(call) * 1e6 for _ in range(counts[name])]
         return {name: Timing.of(taken, "wall", statistics.median(taken)) for name, taken in samples.items()}
+
+
+def _orders(names: Iterable[str]) -> Iterator[list[str]]:
+    """Of each round, the same on all ranks."""
+    names, generator = list(names), random.Random(1)
+    for _ in range(_ROUNDS):
+        yield generator.sample(names, len(names))
 
 
 def _seconds(call: Call) -> float:
@@ -207,9 +217,9 @@ class GpuTimer(Timer):
         prepared = {name: self._prepare(call, calls, flush) for name, call in contenders.items()}
         counts = {name: self._count(contender) for name, contender in prepared.items()}
         samples: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(_ROUNDS):
-            for name, contender in prepared.items():
-                samples[name] += [us / calls for us in self._sample(contender, counts[name])]
+        for order in _orders(contenders):
+            for name in order:
+                samples[name] += [us / calls for us in self._sample(prepared[name], counts[name])]
         return {name: self._timing(samples[name], contender) for name, contender in prepared.items()}
 
     def _timing(self, samples: Sequence[float], contender: _Contender) -> Timing:

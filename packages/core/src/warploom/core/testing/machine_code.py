@@ -16,16 +16,18 @@ __all__ = ["Resources", "disassemble", "resources_of", "why_no_disassembler"]
 
 _PROPERTIES = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
+_SHARED = re.compile(r"(\d+) bytes smem")
 
 
 @dataclass(frozen=True)
 class Resources:
-    """Registers of a thread; bytes of its stack frame and of what was spilled to local memory."""
+    """Registers of a thread; bytes of its stack frame, of what was spilled to local memory, of static shared memory."""
 
     registers: int
     stack: int
     spill_stores: int
     spill_loads: int
+    shared: int = 0
 
 
 def resources_of(log: str) -> Resources:
@@ -34,15 +36,16 @@ def resources_of(log: str) -> Resources:
     Examples
     --------
     >>> resources_of('''0 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads
-    ... ptxas info    : Used 40 registers, used 0 barriers''')
-    Resources(registers=40, stack=0, spill_stores=8, spill_loads=4)
+    ... ptxas info    : Used 40 registers, used 0 barriers, 512 bytes smem''')
+    Resources(registers=40, stack=0, spill_stores=8, spill_loads=4, shared=512)
     """
     sizes = [tuple(map(int, found)) for found in _PROPERTIES.findall(log)]
     registers = [int(found) for found in _REGISTERS.findall(log)]
     if not sizes or not registers:
         raise ValueError(f"not a log of ptxas -v: {log!r}")
     stack, stores, loads = (max(values) for values in zip(*sizes, strict=True))
-    return Resources(max(registers), stack, stores, loads)
+    shared = max(map(int, _SHARED.findall(log)), default=0)
+    return Resources(max(registers), stack, stores, loads, shared)
 
 
 @functools.cache

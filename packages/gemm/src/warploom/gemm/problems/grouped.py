@@ -18,10 +18,14 @@ class GroupedProblem(Problem):
     Attributes
     ----------
     rows : int
-        Rows of `a`, the most that all groups may have together.
+        The most that all groups may have together.
+    gathers : bool
+        Indices say which rows of `a` these are.
     dtype, out_dtype : torch.dtype
         Of both operands, and of the output.
     """
+
+    untuned = frozenset(("gathers",))
 
     rows: int
     n: int
@@ -29,11 +33,14 @@ class GroupedProblem(Problem):
     groups: int
     dtype: torch.dtype
     out_dtype: torch.dtype
+    gathers: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupedScaledProblem(Problem):
     """`GroupedProblem` of fp8 operands with a scale for each row of `a` and each row of ``b[g]``."""
+
+    untuned = frozenset(("gathers",))
 
     rows: int
     n: int
@@ -42,3 +49,4 @@ class GroupedScaledProblem(Problem):
     a_dtype: torch.dtype
     b_dtype: torch.dtype
     out_dtype: torch.dtype
+    gathers: bool = False

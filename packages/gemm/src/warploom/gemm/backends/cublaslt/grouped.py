@@ -6,6 +6,7 @@ import torch
 
 from warploom.core.backends import Backend, Support
 from warploom.gemm.backends.cublaslt.scaled_mm import has_aten
+from warploom.gemm.offsets import gathered
 from warploom.gemm.problems.grouped import GroupedProblem, GroupedScaledProblem
 
 __all__ = ["CublasltGrouped", "CublasltGroupedScaled", "grouped_mm", "grouped_mm_support", "write_result"]
@@ -73,8 +74,9 @@ class CublasltGrouped(Backend):
         a: torch.Tensor,
         b: torch.Tensor,
         m_indptr: torch.Tensor,
+        row_indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return write_result(out, grouped_mm(a, b, m_indptr))
+        return write_result(out, grouped_mm(gathered(a, row_indices), b, m_indptr))
 
 
 class CublasltGroupedScaled(Backend):
@@ -102,7 +104,9 @@ class CublasltGroupedScaled(Backend):
         a_scale: torch.Tensor,
         b_scale: torch.Tensor,
         m_indptr: torch.Tensor,
+        row_indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        a, a_scale = gathered(a, row_indices), gathered(a_scale, row_indices)
         if a.numel() == 0 or b.numel() == 0:
             return write_result(out, a.new_zeros((problem.rows, problem.n), dtype=problem.out_dtype))
         result = torch._scaled_grouped_mm(

@@ -6,7 +6,7 @@ import torch
 
 from warploom.core.backends import Support
 from warploom.gemm.backends.hopper.gemm_kernel import Grouping, Operands, Scaling
-from warploom.gemm.backends.hopper.grouped import group_support, tokens_of_groups
+from warploom.gemm.backends.hopper.grouped import gathered_operands, gathers_in_load, group_support, tokens_of_groups
 from warploom.gemm.backends.hopper.groupwise import block_shape, block_support
 from warploom.gemm.backends.hopper.product import HopperProduct, Product, product_support
 from warploom.gemm.backends.hopper.tiles import ProductShape
@@ -18,7 +18,7 @@ __all__ = ["HopperGroupedGroupwise"]
 class HopperGroupedGroupwise(HopperProduct):
     """`group_gemm_fp8_nt_groupwise`."""
 
-    takes = ("out", "tokens", "weights", "token_scales", "weight_scales", "sizes")
+    takes = ("out", "tokens", "weights", "token_scales", "weight_scales", "sizes", "row_indices")
 
     def supports(self, problem: GroupedGroupwiseProblem) -> Support:
         dtypes = problem.a_dtype, problem.b_dtype, problem.out_dtype
@@ -31,7 +31,7 @@ class HopperGroupedGroupwise(HopperProduct):
 
     def shape_of(self, problem: GroupedGroupwiseProblem) -> ProductShape:
         tokens = tokens_of_groups(problem.rows, problem.groups)
-        return block_shape(problem.groups, tokens, problem)
+        return block_shape(problem.groups, tokens, problem)._replace(gathers=gathers_in_load(problem))
 
     def product(
         self,
@@ -42,6 +42,7 @@ class HopperGroupedGroupwise(HopperProduct):
         a_scale: torch.Tensor,
         b_scale: torch.Tensor,
         m_indptr: torch.Tensor,
+        row_indices: torch.Tensor | None = None,
     ) -> Product:
         operands = Operands(
             out.unsqueeze(0),
@@ -52,5 +53,7 @@ class HopperGroupedGroupwise(HopperProduct):
             weight_scales=b_scale,
             granularity=problem.granularity,
             sizes=m_indptr,
+            row_indices=row_indices,
         )
+        operands = gathered_operands(problem, operands)
         return Product(operands, tokens_of_groups(problem.rows, problem.groups), Grouping.OFFSETS, Scaling.OF_BLOCKS)

@@ -16,6 +16,7 @@ __all__ = [
     "ProductShape",
     "deepest",
     "shares_column_scale",
+    "static_bytes",
     "tile_support",
 ]
 
@@ -100,12 +101,10 @@ class GemmTiles(NamedTuple):
 
     @property
     def part_bytes(self) -> int:
-        """Sums that the blocks of a cluster send to one of them."""
-        if self.parts == 1:
-            return 0
+        """Sums that the other blocks of a cluster send to one of them."""
         blocks = self.columns // 8
         finishers = max(1, min(self.parts, blocks // (1 if self.swapped else 8)))
-        return self.parts * self.rows * blocks // finishers * 8 * 4
+        return (self.parts - 1) * self.rows * (blocks // finishers) * 8 * 4
 
     @property
     def smem(self) -> int:
@@ -170,10 +169,11 @@ class ProductShape(NamedTuple):
         return SPAN_BYTES // self.itemsize
 
 
-def _static_bytes(tiles: GemmTiles, has_blocks: bool, shares_scale: bool) -> int:
+def static_bytes(tiles: GemmTiles, has_blocks: bool, shares_scale: bool) -> int:
     """About what a block has in shared memory besides its stages."""
     scales = (tiles.rows + (4 if shares_scale else tiles.columns)) * 4 * tiles.stages if has_blocks else 0
-    return scales + 4 * tiles.warpgroups * _RESULT_BYTES + 1024 * 4 + 512
+    barriers_and_tiles = 256 + 40 * tiles.stages + 96 * tiles.warpgroups
+    return scales + 4 * tiles.warpgroups * _RESULT_BYTES + 1024 * 4 + barriers_and_tiles
 
 
 def shares_column_scale(tiles: GemmTiles, shape: ProductShape) -> bool:
@@ -196,7 +196,7 @@ def tile_support(tiles: GemmTiles, shape: ProductShape) -> Support:
     shares = shares_column_scale(tiles, shape)
     sums = tiles.columns // 2 * (tiles.waves + promotes)
     scales = tiles.columns // 4 if shape.has_blocks and not shares else 0
-    shared = tiles.smem + _static_bytes(tiles, shape.has_blocks, shares)
+    shared = tiles.smem + static_bytes(tiles, shape.has_blocks, shares)
     least = 8 if tiles.swapped else 64
     room = _REGISTERS - _OTHER_REGISTERS
     used = tiles.weights

@@ -9,6 +9,7 @@ import torch
 
 from warploom.core.backends import Backend, Support
 from warploom.gemm.formats import Output
+from warploom.gemm.offsets import gathered
 from warploom.gemm.problems.grouped import GroupedProblem, GroupedScaledProblem
 
 __all__ = ["ReferenceGrouped", "ReferenceGroupedScaled", "groups_of"]
@@ -37,8 +38,10 @@ class ReferenceGrouped(Backend):
         a: torch.Tensor,
         b: torch.Tensor,
         m_indptr: torch.Tensor,
+        row_indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
         out = Output((problem.rows, problem.n), problem.out_dtype).tensor(out, like=a)
+        a = gathered(a, row_indices)
         for group, rows in groups_of(m_indptr):
             out[rows] = (a[rows].float() @ b[group].float().T).to(out.dtype)
         return out
@@ -61,9 +64,11 @@ class ReferenceGroupedScaled(Backend):
         a_scale: torch.Tensor,
         b_scale: torch.Tensor,
         m_indptr: torch.Tensor,
+        row_indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`a_scale` is ``[rows]``, `b_scale` ``[groups, n]``; either may be expanded from fewer numbers."""
+        """`a_scale` is ``[tokens]``, `b_scale` ``[groups, n]``; either may be expanded from fewer numbers."""
         out = Output((problem.rows, problem.n), problem.out_dtype).tensor(out, like=a)
+        a, a_scale = gathered(a, row_indices), gathered(a_scale, row_indices)
         for group, rows in groups_of(m_indptr):
             scale = a_scale[rows].unsqueeze(1) * b_scale[group].unsqueeze(0)
             out[rows] = ((a[rows].float() @ b[group].float().T) * scale).to(out.dtype)

@@ -7,6 +7,7 @@ import torch
 from warploom.core.backends import Backend, Support
 from warploom.gemm.backends.reference.grouped import groups_of
 from warploom.gemm.backends.reference.groupwise import block_scaled_product
+from warploom.gemm.offsets import gathered
 from warploom.gemm.problems.grouped_groupwise import GroupedGroupwiseProblem
 from warploom.gemm.scales import scale_of_rows
 
@@ -30,7 +31,9 @@ class ReferenceGroupedGroupwise(Backend):
         a_scale: torch.Tensor,
         b_scale: torch.Tensor,
         m_indptr: torch.Tensor,
+        row_indices: torch.Tensor | None = None,
     ) -> None:
+        a, a_scale = gathered(a, row_indices), gathered(a_scale, row_indices)
         block_m, block_n, block_k = problem.granularity
         a_rows = scale_of_rows(a_scale, problem.rows, block_m)
         b_rows = scale_of_rows(b_scale, problem.n, block_n)

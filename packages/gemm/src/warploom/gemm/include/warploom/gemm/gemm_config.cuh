@@ -57,7 +57,7 @@ struct TileParts {
   static constexpr int kLeastBlocks = Config::kSwapped ? 1 : 8;  // that are written together
   static constexpr int kFinishers = Config::kParts * kLeastBlocks < kAllBlocks ? Config::kParts : kAllBlocks / kLeastBlocks;
   static constexpr int kBlocks = kAllBlocks / kFinishers;  // of 8 columns, of each finisher
-  static constexpr int kBytes = Config::kParts > 1 ? Config::kParts * Config::kRows * kBlocks * 8 * int(sizeof(float)) : 0;
+  static constexpr int kBytes = (Config::kParts - 1) * Config::kRows * kBlocks * 8 * int(sizeof(float));  // of the other blocks
 };
 
 template <class Config>
