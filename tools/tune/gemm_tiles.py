@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MEASURED = ROOT / "docs" / "benchmarks" / "h200" / "gemm_tiles.json"
 TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 BLOCK_LAYERS = ((4096, 7168), (7168, 2048), (28672, 4096), (7168, 16384), (1536, 1536))
+GROUPS, GROUP_TOKENS = 64, (16, 64, 128, 256)
 BF16_LAYERS = ((4096, 7168), (28672, 4096), (8192, 8192), (1024, 4096))
 
 
@@ -103,7 +104,8 @@ def in_words(regrets: list[float]) -> str:
 
 def label(shape: ProductShape) -> str:
     kind = "block-scaled" if shape.has_blocks else f"{8 * shape.itemsize} bits"
-    return f"m{shape.tokens} n{shape.n} k{shape.k} {kind}"
+    groups = "" if shape.groups == 1 else f"{shape.groups} groups "
+    return f"{groups}m{shape.tokens} n{shape.n} k{shape.k} {kind}"
 
 
 def loss(measurements: list[Measurement], costs: Costs) -> float:
@@ -151,6 +153,10 @@ def shapes() -> Iterator[ProductShape]:
             yield ProductShape(1, tokens, n, k, 1, has_blocks=True, shares_scales=True)
         for n, k in BF16_LAYERS:
             yield ProductShape(1, tokens, n, k, 2)
+    for tokens in GROUP_TOKENS:
+        n, k = BLOCK_LAYERS[0]
+        yield ProductShape(GROUPS, tokens, n, k, 1, has_blocks=True, shares_scales=True)
+        yield ProductShape(GROUPS, tokens, n, k, 2)
 
 
 def measure() -> Iterator[Measurement]:
@@ -158,15 +164,17 @@ def measure() -> Iterator[Measurement]:
     import torch
 
     from warploom.core.bench.timing import make_timer
-    from warploom.gemm.backends.hopper.gemm_kernel import Scaling
+    from warploom.gemm.backends.hopper.gemm_kernel import Grouping, Scaling
     from warploom.gemm.backends.hopper.product import Product, prepare_product
 
     timer = make_timer(torch.device("cuda:0"), budget_s=0.012)
     for shape in shapes():
         scaling = Scaling.OF_BLOCKS if shape.has_blocks else Scaling.NONE
-        product = Product(operands_of(shape), shape.tokens, scaling=scaling)
+        grouping = Grouping.UNIFORM if shape.groups == 1 else Grouping.OFFSETS
+        product = Product(operands_of(shape), shape.tokens, grouping, scaling)
         expected = {tiles: cycles(tiles, shape, H200_SMS) for tiles in candidate_tiles(shape, H200_SMS)}
         near = [tiles for tiles, count in expected.items() if count < 1.6 * min(expected.values())]
+        near += [tiles for tiles in (choose_tiles(shape, H200_SMS),) if tiles not in near]  # it may be one of a pair
         prepared = [prepare_product(product, tiles) for tiles in near]
         timings = timer.time(
             {
@@ -190,13 +198,16 @@ def operands_of(shape: ProductShape) -> Any:
     def normal(*size: int) -> torch.Tensor:
         return torch.randn(size, device="cuda", dtype=torch.bfloat16).to(dtype)
 
-    out = torch.empty(1, shape.tokens, shape.n, device="cuda", dtype=torch.bfloat16)
-    operands = Operands(out, normal(1, shape.tokens, shape.k), normal(1, shape.n, shape.k), 1)
+    rows = shape.groups * shape.tokens
+    out = torch.empty(1, rows, shape.n, device="cuda", dtype=torch.bfloat16)
+    tokens, weights = normal(1, rows, shape.k), normal(shape.groups, shape.n, shape.k)
+    offsets = None if shape.groups == 1 else torch.arange(0, rows + 1, shape.tokens, device="cuda", dtype=torch.int32)
+    operands = Operands(out, tokens, weights, shape.groups, sizes=offsets)
     if not shape.has_blocks:
         return operands
     return operands._replace(
-        token_scales=(torch.rand(1, shape.steps, shape.tokens, device="cuda") + 0.5).mT,
-        weight_scales=torch.rand(1, ceil_div(shape.n, BLOCK_ROWS), shape.steps, device="cuda") + 0.5,
+        token_scales=(torch.rand(1, shape.steps, rows, device="cuda") + 0.5).mT,
+        weight_scales=torch.rand(shape.groups, ceil_div(shape.n, BLOCK_ROWS), shape.steps, device="cuda") + 0.5,
         granularity=(1, BLOCK_ROWS, SPAN_BYTES),
     )
 

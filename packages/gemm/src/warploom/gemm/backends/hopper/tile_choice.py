@@ -1,8 +1,8 @@
 """Which tiles a product gets: those of the fewest cycles by a model of what blocks wait for, fitted to an H200.
 
-A block takes the longer of copying and multiplying for each step of k, and more for each tile. Nothing is faster than memory
-brings the operands. Over a hundred products of 1 to 4096 tokens the choice was 0.9 % slower than the best of all tiles that
-were tried, 8 % at most.
+A block takes the longer of copying and multiplying, and more for each tile. Nothing is faster than memory brings the
+operands. Over a hundred products of 1 to 4096 tokens the choice was 1.0 % slower than the best of all tiles that were
+tried, 10 % at most.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ __all__ = ["CYCLES_PER_US", "Costs", "candidate_tiles", "choose_tiles", "cycles"
 class Costs(NamedTuple):
     """What the model counts, in cycles of 1.8 GHz: fitted by ``python tools/tune/gemm_tiles.py fit``."""
 
-    memory_bytes: float = 2640.0  # a cycle, of the GPU
-    again: float = 0.04  # of weights, that several tiles of tokens read, is read from memory again
-    copied_bytes: float = 61.5  # a cycle, of an SM
-    latency: float = 2930.0  # from asking for a span to having it, when all SMs ask
-    promotion: float = 1.10  # of 8-bit products with adding their sums to float32
-    column_scale: float = 3.0  # a column of tokens, each with its own scale
-    tile: float = 1350.0  # its beginning and end
-    result_bytes: float = 9.1  # a cycle
-    part: float = 1470.0  # sums that blocks of a cluster send
-    part_bytes: float = 25.0  # a cycle
-    launch: float = 8890.0
-    other: float = 0.32  # of memory's time and the blocks' the shorter one still shows
+    memory_bytes: float = 2603.0  # a cycle, of the GPU
+    again: float = 0.2674  # of weights, that several tiles of tokens read, is read from memory again
+    copied_bytes: float = 50.16  # a cycle, of an SM
+    latency: float = 3427.0  # from asking for a span to having it, when all SMs ask
+    promotion: float = 1.15  # of 8-bit products with adding their sums to float32
+    span: float = 150.0  # of 8-bit products, to wait for one
+    column_scale: float = 3.973  # a column of tokens, each with its own scale
+    tile: float = 1099.0  # its beginning and end
+    last: float = 2.62  # spans that are multiplied after the last copy
+    result_bytes: float = 9.634  # a cycle
+    part: float = 1541.0  # sums that blocks of a cluster send
+    part_bytes: float = 25.08  # a cycle
+    launch: float = 8251.0
+    other: float = 0.217  # of memory's time and the blocks' the shorter one still shows
 
 
 CYCLES_PER_US = 1800.0
@@ -48,18 +50,20 @@ def cycles(tiles: GemmTiles, shape: ProductShape, sms: int, costs: Costs = Costs
     """About how long a product takes."""
     token_tiles, weight_tiles = ceil_div(shape.tokens, tiles.token_tile), ceil_div(shape.n, tiles.weights)
     clusters = tiles.clusters(sms)
-    rounds = ceil_div(shape.groups * token_tiles * weight_tiles, clusters)
+    rounds = ceil_div(shape.groups * token_tiles * weight_tiles, clusters * tiles.cluster)
     multiplying = tiles.warpgroups * tiles.waves * max(2 * tiles.columns, 128) * 1.02
     if shape.itemsize == 1:
-        multiplying *= costs.promotion
+        multiplying = multiplying * costs.promotion + costs.span
     if shape.has_blocks and not shares_column_scale(tiles, shape):
         multiplying += tiles.columns * costs.column_scale
     span = (tiles.token_tile + tiles.weights) * SPAN_BYTES
     copying = span / min(costs.copied_bytes, tiles.stages * span / costs.latency)
-    results = tiles.token_tile * tiles.weights * 2 / costs.result_bytes / tiles.parts
-    blocks = rounds * (ceil_div(shape.steps, tiles.parts) * max(multiplying, copying) + costs.tile + results)
+    at_end = costs.tile + tiles.token_tile * tiles.weights * 2 / costs.result_bytes / tiles.parts
     if tiles.parts > 1:
-        blocks += rounds * (costs.part + tiles.part_bytes / costs.part_bytes)
+        at_end += costs.part + tiles.part_bytes / costs.part_bytes
+    steps = ceil_div(shape.steps, tiles.parts)
+    # Copies for the next tile go on while one is written, products don't. The last span is multiplied when it is there.
+    blocks = max(rounds * steps * copying + costs.last * multiplying + at_end, rounds * (steps * multiplying + at_end))
     weights = shape.n * (1 + costs.again if token_tiles > 1 else 1)
     operands = (weights + shape.tokens) * shape.k * shape.itemsize
     memory = shape.groups * (operands + shape.tokens * shape.n * 2) / costs.memory_bytes

@@ -40,9 +40,11 @@ struct GemmConfig : Base {
   static constexpr bool kHasBlocks = kScaling == Scaling::kOfBlocks;
   // Tokens in columns have a scale each; weights in columns share one, if a tile's do.
   static constexpr int kColumnScales = Base::kSharesColumnScale || !kHasBlocks ? 1 : kColumns;
-  // Registers of a thread that hold sums and scales: with two spans at once, products of one run while the other's are added.
+  // Registers of a thread that hold sums of a span, and scales.
   static constexpr int kSpanRegisters = kColumns / 2 + (kColumnScales > 1 ? kColumns / 8 : 0);
-  static constexpr bool kTwoSpans = kPromotes && Base::kWaves == 1 && kColumns / 2 + 2 * kSpanRegisters <= 192;
+  // Of two warpgroups one adds while the other's products run. A single one has the sums of two spans for that.
+  static constexpr bool kTwoSpans =
+      kPromotes && Base::kWarpgroups == 1 && Base::kWaves == 1 && kColumns / 2 + 2 * kSpanRegisters <= 192;
   static_assert(!kHasBlocks || kDepth == 128, "blocks are as deep as a span");
   static_assert(Base::kCluster == 1 || !(Base::kSwapped || Base::kParts > 1), "clusters share tokens in rows, or steps of k");
   static_assert(Base::kCluster == 1 || !Base::kGathers, "a block gathers for itself");
