@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from warploom.comm.backends.oneshot.all_gather import OneShotAllGather
 from warploom.comm.backends.oneshot.all_reduce import OneShotAllReduce
-from warploom.comm.backends.peer_all_reduce import DTYPES, spec
+from warploom.comm.backends.oneshot.reduce_scatter import OneShotReduceScatter
+from warploom.comm.backends.peer_kernel import DTYPES
 from warploom.comm.backends.twoshot.all_reduce import TwoShotAllReduce
 
 __all__ = ["SHIPPED"]
 
+_SIZES = (2, 4, 8)
+
 SHIPPED = [
-    spec(backend.kernel, dtype, size)
-    for backend in (OneShotAllReduce, TwoShotAllReduce)
-    for dtype in DTYPES
-    for size in (2, 4, 8)
+    *(
+        backend.spec(dtype, size)
+        for backend in (OneShotAllReduce, TwoShotAllReduce, OneShotReduceScatter)
+        for dtype in DTYPES
+        for size in _SIZES
+    ),
+    *map(OneShotAllGather.spec, _SIZES),
 ]

@@ -1,55 +1,18 @@
-"""The all-reduce kernels on one GPU: each rank is a stream, and their mailboxes lie in the same memory."""
+"""The peer-memory kernels on one GPU, where each rank is a stream."""
 
 import random
-from types import SimpleNamespace
 
 import pytest
 import torch
 from comm_oracle import FLOATS, in_rank_order
+from streams import Streams
 
-from warploom.comm.backends.oneshot.all_reduce import OneShotAllReduce
-from warploom.comm.backends.peer_all_reduce import AllReduceParams, spec
-from warploom.comm.backends.twoshot.all_reduce import TwoShotAllReduce
-from warploom.comm.peer_workspace import HEADER_BYTES, PeerWorkspace
 from warploom.core.errors import CommunicationError
 from warploom.core.testing import cases
 
 pytestmark = pytest.mark.gpu
-KERNELS = {"oneshot": OneShotAllReduce.kernel, "twoshot": TwoShotAllReduce.kernel}
-HALF = 4 << 20
-BLOCKS = 8  # a rank; the blocks of all ranks must be resident at once
-
-
-class Streams:
-    """Ranks as streams of one GPU."""
-
-    def __init__(self, size, timeout=20.0):
-        self.size = size
-        self.device = torch.device("cuda", torch.cuda.current_device())
-        memory = [torch.empty(HEADER_BYTES + 2 * HALF, dtype=torch.uint8, device=self.device) for _ in range(size)]
-        pointers = tuple(buffer.data_ptr() for buffer in memory)
-        self.workspaces = [
-            PeerWorkspace(
-                SimpleNamespace(nbytes=memory[rank].numel(), local=memory[rank], pointers=pointers, device=self.device),
-                rank,
-                timeout,
-            )
-            for rank in range(size)
-        ]
-        self.streams = [torch.cuda.Stream() for _ in range(size)]
-
-    def all_reduce(self, kernel, outs, xs, threads=256, ranks=None):
-        """Launch the kernel on every stream; the host waits for none."""
-        loaded = spec(KERNELS[kernel], xs[0].dtype, self.size).load(self.device)
-        for rank in range(self.size) if ranks is None else ranks:
-            params = AllReduceParams(input=xs[rank], output=outs[rank], numel=xs[rank].numel())
-            stream = self.streams[rank].cuda_stream
-            loaded.launch(BLOCKS, threads, self.workspaces[rank].arguments, params, stream=stream)
-
-    def check(self):
-        torch.cuda.synchronize()
-        for workspace in self.workspaces:
-            workspace.check()
+KERNELS = ("oneshot", "twoshot")  # all-reduce
+SIZES = (1, 2, 7, 8, 9, 1000, 4096, 65_537, 200_003)
 
 
 def inputs(size, numel, dtype, offset=0):
@@ -60,21 +23,73 @@ def inputs(size, numel, dtype, offset=0):
     return xs
 
 
-@pytest.mark.parametrize(*cases(kernel=list(KERNELS), dtype=FLOATS, size=[2, 4]))
+@pytest.mark.parametrize(*cases(kernel=KERNELS, dtype=FLOATS, size=[2, 4]))
 def test_values_at_every_size_and_alignment(case):
     ranks = Streams(case.size)
-    for numel in (1, 2, 7, 8, 9, 1000, 4096, 65_537, 200_003):
+    for numel in SIZES:
         for offset, in_place in ((0, False), (0, True), (1, False), (3, True)):
             xs = inputs(case.size, numel, case.dtype, offset)
             expected = in_rank_order(torch.stack(xs))
             outs = xs if in_place else [torch.full_like(x, float("nan")) for x in xs]
             torch.cuda.synchronize()
-            ranks.all_reduce(case.kernel, outs, xs)
+            ranks.reduce(case.kernel, outs, xs)
             ranks.check()
             for rank, out in enumerate(outs):
                 assert torch.equal(out, expected), (
                     f"rank {rank}, {numel} elements, offset {offset}, in place {in_place}"
                 )
+
+
+@pytest.mark.parametrize(*cases(dtype=FLOATS, size=[2, 4]))
+def test_reduce_scatter_at_every_size_and_alignment(case):
+    ranks = Streams(case.size)
+    for numel in SIZES:
+        for offset, in_place in ((0, False), (0, True), (1, False), (3, True)):
+            xs = inputs(case.size, case.size * numel, case.dtype, offset)
+            expected = in_rank_order(torch.stack(xs)).view(case.size, numel)
+            parts = [x.view(case.size, numel)[rank] for rank, x in enumerate(xs)]
+            outs = parts if in_place else [torch.full_like(part, float("nan")) for part in parts]
+            torch.cuda.synchronize()
+            ranks.reduce("reduce_scatter", outs, xs)
+            ranks.check()
+            for rank, out in enumerate(outs):
+                assert torch.equal(out, expected[rank]), f"rank {rank}, {numel} elements, offset {offset}, {in_place=}"
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_all_gather_moves_any_bytes(size):
+    ranks = Streams(size)
+    for number in SIZES:
+        for offset in (0, 1):
+            memory = torch.randint(0, 256, (size, number + offset), dtype=torch.uint8, device="cuda")
+            memory[:, ::3] = 0xFF  # what empty mailboxes hold
+            xs = [row[offset:] for row in memory]
+            outs = [torch.zeros(size, number, dtype=torch.uint8, device="cuda") for _ in xs]
+            torch.cuda.synchronize()
+            ranks.all_gather(outs, xs)
+            ranks.check()
+            for rank, out in enumerate(outs):
+                assert torch.equal(out, memory[:, offset:]), f"rank {rank}, {number} bytes, offset {offset}"
+
+
+def test_kernels_share_their_mailboxes():
+    ranks = Streams(4)
+    xs = inputs(4, 4000, torch.float32)
+    total, gathered = in_rank_order(torch.stack(xs)), torch.stack(xs)
+    outs, parts = [torch.zeros_like(x) for x in xs], [torch.zeros(1000, device="cuda") for _ in xs]
+    rows = [torch.zeros_like(gathered) for _ in xs]
+    torch.cuda.synchronize()
+    for _ in range(20):
+        ranks.reduce("oneshot", outs, xs)
+        ranks.all_gather(rows, xs)
+        ranks.reduce("reduce_scatter", parts, xs)
+        ranks.reduce("twoshot", outs, xs)
+        ranks.all_gather(rows, xs)
+    ranks.check()
+    for rank in range(4):
+        assert torch.equal(outs[rank], total)
+        assert torch.equal(parts[rank], total[1000 * rank : 1000 * rank + 1000])
+        assert torch.equal(rows[rank], gathered)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -86,7 +101,7 @@ def test_the_pattern_of_an_empty_mailbox_passes_as_nan(kernel):
             x[::3].view(bits).fill_(-1)
         outs = [torch.zeros_like(x) for x in xs]
         torch.cuda.synchronize()
-        ranks.all_reduce(kernel, outs, xs)
+        ranks.reduce(kernel, outs, xs)
         ranks.check()
         assert outs[0][::3].isnan().all()
         assert torch.equal(outs[0][1::3], xs[0][1::3] + xs[1][1::3])
@@ -106,7 +121,7 @@ def test_back_to_back_calls_of_skewed_ranks():
         for (xs, _), want in zip(sets, expected, strict=True):
             outs = [torch.full_like(x, float("nan")) for x in xs]
             torch.cuda.synchronize()
-            ranks.all_reduce(kernel, outs, xs)
+            ranks.reduce(kernel, outs, xs)
             ranks.check()
             wrong[0] += (outs[0] != want).sum()
     torch.cuda._sleep(1)
@@ -114,13 +129,13 @@ def test_back_to_back_calls_of_skewed_ranks():
     for call in range(calls):
         chosen = draw.randrange(len(sets))
         xs, _ = sets[chosen]
-        kernel, late = draw.choice(list(KERNELS)), draw.randrange(size)
+        kernel, late = draw.choice(KERNELS), draw.randrange(size)
         for rank in range(size):
             with torch.cuda.stream(ranks.streams[rank]):
                 if rank == late and call % 4 == 0:
                     torch.cuda._sleep(draw.randrange(50_000))
                 out = torch.full_like(xs[rank], float("nan"))
-                ranks.all_reduce(kernel, {rank: out}, xs, ranks=[rank])
+                ranks.reduce(kernel, {rank: out}, xs, ranks=[rank])
                 wrong[rank] += (out != expected[chosen]).sum()
     ranks.check()
     assert [int(count) for count in wrong] == [0] * size
@@ -132,14 +147,14 @@ def test_replayed_graphs_go_on_counting():
     xs = inputs(size, 5000, torch.bfloat16)
     outs = [torch.zeros_like(x) for x in xs]
     graphs = []
-    ranks.all_reduce("oneshot", outs, xs)
-    ranks.all_reduce("twoshot", outs, xs)
+    ranks.reduce("oneshot", outs, xs)
+    ranks.reduce("twoshot", outs, xs)
     ranks.check()
     for rank in range(size):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=ranks.streams[rank]):
             for kernel in ("oneshot", "twoshot", "oneshot"):
-                ranks.all_reduce(kernel, outs, xs, ranks=[rank])
+                ranks.reduce(kernel, outs, xs, ranks=[rank])
         graphs.append(graph)
     for replay in range(200):
         for rank in range(size):
@@ -157,7 +172,7 @@ def test_a_missing_rank_is_reported_and_leaves_nan():
     xs = inputs(4, 1000, torch.float32)
     outs = [torch.zeros_like(x) for x in xs]
     torch.cuda.synchronize()
-    ranks.all_reduce("oneshot", outs, xs, ranks=[0, 1, 3])
+    ranks.reduce("oneshot", outs, xs, ranks=[0, 1, 3])
     torch.cuda.synchronize()
     for rank in (0, 1, 3):
         with pytest.raises(
@@ -166,5 +181,5 @@ def test_a_missing_rank_is_reported_and_leaves_nan():
             ranks.workspaces[rank].check()
         assert outs[rank].isnan().all()
     ranks.workspaces[2].check()
-    ranks.all_reduce("twoshot", outs, xs)  # what follows ends at once instead of waiting again
+    ranks.reduce("twoshot", outs, xs)  # what follows ends at once instead of waiting again
     torch.cuda.synchronize()
