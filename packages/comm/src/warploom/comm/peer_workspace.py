@@ -25,6 +25,8 @@ _OPERATIONS = {
     2: "all_reduce (twoshot)",
     3: "reduce_scatter (oneshot)",
     4: "all_gather (oneshot)",
+    5: "allreduce_fusion (oneshot)",
+    6: "allreduce_fusion (twoshot)",
 }  # Operation of mailbox.cuh
 
 

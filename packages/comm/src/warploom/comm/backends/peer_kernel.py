@@ -80,13 +80,12 @@ class PeerKernel(Backend):
         return serves & Support.of((problem.nbytes <= largest, reason))
 
     @staticmethod
-    def launch(comm: Communicator, spec: KernelSpec, packets: int, params: ParamStruct) -> None:
-        """Launch the kernel for `packets` packets of this rank on the current stream."""
+    def launch(comm: Communicator, spec: KernelSpec, shape: tuple[int, int], params: ParamStruct) -> None:
+        """Launch so many blocks and threads on the current stream."""
         workspace = comm.peer_workspace
         assert workspace is not None, "a kernel was chosen without mailboxes"
         workspace.follow_stream()
-        blocks, threads = launch_shape(packets)
-        spec.load(comm.device).launch(blocks, threads, workspace.arguments, params)
+        spec.load(comm.device).launch(*shape, workspace.arguments, params)
 
 
 class PeerReduction(PeerKernel):
@@ -122,4 +121,4 @@ class PeerReduction(PeerKernel):
             out.copy_(x)
             return
         message = Message(input=x, output=out, numel=out.numel())
-        self.launch(comm, self.spec(problem.dtype, problem.size), self.packets_of_rank(problem), message)
+        self.launch(comm, self.spec(problem.dtype, problem.size), launch_shape(self.packets_of_rank(problem)), message)

@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from warploom.comm.backends.peer_kernel import PACKET_BYTES, PeerKernel, peer_spec
+from warploom.comm.backends.peer_kernel import PACKET_BYTES, PeerKernel, launch_shape, peer_spec
 from warploom.comm.communicator import Communicator
 from warploom.comm.problems.all_gather import AllGatherProblem
 from warploom.core.jit import KernelSpec, ParamStruct, i64, ptr
@@ -45,4 +45,4 @@ class OneShotAllGather(PeerKernel):
             out[0].copy_(x)
             return
         params = GatherParams(input=x, output=out, bytes=x.nbytes)
-        self.launch(comm, self.spec(problem.size), -(-x.nbytes // _PIECE_BYTES), params)
+        self.launch(comm, self.spec(problem.size), launch_shape(-(-x.nbytes // _PIECE_BYTES)), params)

@@ -29,7 +29,14 @@ constexpr int kMaxBlocks = 64;  // of one launch: all must be resident, beside t
 constexpr int kHeaderBytes = 1024;
 
 // As `PeerWorkspace.check` names them.
-enum Operation : uint32_t { kOneShotAllReduce = 1, kTwoShotAllReduce = 2, kReduceScatter = 3, kAllGather = 4 };
+enum Operation : uint32_t {
+  kOneShotAllReduce = 1,
+  kTwoShotAllReduce = 2,
+  kReduceScatter = 3,
+  kAllGather = 4,
+  kOneShotFusion = 5,
+  kTwoShotFusion = 6,
+};
 
 constexpr uint32_t kEmpty = 0xffffffffu;   // NaN as fp32, and two NaNs as fp16 or bf16 pair
 constexpr uint32_t kSealed = 0x7fff7fffu;  // likewise
@@ -158,6 +165,20 @@ template <int kRanks>
 WL_DEVICE bool take_packets(uint4 (&packets)[kRanks], uint4* slots, int64_t stride, const Mailboxes& boxes,
                             uint32_t operation, uint32_t call, uint32_t stage) {
   return take_packets_if(packets, slots, stride, boxes, operation, call, stage, has_arrived);
+}
+
+// Take the packet of one rank, which may be this one.
+WL_DEVICE bool take_packet(uint4& packet, uint4* slot, const Mailboxes& boxes, uint32_t operation, uint32_t call,
+                           uint32_t peer, uint32_t stage) {
+  Patience patience;
+  while (!has_arrived(packet = load_relaxed_system(slot))) {
+    if (patience.is_over(boxes)) {
+      give_up(boxes, operation, call, peer, stage);
+      return false;
+    }
+  }
+  store_relaxed_system(slot, make_uint4(kEmpty, kEmpty, kEmpty, kEmpty));
+  return true;
 }
 
 // Packets of two words of any bits.
