@@ -6,12 +6,16 @@ import torch
 
 from warploom.comm.backends.oneshot.all_gather import GatherParams, OneShotAllGather
 from warploom.comm.backends.oneshot.all_reduce import OneShotAllReduce
+from warploom.comm.backends.oneshot.fusion import OneShotFusion
 from warploom.comm.backends.oneshot.reduce_scatter import OneShotReduceScatter
+from warploom.comm.backends.peer_fusion import fusion_params
 from warploom.comm.backends.peer_kernel import Message
 from warploom.comm.backends.twoshot.all_reduce import TwoShotAllReduce
+from warploom.comm.backends.twoshot.fusion import TwoShotFusion
 from warploom.comm.peer_workspace import HEADER_BYTES, PeerWorkspace
 
 REDUCTIONS = {"oneshot": OneShotAllReduce, "twoshot": TwoShotAllReduce, "reduce_scatter": OneShotReduceScatter}
+FUSIONS = {"oneshot": OneShotFusion, "twoshot": TwoShotFusion}
 HALF = 4 << 20
 BLOCKS = 8  # a rank; the blocks of all ranks must be resident at once
 
@@ -45,6 +49,12 @@ class Streams:
         for rank in range(self.size) if ranks is None else ranks:
             params = GatherParams(input=xs[rank], output=outs[rank], bytes=xs[rank].nbytes)
             self._launch(OneShotAllGather.spec(self.size), rank, params, threads)
+
+    def fuse(self, kernel, problem, tensors, ranks=None):
+        """The same with one of `FUSIONS`; a problem for all, tensors of each."""
+        spec = FUSIONS[kernel].spec_of(problem)
+        for rank in range(self.size) if ranks is None else ranks:
+            self._launch(spec, rank, fusion_params(problem, tensors[rank]), spec.config["kThreads"])
 
     def _launch(self, spec, rank, params, threads):
         stream = self.streams[rank].cuda_stream

@@ -11,6 +11,7 @@
 
 #include "warploom/comm/all_gather.cuh"
 #include "warploom/comm/all_reduce.cuh"
+#include "warploom/comm/fusion_fp8.cuh"
 #include "warploom/comm/reduce_scatter.cuh"
 
 namespace warploom::comm {
@@ -66,11 +67,11 @@ bool is_sum(const T* output, int call, int64_t first, int64_t numel) {
 // What one call is, drawn alike by all ranks.
 struct Draw {
   uint32_t bits;
-  int kernel() const { return bits % 4; }
-  bool in_place() const { return bits & 4; }
-  int64_t offset() const { return bits & 8 ? 1 : 0; }  // elements: unaligned
-  bool is_float() const { return bits & 16; }
-  int64_t numel(int64_t largest) const { return (bits >> 5) % 8 == 0 ? 1 : 1 + (bits >> 8) % largest; }
+  int kernel() const { return bits % 64 < 4 ? 4 + bits % 2 : bits % 4; }  // fused ones take long here
+  bool in_place() const { return bits & 64; }
+  int64_t offset() const { return bits & 128 ? 1 : 0; }  // elements: unaligned
+  bool is_float() const { return bits & 256; }
+  int64_t numel(int64_t largest) const { return (bits >> 9) % 8 == 0 ? 1 : 1 + (bits >> 8) % largest; }
   unsigned blocks() const { return 1 + (bits >> 20) % 3; }
   unsigned threads() const { return 1 + (bits >> 24) % 5; }
 };
@@ -123,13 +124,81 @@ bool all_gather(Rank& rank, int call, const Draw& draw) {
   return true;
 }
 
+template <class T_, int kRanks_>
+struct FusionConfig {
+  using T = T_;
+  using Code = void;
+  static constexpr int kRanks = kRanks_, kPackets = 40, kThreads = 32, kGroupPackets = 4;
+  static constexpr bool kNormalises = true;
+  static constexpr int kScalesNumber = int(Scales::kOfGroup);
+};
+
+// What is computed from the sums, of one token.
+template <class T, int kColumns, int kGroup>
+bool is_finished(const T* residual_in, const T* gamma, const T* output, const T* residual, const T* norm,
+                 const int8_t* codes, const float* scales) {
+  float squares = 0;
+  for (int i = 0; i < kColumns; ++i) {
+    if (!is_same(residual[i], from_float<T>(to_float(output[i]) + to_float(residual_in[i])))) return false;
+    squares += to_float(residual[i]) * to_float(residual[i]);
+  }
+  const float factor = 1 / std::sqrt(squares / kColumns + 0.5f);
+  for (int group = 0; group < kColumns / kGroup; ++group) {
+    float largest = 0;
+    for (int i = group * kGroup; i < (group + 1) * kGroup; ++i) {
+      const float value = to_float(norm[i]), expected = to_float(residual[i]) * factor * (to_float(gamma[i]) + 1);
+      if (!(std::fabs(value - expected) <= 0.01f * std::fabs(expected) + 1e-6f)) return false;
+      if (!(std::fabs(codes[i] * 4 * scales[group] - value) <= 2.01f * scales[group])) return false;
+      largest = std::max(largest, std::fabs(value));
+    }
+    if (scales[group] != largest / kLargestE4m3) return false;
+  }
+  return true;
+}
+
+template <class T, int kRanks>
+bool fusion(Rank& rank, int call, const Draw& draw, bool two_shot) {
+  using C = FusionConfig<T, kRanks>;
+  constexpr int kColumns = C::kPackets * kVecWidth<T>, kGroup = C::kGroupPackets * kVecWidth<T>;
+  const int64_t tokens = 1 + (draw.bits >> 12) % 5, numel = tokens * kColumns;
+  const auto sent = [&](int of, int64_t i) { return from_float<T>(float((i * 7 + of * 31 + call * 13) % 1009) / 64 - 7); };
+  auto input = memory_for<T>(numel), sums = input, residual = input, kept = input, added = input, norm = input;
+  auto codes = memory_for<int8_t>(numel);
+  std::vector<float> scales(numel / kGroup);
+  const auto as = [](auto& memory) { return reinterpret_cast<T*>(memory.data()); };
+  for (int64_t i = 0; i < numel; ++i) as(input)[i] = sent(rank.boxes.rank, i), as(residual)[i] = sent(9, i);
+  kept = residual;
+  T* out = draw.in_place() ? as(input) : as(sums);
+  T* residual_out = draw.in_place() ? as(residual) : as(added);
+  const FusionParams params{as(input), out,          as(residual),  residual_out, as(kept), as(norm),
+                            codes.data(), scales.data(), tokens, 0.5f,        1.0f};
+  auto* kernel = two_shot ? two_shot_fusion_kernel<C> : one_shot_fusion_kernel<C>;
+  launch(1 + draw.bits / 4096 % 2, C::kThreads, kernel, rank.boxes, params);
+  if (rank.report.failed) return true;
+  bool right = true;
+  for (int64_t i = 0; i < numel; ++i) {
+    float sum = 0;
+    for (int of = 0; of < kRanks; ++of) sum += to_float(sent(of, i));
+    right &= is_same(out[i], from_float<T>(sum));
+  }
+  const int8_t* bytes = reinterpret_cast<const int8_t*>(codes.data());
+  for (int64_t token = 0; token < tokens; ++token) {
+    const int64_t at = token * kColumns;
+    right &= is_finished<T, kColumns, kGroup>(as(kept) + at, as(kept), out + at, residual_out + at, as(norm) + at, bytes + at,
+                                              scales.data() + at / kGroup);
+  }
+  if (!right) std::printf("call %d: fused, %ld tokens, two-shot %d\n", call, long(tokens), two_shot);
+  return right;
+}
+
 template <class T, int kRanks>
 bool run_call(Rank& rank, int call, const Draw& draw) {
   switch (draw.kernel()) {
     case 0: return all_reduce<T, kRanks>(rank, call, draw, false);
     case 1: return all_reduce<T, kRanks>(rank, call, draw, true);
     case 2: return reduce_scatter<T, kRanks>(rank, call, draw);
-    default: return all_gather<kRanks>(rank, call, draw);
+    case 3: return all_gather<kRanks>(rank, call, draw);
+    default: return fusion<T, kRanks>(rank, call, draw, draw.kernel() == 5);
   }
 }
 

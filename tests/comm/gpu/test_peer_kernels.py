@@ -1,14 +1,18 @@
 """The peer-memory kernels on one GPU, where each rank is a stream."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from comm_oracle import FLOATS, in_rank_order
-from streams import Streams
+from streams import FUSIONS, Streams
 
+from warploom.comm.backends.peer_fusion import fits_kernel
+from warploom.comm.epilogue import FusionTensors, apply_epilogue
+from warploom.comm.problems.fusion import AllReduceFusionPattern, FusionProblem
 from warploom.core.errors import CommunicationError
-from warploom.core.testing import cases
+from warploom.core.testing import assert_close, cases
 
 pytestmark = pytest.mark.gpu
 KERNELS = ("oneshot", "twoshot")  # all-reduce
@@ -90,6 +94,77 @@ def test_kernels_share_their_mailboxes():
         assert torch.equal(outs[rank], total)
         assert torch.equal(parts[rank], total[1000 * rank : 1000 * rank + 1000])
         assert torch.equal(rows[rank], gathered)
+
+
+PATTERNS = [pattern for pattern in AllReduceFusionPattern if "Out" in pattern.name or not pattern.quantisation]
+
+
+def fusion_problem(x, size, pattern, group):
+    tokens, hidden = x.shape
+    return FusionProblem(
+        device_type="cuda", arch=90, device_name="a GPU", size=size, nbytes=x.nbytes, dtype=x.dtype, tokens=tokens,
+        hidden=hidden, pattern=pattern, group_size=group if pattern.quantisation == "group" else 0,
+    )  # fmt: skip
+
+
+def fusion_tensors(x, pattern, group, in_place):
+    """All that a pattern reads and writes."""
+    (tokens, hidden), like = x.shape, {"device": "cuda", "dtype": x.dtype}
+    shape = (tokens, hidden)
+    normalises, quantisation = pattern.normalises, pattern.quantisation
+    residual = torch.randn(shape, generator=torch.Generator("cuda").manual_seed(7), **like) if normalises else None
+    columns = {"token": 1, "group": hidden // group}.get(quantisation)
+    return FusionTensors(
+        input=x,
+        output=x if in_place else torch.empty(shape, **like),
+        residual_out=residual if in_place or not normalises else torch.empty(shape, **like),
+        norm_out=torch.empty(shape, **like) if normalises else None,
+        quant_out=torch.empty(shape, device="cuda", dtype=torch.float8_e4m3fn) if quantisation else None,
+        scale_out=torch.empty(tokens, columns, device="cuda") if columns else None,
+        residual_in=residual,
+        rms_gamma=torch.linspace(0.5, 1.5, hidden, **like) if normalises else None,
+        scale_factor=torch.full((1,), 0.02, device="cuda") if quantisation == "tensor" else None,
+        rms_eps=1e-5,
+        weight_bias=0.25,
+    )
+
+
+def assert_finished(problem, tensors, total, residual):
+    """What a rank has written, against the same steps in torch."""
+    expected = fusion_tensors(total.clone(), problem.pattern, problem.group_size or 128, False)
+    expected = replace(expected, residual_in=residual)
+    apply_epilogue(problem, expected, total)
+    assert torch.equal(tensors.output, total)
+    if not problem.pattern.normalises:
+        return
+    assert torch.equal(tensors.residual_out, expected.residual_out)
+    assert_close(tensors.norm_out, expected.norm_out, dtype=problem.dtype)
+    if problem.pattern.quantisation:
+        scales = tensors.scale_factor if tensors.scale_out is None else tensors.scale_out
+        columns = problem.hidden // (1 if tensors.scale_out is None else scales.shape[1])
+        values = tensors.quant_out.float() * (
+            scales.repeat_interleave(columns, 1) if tensors.scale_out is not None else scales
+        )
+        assert_close(values, tensors.norm_out.double(), dtype=torch.float8_e4m3fn)
+
+
+@pytest.mark.parametrize(*cases(kernel=list(FUSIONS), pattern=PATTERNS, dtype=[torch.bfloat16, torch.float32]))
+def test_fused_rows(case):
+    size, group = 4, 128
+    ranks = Streams(size)
+    for tokens, hidden in ((1, 1024), (3, 8192), (17, 256), (20, 1152), (2, 128)):
+        for in_place in (False, True):
+            xs = [x.view(tokens, hidden) for x in inputs(size, tokens * hidden, case.dtype)]
+            problem = fusion_problem(xs[0], size, case.pattern, group)
+            total = in_rank_order(torch.stack(xs)).to("cuda")
+            tensors = [fusion_tensors(x, case.pattern, group, in_place) for x in xs]
+            residual = None if tensors[0].residual_in is None else tensors[0].residual_in.clone()
+            assert all(fits_kernel(problem, one) for one in tensors)
+            torch.cuda.synchronize()
+            ranks.fuse(case.kernel, problem, tensors)
+            ranks.check()
+            for one in tensors:
+                assert_finished(problem, one, total, residual)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

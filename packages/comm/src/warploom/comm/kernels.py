@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import torch
+
 from warploom.comm.backends.oneshot.all_gather import OneShotAllGather
 from warploom.comm.backends.oneshot.all_reduce import OneShotAllReduce
+from warploom.comm.backends.oneshot.fusion import OneShotFusion
 from warploom.comm.backends.oneshot.reduce_scatter import OneShotReduceScatter
 from warploom.comm.backends.peer_kernel import DTYPES
 from warploom.comm.backends.twoshot.all_reduce import TwoShotAllReduce
+from warploom.comm.backends.twoshot.fusion import TwoShotFusion
 
 __all__ = ["SHIPPED"]
 
@@ -20,4 +24,10 @@ SHIPPED = [
         for size in _SIZES
     ),
     *map(OneShotAllGather.spec, _SIZES),
+    *(
+        backend.spec(torch.bfloat16, 8, 8192, True, scales, group)
+        for backend in (OneShotFusion, TwoShotFusion)
+        for scales, group in (("", 0), ("tensor", 0), ("token", 0), ("group", 128))
+    ),
+    OneShotFusion.spec(torch.float32, 2, 1000, False, "", 0),
 ]

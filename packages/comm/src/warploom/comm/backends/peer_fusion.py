@@ -15,7 +15,7 @@ from warploom.comm.peer_workspace import MAX_BLOCKS
 from warploom.comm.problems.fusion import FusionProblem
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, f32, i64, ptr
 
-__all__ = ["FusionParams", "PeerFusion"]
+__all__ = ["FusionParams", "PeerFusion", "fits_kernel", "fusion_params"]
 
 _MAX_THREADS = 512
 _MOST_PACKETS = 4 * _MAX_THREADS  # of a row: what a thread keeps in registers
@@ -64,29 +64,38 @@ class PeerFusion(ComposedFusion):
             config["Code"] = cpp_type(torch.float8_e4m3fn)
         return peer_spec("fusion_fp8" if scales else "fusion", cls.kernel, size, FusionParams, **config)
 
+    @classmethod
+    def spec_of(cls, problem: FusionProblem) -> KernelSpec:
+        """The instance for a problem."""
+        pattern = problem.pattern
+        return cls.spec(
+            problem.dtype, problem.size, problem.hidden, pattern.normalises, pattern.quantisation, problem.group_size
+        )
+
     def run(self, problem: FusionProblem, comm: Communicator, tensors: FusionTensors) -> None:
         if not fits_kernel(problem, tensors):
             super().run(problem, comm, tensors)
             return
-        pattern = problem.pattern
-        spec = self.spec(
-            problem.dtype, problem.size, problem.hidden, pattern.normalises, pattern.quantisation, problem.group_size
-        )
-        params = FusionParams(
-            input=tensors.input,
-            output=tensors.output,
-            residual=tensors.residual_in,
-            residual_out=tensors.residual_out,
-            gamma=tensors.rms_gamma,
-            norm_out=tensors.norm_out,
-            codes=tensors.quant_out,
-            scales=tensors.scale_factor if tensors.scale_out is None else tensors.scale_out,
-            tokens=problem.tokens,
-            eps=tensors.rms_eps,
-            gamma_bias=tensors.weight_bias,
-        )
-        threads = int(spec.config["kThreads"])
-        PeerKernel.launch(comm, spec, (min(MAX_BLOCKS, problem.tokens), threads), params)
+        spec = self.spec_of(problem)
+        shape = min(MAX_BLOCKS, problem.tokens), int(spec.config["kThreads"])
+        PeerKernel.launch(comm, spec, shape, fusion_params(problem, tensors))
+
+
+def fusion_params(problem: FusionProblem, tensors: FusionTensors) -> FusionParams:
+    """What a rank launches a kernel with."""
+    return FusionParams(
+        input=tensors.input,
+        output=tensors.output,
+        residual=tensors.residual_in,
+        residual_out=tensors.residual_out,
+        gamma=tensors.rms_gamma,
+        norm_out=tensors.norm_out,
+        codes=tensors.quant_out,
+        scales=tensors.scale_factor if tensors.scale_out is None else tensors.scale_out,
+        tokens=problem.tokens,
+        eps=tensors.rms_eps,
+        gamma_bias=tensors.weight_bias,
+    )
 
 
 def fits_kernel(problem: FusionProblem, tensors: FusionTensors) -> bool:
