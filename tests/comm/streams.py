@@ -6,16 +6,16 @@ import torch
 
 from warploom.comm.backends.oneshot.all_gather import GatherParams, OneShotAllGather
 from warploom.comm.backends.oneshot.all_reduce import OneShotAllReduce
-from warploom.comm.backends.oneshot.fusion import OneShotFusion
+from warploom.comm.backends.oneshot.fused import FusedOneShot
 from warploom.comm.backends.oneshot.reduce_scatter import OneShotReduceScatter
 from warploom.comm.backends.peer_fusion import fusion_params
 from warploom.comm.backends.peer_kernel import Message
 from warploom.comm.backends.twoshot.all_reduce import TwoShotAllReduce
-from warploom.comm.backends.twoshot.fusion import TwoShotFusion
+from warploom.comm.backends.twoshot.fused import FusedTwoShot
 from warploom.comm.peer_workspace import HEADER_BYTES, PeerWorkspace
 
 REDUCTIONS = {"oneshot": OneShotAllReduce, "twoshot": TwoShotAllReduce, "reduce_scatter": OneShotReduceScatter}
-FUSIONS = {"oneshot": OneShotFusion, "twoshot": TwoShotFusion}
+FUSIONS = {"oneshot": FusedOneShot, "twoshot": FusedTwoShot}
 HALF = 4 << 20
 BLOCKS = 8  # a rank; the blocks of all ranks must be resident at once
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from warploom.comm.backends.oneshot.fusion import OneShotFusion
-from warploom.comm.backends.peer_fusion import fits_kernel, fusion_params
+from warploom.comm.backends.oneshot.fused import FusedOneShot
+from warploom.comm.backends.peer_fusion import fits_kernel, fusion_params, row_support
 from warploom.comm.epilogue import FusionTensors
 from warploom.comm.problems.fusion import AllReduceFusionPattern, FusionProblem
 
@@ -38,23 +38,27 @@ def tensors_of(problem):
 
 
 @pytest.mark.parametrize(
-    ("change", "fits"),
+    ("change", "reason"),
     [
-        ({}, True),
-        ({"hidden": 16384}, True),
-        ({"hidden": 32768}, False),  # more than a block keeps in registers
-        ({"hidden": 1028, "group": 257}, False),  # half a packet
-        ({"group": 256}, True),
-        ({"group": 512}, False),  # more than a warp
-        ({"hidden": 960, "group": 24}, False),  # three packets
-        ({"size": 1}, False),
-        ({"tokens": 0}, False),
-        ({"dtype": torch.float32}, True),
+        ({}, ""),
+        ({"hidden": 16384}, ""),
+        ({"hidden": 32768}, "rows of up to 32768 bytes, not of 65536"),
+        ({"hidden": 1028, "group": 257}, "rows of whole 16 bytes, not of 2056"),
+        ({"group": 256}, ""),
+        ({"group": 512}, "groups of 16, 32, ... or 512 bytes, not 1024"),
+        ({"hidden": 960, "group": 24}, "groups of 16, 32, ... or 512 bytes, not 48"),
+        ({"dtype": torch.float32}, ""),
     ],
 )
-def test_rows_that_the_kernels_take(change, fits):
-    problem = problem_of(**change)
-    assert fits_kernel(problem, tensors_of(problem)) == fits
+def test_rows_that_the_kernels_take(change, reason):
+    reasons = "; ".join(row_support(problem_of(**change)).reasons)
+    assert reason in reasons if reason else not reasons
+
+
+def test_nothing_to_reduce_needs_no_kernel():
+    for change in ({"size": 1}, {"tokens": 0}):
+        problem = problem_of(**change)
+        assert not fits_kernel(problem, tensors_of(problem))
 
 
 def test_tensors_that_the_kernels_take():
@@ -72,7 +76,7 @@ def test_tensors_that_the_kernels_take():
 
 def test_what_is_compiled_and_launched():
     problem = problem_of(hidden=8192)
-    config = OneShotFusion.spec_of(problem).config
+    config = FusedOneShot.spec_of(problem).config
     assert (config["kPackets"], config["kThreads"], config["kGroupPackets"]) == (1024, 512, 16)
     assert config["kNormalises"]
     assert config["kScalesNumber"] == 3

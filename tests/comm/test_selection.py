@@ -73,12 +73,13 @@ def test_refusals_say_why():
     assert reasons("mpi", device_type="cpu", arch=0, transport="gloo") == ("the communicator's transport is gloo",)
 
 
-def test_peer_memory_serves_where_nccl_cannot():
+def test_what_is_not_measured_is_taken_by_name():
     gather = AllGatherProblem(**{**ON_GPU, "nbytes": 1 << 20})
-    assert ALL_GATHER.select(gather).name == "nccl"
-    assert ALL_GATHER.select(replace(gather, no_nccl="ranks share a GPU")).name == "oneshot"
     scatter = ReduceScatterProblem(**{**ON_GPU, "nbytes": 1 << 20, "dtype": torch.bfloat16})
-    assert REDUCE_SCATTER.select(replace(scatter, no_nccl="ranks share a GPU")).name == "oneshot"
+    for operator, problem in ((ALL_GATHER, gather), (REDUCE_SCATTER, scatter)):
+        assert operator.select(problem).name == "nccl"
+        assert operator.select(problem, "oneshot").name == "oneshot"
+        assert operator.select(replace(problem, no_nccl="ranks share a GPU", capturing=True)).name == "oneshot"
     assert not REDUCE_SCATTER.backends["oneshot"].supports(replace(scatter, op="max"))
 
 

@@ -86,7 +86,7 @@ def test_moving_data(gpus, backend, dtype):
     assert uneven.shape == (sum(sent), 3)
 
 
-@pytest.mark.parametrize("name", ["oneshot", "twoshot", "nccl"])
+@pytest.mark.parametrize("name", ["oneshot", "twoshot", "fused_oneshot", "fused_twoshot", "nccl"])
 def test_fusion(gpus, name):
     if name == "nccl" and gpus.topology.shares_gpus:
         pytest.skip("NCCL refuses ranks that share a GPU")

@@ -19,7 +19,14 @@ from warploom.core.torch_ops import register_op
 __all__ = ["ALL_GATHER", "all_gather"]
 
 ALL_GATHER = Operator(
-    "all_gather", family="comm", backends=(NcclAllGather(), OneShotAllGather(), MpiAllGather(), ReferenceAllGather())
+    "all_gather",
+    family="comm",
+    backends=(
+        NcclAllGather(),
+        MpiAllGather(),
+        ReferenceAllGather(),
+        OneShotAllGather(),
+    ),  # the last by name, until it is measured
 )
 
 

@@ -6,11 +6,11 @@ import torch
 
 from warploom.comm.backends.oneshot.all_gather import OneShotAllGather
 from warploom.comm.backends.oneshot.all_reduce import OneShotAllReduce
-from warploom.comm.backends.oneshot.fusion import OneShotFusion
+from warploom.comm.backends.oneshot.fused import FusedOneShot
 from warploom.comm.backends.oneshot.reduce_scatter import OneShotReduceScatter
 from warploom.comm.backends.peer_kernel import DTYPES
 from warploom.comm.backends.twoshot.all_reduce import TwoShotAllReduce
-from warploom.comm.backends.twoshot.fusion import TwoShotFusion
+from warploom.comm.backends.twoshot.fused import FusedTwoShot
 
 __all__ = ["SHIPPED"]
 
@@ -26,8 +26,8 @@ SHIPPED = [
     *map(OneShotAllGather.spec, _SIZES),
     *(
         backend.spec(torch.bfloat16, 8, 8192, True, scales, group)
-        for backend in (OneShotFusion, TwoShotFusion)
+        for backend in (FusedOneShot, FusedTwoShot)
         for scales, group in (("", 0), ("tensor", 0), ("token", 0), ("group", 128))
     ),
-    OneShotFusion.spec(torch.float32, 2, 1000, False, "", 0),
+    FusedOneShot.spec(torch.float32, 2, 1000, False, "", 0),
 ]

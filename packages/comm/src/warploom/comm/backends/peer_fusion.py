@@ -1,4 +1,4 @@
-"""Fused all-reduce over peer memory: one kernel for the rows that it takes, else the all-reduce's and torch."""
+"""Fused all-reduce over peer memory in one kernel; tensors that it does not take go through the all-reduce's and torch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from warploom.comm.communicator import Communicator
 from warploom.comm.epilogue import FusionTensors
 from warploom.comm.peer_workspace import MAX_BLOCKS
 from warploom.comm.problems.fusion import FusionProblem
+from warploom.core.backends import Support
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, f32, i64, ptr
 
-__all__ = ["FusionParams", "PeerFusion", "fits_kernel", "fusion_params"]
+__all__ = ["FusionParams", "PeerFusion", "fits_kernel", "fusion_params", "row_support"]
 
 _MAX_THREADS = 512
-_MOST_PACKETS = 4 * _MAX_THREADS  # of a row: what a thread keeps in registers
+_MOST_BYTES = 4 * _MAX_THREADS * PACKET_BYTES  # of a row: what a thread keeps in registers
 _WARP = 32
 _SCALES = ("", "tensor", "token", "group")  # Scales of fusion.cuh
 
@@ -42,9 +43,12 @@ class FusionParams(ParamStruct):
 
 
 class PeerFusion(ComposedFusion):
-    """Base: whole rows in one kernel, if they are aligned and short enough for a block's registers."""
+    """Base: a block computes whole rows, which it keeps in registers."""
 
     kernel: ClassVar[str]
+
+    def supports(self, problem: FusionProblem) -> Support:
+        return super().supports(problem) & row_support(problem)
 
     @classmethod
     @functools.cache
@@ -98,10 +102,22 @@ def fusion_params(problem: FusionProblem, tensors: FusionTensors) -> FusionParam
     )
 
 
-def fits_kernel(problem: FusionProblem, tensors: FusionTensors) -> bool:
-    """Whether rows are whole packets that a block keeps, and groups whole parts of a warp."""
+def row_support(problem: FusionProblem) -> Support:
+    """Rows are whole packets that a block keeps in registers, and groups whole parts of a warp."""
     row_bytes, group_bytes = (columns * problem.dtype.itemsize for columns in (problem.hidden, problem.group_size))
-    group = group_bytes // PACKET_BYTES
+    groups = tuple(PACKET_BYTES << i for i in range(_WARP.bit_length()))
+    return Support.of(
+        (row_bytes % PACKET_BYTES == 0, f"takes rows of whole {PACKET_BYTES} bytes, not of {row_bytes}"),
+        (row_bytes <= _MOST_BYTES, f"takes rows of up to {_MOST_BYTES} bytes, not of {row_bytes}"),
+        (
+            not group_bytes or group_bytes in groups,
+            f"takes groups of 16, 32, ... or {groups[-1]} bytes, not {group_bytes}",
+        ),
+    )
+
+
+def fits_kernel(problem: FusionProblem, tensors: FusionTensors) -> bool:
+    """Whether the tensors are contiguous, aligned and of one type, and there is something to reduce."""
     wanted = (
         tensors.input,
         tensors.output,
@@ -116,9 +132,6 @@ def fits_kernel(problem: FusionProblem, tensors: FusionTensors) -> bool:
     return (
         problem.size > 1
         and problem.tokens > 0
-        and row_bytes % PACKET_BYTES == 0
-        and row_bytes // PACKET_BYTES <= _MOST_PACKETS
-        and (group_bytes == 0 or (group_bytes % PACKET_BYTES == 0 and group in (1, 2, 4, 8, 16, 32)))
         and all(tensor.is_contiguous() and tensor.data_ptr() % PACKET_BYTES == 0 for tensor in given)
         and all(tensor is None or tensor.dtype == problem.dtype for tensor in of_type)
         and (tensors.scale_out is None or tensors.scale_out.is_contiguous())

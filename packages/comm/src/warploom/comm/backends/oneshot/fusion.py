@@ -1,16 +1,15 @@
-"""Fused all-reduce, the reduction in one trip."""
+"""Fused all-reduce over the oneshot all-reduce."""
 
 from __future__ import annotations
 
+from warploom.comm.backends.composed_fusion import ComposedFusion
 from warploom.comm.backends.oneshot.all_reduce import OneShotAllReduce
-from warploom.comm.backends.peer_fusion import PeerFusion
 
 __all__ = ["OneShotFusion"]
 
 
-class OneShotFusion(PeerFusion):
-    """For few tokens."""
+class OneShotFusion(ComposedFusion):
+    """The reduction by "oneshot", the rest in torch."""
 
     name = "oneshot"
-    kernel = "one_shot_fusion_kernel"
     all_reduce = OneShotAllReduce()

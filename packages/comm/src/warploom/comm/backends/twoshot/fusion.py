@@ -1,16 +1,15 @@
-"""Fused all-reduce, the reduction in two trips."""
+"""Fused all-reduce over the twoshot all-reduce."""
 
 from __future__ import annotations
 
-from warploom.comm.backends.peer_fusion import PeerFusion
+from warploom.comm.backends.composed_fusion import ComposedFusion
 from warploom.comm.backends.twoshot.all_reduce import TwoShotAllReduce
 
 __all__ = ["TwoShotFusion"]
 
 
-class TwoShotFusion(PeerFusion):
-    """Less traffic, for more tokens."""
+class TwoShotFusion(ComposedFusion):
+    """The reduction by "twoshot", the rest in torch."""
 
     name = "twoshot"
-    kernel = "two_shot_fusion_kernel"
     all_reduce = TwoShotAllReduce()

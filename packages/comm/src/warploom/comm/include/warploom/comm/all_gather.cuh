@@ -51,13 +51,14 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
   const uint32_t call = begin_call(boxes);
+  const FlaggedPackets kind(call);
 
   for (int64_t i = first; i < pieces; i += step) {
     const uint2 piece = load_piece(input, i, params.bytes, aligned);
 #pragma unroll
     for (int hop = 1; hop < kRanks; ++hop) {
       const int peer = (rank + hop) % kRanks;
-      send_words(boxes.half(peer, call) + rank * pieces + i, piece, call);
+      kind.send(boxes.half(peer, call) + rank * pieces + i, piece);
     }
     store_piece(output + rank * params.bytes, i, params.bytes, aligned, piece);
   }
@@ -65,7 +66,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   const uint4 none = make_uint4(kEmpty, 0, kEmpty, 0);
   for (int64_t i = first; i < pieces; i += step) {
     uint4 taken[kRanks];
-    const bool complete = take_words(taken, boxes.half(rank, call) + i, pieces, boxes, kAllGather, call, 0);
+    const bool complete = take_packets(taken, boxes.half(rank, call) + i, pieces, boxes, kAllGather, call, 0, kind);
 #pragma unroll
     for (int peer = 0; peer < kRanks; ++peer) {
       if (peer == rank) continue;

@@ -6,15 +6,15 @@
 // and empties the words again. No flag is sent and no barrier closes a call.
 //
 // Why this is right under the PTX memory model:
-// * Arrival. Packets are written and polled with relaxed operations of system scope, 64 bits each (a vector access is
-//   two scalar ones in any order). Each half carries its own arrival, so no order between them is needed.
+// * Arrival. Words are written and polled with relaxed operations of system scope, 32 bits each (a vector access is
+//   four scalar ones in any order). Each word carries its own arrival, so no order between words is needed.
 // * Reuse. Call s uses half s % 2. A rank writes there again in call s + 2, which starts after its call s + 1 has ended
 //   (stream order), thus after it took packets of call s + 1 from every peer. A peer sends those after its own call s
 //   has ended, which is after it emptied what it had taken. So the new packet never meets the old one, provided that
 //   every call of a rank takes at least one packet from every peer and that calls of one communicator are ordered by
 //   their stream.
-// * Any bits. What is not a number may hold every pattern. Its packets carry two words, each beside a flag that is the
-//   number of the call; they are emptied like the others.
+// * Any bits. What is not a number may hold every pattern. Its packets carry two words, each in 64 bits with a flag,
+//   which is the number of the call; they are emptied like the others.
 // * Counting. The call number lives on the device and every call advances it, so a replayed graph goes on counting.
 #pragma once
 
@@ -131,11 +131,29 @@ WL_DEVICE void give_up(const Mailboxes& boxes, uint32_t operation, uint32_t call
   }
 }
 
+// Packets of four words that are never `kEmpty`.
+struct PlainPackets {
+  WL_DEVICE static uint4 load(const uint4* slot) { return load_relaxed_system(slot); }
+  WL_DEVICE static void store(uint4* slot, uint4 packet) { store_relaxed_system(slot, packet); }
+  WL_DEVICE bool arrived(uint4 packet) const { return has_arrived(packet); }
+};
+
+// Packets of two words of any bits, each beside the flag of the call.
+struct FlaggedPackets {
+  uint32_t flag;
+
+  WL_DEVICE explicit FlaggedPackets(uint32_t call) : flag(call & 0x7fffffffu) {}  // not kEmpty
+  WL_DEVICE static uint4 load(const uint4* slot) { return load_halves_relaxed_system(slot); }
+  WL_DEVICE static void store(uint4* slot, uint4 packet) { store_halves_relaxed_system(slot, packet); }
+  WL_DEVICE bool arrived(uint4 packet) const { return packet.y == flag && packet.w == flag; }
+  WL_DEVICE void send(uint4* slot, uint2 words) const { store(slot, make_uint4(words.x, flag, words.y, flag)); }
+};
+
 // Take one packet of each peer: slots lie `stride` packets apart in rank order, and this rank's own place in `packets`
-// is left alone. `arrived` says whether a packet is there. Returns false after giving up.
-template <int kRanks, class Arrived>
-WL_DEVICE bool take_packets_if(uint4 (&packets)[kRanks], uint4* slots, int64_t stride, const Mailboxes& boxes,
-                               uint32_t operation, uint32_t call, uint32_t stage, Arrived arrived) {
+// is left alone. Returns false after giving up.
+template <int kRanks, class Kind = PlainPackets>
+WL_DEVICE bool take_packets(uint4 (&packets)[kRanks], uint4* slots, int64_t stride, const Mailboxes& boxes,
+                            uint32_t operation, uint32_t call, uint32_t stage, Kind kind = {}) {
   const uint4 empty = make_uint4(kEmpty, kEmpty, kEmpty, kEmpty);
   Patience patience;
   uint32_t missing;
@@ -143,11 +161,11 @@ WL_DEVICE bool take_packets_if(uint4 (&packets)[kRanks], uint4* slots, int64_t s
     missing = 0;
 #pragma unroll
     for (int peer = 0; peer < kRanks; ++peer) {
-      if (peer != boxes.rank) packets[peer] = load_relaxed_system(slots + peer * stride);
+      if (peer != boxes.rank) packets[peer] = kind.load(slots + peer * stride);
     }
 #pragma unroll
     for (int peer = 0; peer < kRanks; ++peer) {
-      if (peer != boxes.rank && !arrived(packets[peer])) missing |= 1u << peer;
+      if (peer != boxes.rank && !kind.arrived(packets[peer])) missing |= 1u << peer;
     }
     if (missing != 0 && patience.is_over(boxes)) {
       give_up(boxes, operation, call, __ffs(missing) - 1, stage);
@@ -156,15 +174,9 @@ WL_DEVICE bool take_packets_if(uint4 (&packets)[kRanks], uint4* slots, int64_t s
   } while (missing != 0);
 #pragma unroll
   for (int peer = 0; peer < kRanks; ++peer) {
-    if (peer != boxes.rank) store_relaxed_system(slots + peer * stride, empty);
+    if (peer != boxes.rank) kind.store(slots + peer * stride, empty);
   }
   return true;
-}
-
-template <int kRanks>
-WL_DEVICE bool take_packets(uint4 (&packets)[kRanks], uint4* slots, int64_t stride, const Mailboxes& boxes,
-                            uint32_t operation, uint32_t call, uint32_t stage) {
-  return take_packets_if(packets, slots, stride, boxes, operation, call, stage, has_arrived);
 }
 
 // Take the packet of one rank, which may be this one.
@@ -179,21 +191,6 @@ WL_DEVICE bool take_packet(uint4& packet, uint4* slot, const Mailboxes& boxes, u
   }
   store_relaxed_system(slot, make_uint4(kEmpty, kEmpty, kEmpty, kEmpty));
   return true;
-}
-
-// Packets of two words of any bits.
-WL_DEVICE uint32_t flag_of(uint32_t call) { return call & 0x7fffffffu; }  // not kEmpty
-
-WL_DEVICE void send_words(uint4* slot, uint2 words, uint32_t call) {
-  store_relaxed_system(slot, make_uint4(words.x, flag_of(call), words.y, flag_of(call)));
-}
-
-template <int kRanks>
-WL_DEVICE bool take_words(uint4 (&packets)[kRanks], uint4* slots, int64_t stride, const Mailboxes& boxes,
-                          uint32_t operation, uint32_t call, uint32_t stage) {
-  const uint32_t flag = flag_of(call);
-  return take_packets_if(packets, slots, stride, boxes, operation, call, stage,
-                         [flag](const uint4& packet) { return packet.y == flag && packet.w == flag; });
 }
 
 }  // namespace warploom::comm
