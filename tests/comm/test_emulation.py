@@ -1,4 +1,4 @@
-"""The all-reduce kernels' source run on host threads: mailboxes, chunks, tails, call counters, failures."""
+"""The collectives' source run on host threads: mailboxes, chunks, tails, call counters, failures."""
 
 import re
 import shutil
@@ -17,10 +17,10 @@ def program(tmp_path_factory):
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("needs a host C++ compiler")
-    binary = tmp_path_factory.mktemp("emulation") / "all_reduce_on_host"
+    binary = tmp_path_factory.mktemp("emulation") / "collectives_on_host"
     folders = [HERE, Path(comm.__file__).parent / "include", Path(core.__file__).parent / "include"]
     command = [compiler, "-std=c++20", "-O1", "-pthread", *(f"-I{folder}" for folder in folders)]
-    built = subprocess.run([*command, HERE / "all_reduce_on_host.cpp", "-o", binary], capture_output=True, text=True)
+    built = subprocess.run([*command, HERE / "collectives_on_host.cpp", "-o", binary], capture_output=True, text=True)
     if "fatal error" in built.stderr or "std=c++20" in built.stderr:
         pytest.skip("the host C++ compiler has no C++20 library")
     assert built.returncode == 0, built.stderr

@@ -1,18 +1,21 @@
 """Who serves what on GPUs, decided from described problems: no GPU needed."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from warploom.comm.all_gather import ALL_GATHER
 from warploom.comm.all_reduce import ALL_REDUCE
-from warploom.comm.backends.peer_all_reduce import launch_shape
+from warploom.comm.backends.peer_kernel import launch_shape
 from warploom.comm.fusion import ALLREDUCE_FUSION
 from warploom.comm.peer_workspace import HEADER_BYTES, MAX_BLOCKS, PeerWorkspace
 from warploom.comm.problems.all_gather import AllGatherProblem
 from warploom.comm.problems.all_reduce import AllReduceProblem
 from warploom.comm.problems.fusion import AllReduceFusionPattern, FusionProblem
+from warploom.comm.problems.reduce_scatter import ReduceScatterProblem
+from warploom.comm.reduce_scatter import REDUCE_SCATTER
 from warploom.comm.topology import Topology
 from warploom.core.errors import UnsupportedError
 
@@ -70,9 +73,27 @@ def test_refusals_say_why():
     assert reasons("mpi", device_type="cpu", arch=0, transport="gloo") == ("the communicator's transport is gloo",)
 
 
+def test_what_is_not_measured_is_taken_by_name():
+    gather = AllGatherProblem(**{**ON_GPU, "nbytes": 1 << 20})
+    scatter = ReduceScatterProblem(**{**ON_GPU, "nbytes": 1 << 20, "dtype": torch.bfloat16})
+    for operator, problem in ((ALL_GATHER, gather), (REDUCE_SCATTER, scatter)):
+        assert operator.select(problem).name == "nccl"
+        assert operator.select(problem, "oneshot").name == "oneshot"
+        assert operator.select(replace(problem, no_nccl="ranks share a GPU", capturing=True)).name == "oneshot"
+    assert not REDUCE_SCATTER.backends["oneshot"].supports(replace(scatter, op="max"))
+
+
 @pytest.mark.parametrize("size", [2, 3, 4, 8])
 def test_the_largest_messages_fit_their_half(size):
     for half in (256, 4096, 1 << 20):
+        gathered = ALL_GATHER.backends["oneshot"].largest_message(
+            AllGatherProblem(**{**ON_GPU, "nbytes": 1, "size": size, "half_bytes": half})
+        )
+        assert size * math.ceil(gathered / 8) * 16 <= half
+        scattered = REDUCE_SCATTER.backends["oneshot"].largest_message(
+            ReduceScatterProblem(**{**ON_GPU, "nbytes": 1, "dtype": torch.float32, "size": size, "half_bytes": half})
+        )
+        assert size * math.ceil(scattered / size / 16) * 16 <= half
         one_shot = ALL_REDUCE.backends["oneshot"].largest_message(reduction(size=size, half_bytes=half))
         two_shot = ALL_REDUCE.backends["twoshot"].largest_message(reduction(size=size, half_bytes=half))
         assert size * math.ceil(one_shot / 16) * 16 <= half

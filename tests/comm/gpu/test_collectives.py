@@ -51,6 +51,25 @@ def test_reductions(gpus, backend, case):
     assert_close(part, expected[4 * gpus.rank : 4 * gpus.rank + 4], dtype=case.dtype, **tolerance)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("numel", [1, 33, 100_001])
+def test_reduce_scatter_over_peer_memory(gpus, dtype, numel):
+    shape = (gpus.size, numel)
+    part = reduce_scatter(own(gpus, shape, dtype), gpus, backend="oneshot")
+    expected = in_rank_order(messages(gpus.size, shape, dtype))[gpus.rank : gpus.rank + 1]
+    assert torch.equal(part.cpu(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.int64])
+@pytest.mark.parametrize("rows", [1, 5, 3000])
+def test_all_gather_over_peer_memory(gpus, dtype, rows):
+    x = own(gpus, (rows, 7), dtype)
+    for dim in (0, 1):
+        gathered = all_gather(x, gpus, dim, backend="oneshot")
+        expected = torch.cat(list(messages(gpus.size, (rows, 7), dtype)), dim)
+        assert torch.equal(gathered.cpu().view(torch.uint8), expected.view(torch.uint8))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.int64])
 def test_moving_data(gpus, backend, dtype):
     shape = (2 * gpus.size, 16)
@@ -67,7 +86,7 @@ def test_moving_data(gpus, backend, dtype):
     assert uneven.shape == (sum(sent), 3)
 
 
-@pytest.mark.parametrize("name", ["oneshot", "twoshot", "nccl"])
+@pytest.mark.parametrize("name", ["oneshot", "twoshot", "fused_oneshot", "fused_twoshot", "nccl"])
 def test_fusion(gpus, name):
     if name == "nccl" and gpus.topology.shares_gpus:
         pytest.skip("NCCL refuses ranks that share a GPU")

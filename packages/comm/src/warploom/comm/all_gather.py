@@ -6,6 +6,7 @@ import torch
 
 from warploom.comm.backends.mpi.all_gather import MpiAllGather
 from warploom.comm.backends.nccl.all_gather import NcclAllGather
+from warploom.comm.backends.oneshot.all_gather import OneShotAllGather
 from warploom.comm.backends.reference.all_gather import ReferenceAllGather
 from warploom.comm.collective import agree_on, check_comm, run_into
 from warploom.comm.communicator import Communicator
@@ -17,7 +18,16 @@ from warploom.core.torch_ops import register_op
 
 __all__ = ["ALL_GATHER", "all_gather"]
 
-ALL_GATHER = Operator("all_gather", family="comm", backends=(NcclAllGather(), MpiAllGather(), ReferenceAllGather()))
+ALL_GATHER = Operator(
+    "all_gather",
+    family="comm",
+    backends=(
+        NcclAllGather(),
+        MpiAllGather(),
+        ReferenceAllGather(),
+        OneShotAllGather(),
+    ),  # the last by name, until it is measured
+)
 
 
 def all_gather(
@@ -36,7 +46,7 @@ def all_gather(
     out : torch.Tensor, optional
         Receives the result: the shape of `x` with dimension `dim` times the number of ranks. It must not overlap `x`.
     backend : str
-        "auto", "nccl", "mpi" or "reference".
+        "auto", "nccl", "oneshot", "mpi" or "reference".
 
     Returns
     -------

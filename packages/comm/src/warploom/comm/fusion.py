@@ -8,8 +8,10 @@ import torch
 
 from warploom.comm.backends.mpi.fusion import MpiFusion
 from warploom.comm.backends.nccl.fusion import NcclFusion
+from warploom.comm.backends.oneshot.fused import FusedOneShot
 from warploom.comm.backends.oneshot.fusion import OneShotFusion
 from warploom.comm.backends.reference.fusion import ReferenceFusion
+from warploom.comm.backends.twoshot.fused import FusedTwoShot
 from warploom.comm.backends.twoshot.fusion import TwoShotFusion
 from warploom.comm.collective import agree_on, check_comm
 from warploom.comm.epilogue import FusionTensors
@@ -26,7 +28,16 @@ __all__ = ["ALLREDUCE_FUSION", "allreduce_fusion"]
 ALLREDUCE_FUSION = Operator(
     "allreduce_fusion",
     family="comm",
-    backends=(OneShotFusion(), TwoShotFusion(), NcclFusion(), MpiFusion(), ReferenceFusion()),
+    backends=(
+        OneShotFusion(),
+        TwoShotFusion(),
+        NcclFusion(),
+        MpiFusion(),
+        ReferenceFusion(),
+        # By name, until they are measured.
+        FusedOneShot(),
+        FusedTwoShot(),
+    ),
 )
 _NAME = "allreduce_fusion"
 
@@ -90,7 +101,8 @@ def allreduce_fusion(
     use_oneshot : bool, optional
         True asks for backend "oneshot", False for "twoshot"; None leaves it to `backend`.
     backend : str, optional
-        "auto" or a backend of `all_reduce`; by default the workspace's.
+        "auto" or a backend of `all_reduce`, by default the workspace's; "fused_oneshot" and "fused_twoshot" are one
+        kernel each for all steps.
 
     Returns
     -------

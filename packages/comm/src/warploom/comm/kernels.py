@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import torch
+
+from warploom.comm.backends.oneshot.all_gather import OneShotAllGather
 from warploom.comm.backends.oneshot.all_reduce import OneShotAllReduce
-from warploom.comm.backends.peer_all_reduce import DTYPES, spec
+from warploom.comm.backends.oneshot.fused import FusedOneShot
+from warploom.comm.backends.oneshot.reduce_scatter import OneShotReduceScatter
+from warploom.comm.backends.peer_kernel import DTYPES
 from warploom.comm.backends.twoshot.all_reduce import TwoShotAllReduce
+from warploom.comm.backends.twoshot.fused import FusedTwoShot
 
 __all__ = ["SHIPPED"]
 
+_SIZES = (2, 4, 8)
+
 SHIPPED = [
-    spec(backend.kernel, dtype, size)
-    for backend in (OneShotAllReduce, TwoShotAllReduce)
-    for dtype in DTYPES
-    for size in (2, 4, 8)
+    *(
+        backend.spec(dtype, size)
+        for backend in (OneShotAllReduce, TwoShotAllReduce, OneShotReduceScatter)
+        for dtype in DTYPES
+        for size in _SIZES
+    ),
+    *map(OneShotAllGather.spec, _SIZES),
+    *(
+        backend.spec(torch.bfloat16, 8, 8192, True, scales, group)
+        for backend in (FusedOneShot, FusedTwoShot)
+        for scales, group in (("", 0), ("tensor", 0), ("token", 0), ("group", 128))
+    ),
+    FusedOneShot.spec(torch.float32, 2, 1000, False, "", 0),
 ]

@@ -20,7 +20,14 @@ HEADER_BYTES = 1024  # kHeaderBytes
 MAX_BLOCKS = 64  # kMaxBlocks
 _EMPTY = 0xFF  # every byte of kEmpty
 
-_OPERATIONS = {1: "all_reduce (oneshot)", 2: "all_reduce (twoshot)"}
+_OPERATIONS = {
+    1: "all_reduce (oneshot)",
+    2: "all_reduce (twoshot)",
+    3: "reduce_scatter (oneshot)",
+    4: "all_gather (oneshot)",
+    5: "allreduce_fusion (oneshot)",
+    6: "allreduce_fusion (twoshot)",
+}  # Operation of mailbox.cuh
 
 
 class Mailboxes(ParamStruct):

@@ -6,6 +6,7 @@ import torch
 
 from warploom.comm.backends.mpi.reduce_scatter import MpiReduceScatter
 from warploom.comm.backends.nccl.reduce_scatter import NcclReduceScatter
+from warploom.comm.backends.oneshot.reduce_scatter import OneShotReduceScatter
 from warploom.comm.backends.reference.reduce_scatter import ReferenceReduceScatter
 from warploom.comm.collective import agree_on, check_choice, check_comm, run_into
 from warploom.comm.communicator import Communicator
@@ -19,7 +20,14 @@ from warploom.core.torch_ops import register_op
 __all__ = ["REDUCE_SCATTER", "reduce_scatter"]
 
 REDUCE_SCATTER = Operator(
-    "reduce_scatter", family="comm", backends=(NcclReduceScatter(), MpiReduceScatter(), ReferenceReduceScatter())
+    "reduce_scatter",
+    family="comm",
+    backends=(
+        NcclReduceScatter(),
+        MpiReduceScatter(),
+        ReferenceReduceScatter(),
+        OneShotReduceScatter(),  # by name, until it is measured
+    ),
 )
 
 
@@ -39,7 +47,7 @@ def reduce_scatter(
     out : torch.Tensor, optional
         ``[n, ...]``, receives the result. It may be this rank's part of `x`.
     backend : str
-        "auto", "nccl", "mpi" or "reference". All but "nccl" add in rank order.
+        "auto", "nccl", "oneshot", "mpi" or "reference". All but "nccl" add in rank order.
 
     Returns
     -------

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from warploom.comm.backends.peer_all_reduce import PACKET_BYTES, PeerAllReduce
+from warploom.comm.backends.peer_kernel import PACKET_BYTES, PeerReduction
 from warploom.comm.problems.all_reduce import AllReduceProblem
 
 __all__ = ["OneShotAllReduce"]
 
 
-class OneShotAllReduce(PeerAllReduce):
+class OneShotAllReduce(PeerReduction):
     """One trip; for small messages."""
 
     name = "oneshot"
-    kernel = "warploom::comm::one_shot_all_reduce_kernel"
+    header = "all_reduce"
+    kernel = "one_shot_all_reduce_kernel"
 
     def largest_message(self, problem: AllReduceProblem) -> int:
         return problem.half_bytes // (problem.size * PACKET_BYTES) * PACKET_BYTES

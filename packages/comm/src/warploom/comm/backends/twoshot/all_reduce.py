@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from warploom.comm.backends.peer_all_reduce import PACKET_BYTES, PeerAllReduce
+from warploom.comm.backends.peer_kernel import PACKET_BYTES, PeerReduction
 from warploom.comm.problems.all_reduce import AllReduceProblem
 
 __all__ = ["TwoShotAllReduce"]
 
 
-class TwoShotAllReduce(PeerAllReduce):
+class TwoShotAllReduce(PeerReduction):
     """Two trips, less traffic; for middle-sized messages."""
 
     name = "twoshot"
-    kernel = "warploom::comm::two_shot_all_reduce_kernel"
+    header = "all_reduce"
+    kernel = "two_shot_all_reduce_kernel"
 
     def largest_message(self, problem: AllReduceProblem) -> int:
         # The half holds `size` chunks to reduce and `size` reduced ones, each a whole number of packets.

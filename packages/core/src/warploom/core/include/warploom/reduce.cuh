@@ -13,6 +13,14 @@ struct Max {
   WL_DEVICE float operator()(float a, float b) const { return fmaxf(a, b); }
   WL_DEVICE int operator()(int a, int b) const { return max(a, b); }
 };
+// Keeps NaN: fmaxf would drop it, and with it the only trace of a broken activation.
+struct MaxNan {
+  WL_DEVICE float operator()(float a, float b) const {
+    float y;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+    return y;
+  }
+};
 struct Min {
   WL_DEVICE float operator()(float a, float b) const { return fminf(a, b); }
   WL_DEVICE int operator()(int a, int b) const { return min(a, b); }

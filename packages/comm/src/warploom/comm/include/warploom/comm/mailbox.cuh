@@ -13,6 +13,8 @@
 //   has ended, which is after it emptied what it had taken. So the new packet never meets the old one, provided that
 //   every call of a rank takes at least one packet from every peer and that calls of one communicator are ordered by
 //   their stream.
+// * Any bits. What is not a number may hold every pattern. Its packets carry two words, each in 64 bits with a flag,
+//   which is the number of the call; they are emptied like the others.
 // * Counting. The call number lives on the device and every call advances it, so a replayed graph goes on counting.
 #pragma once
 
@@ -25,6 +27,16 @@ namespace warploom::comm {
 constexpr int kMaxRanks = 8;
 constexpr int kMaxBlocks = 64;  // of one launch: all must be resident, beside those of another communicator
 constexpr int kHeaderBytes = 1024;
+
+// As `PeerWorkspace.check` names them.
+enum Operation : uint32_t {
+  kOneShotAllReduce = 1,
+  kTwoShotAllReduce = 2,
+  kReduceScatter = 3,
+  kAllGather = 4,
+  kOneShotFusion = 5,
+  kTwoShotFusion = 6,
+};
 
 constexpr uint32_t kEmpty = 0xffffffffu;   // NaN as fp32, and two NaNs as fp16 or bf16 pair
 constexpr uint32_t kSealed = 0x7fff7fffu;  // likewise
@@ -119,11 +131,29 @@ WL_DEVICE void give_up(const Mailboxes& boxes, uint32_t operation, uint32_t call
   }
 }
 
+// Packets of four words that are never `kEmpty`.
+struct PlainPackets {
+  WL_DEVICE static uint4 load(const uint4* slot) { return load_relaxed_system(slot); }
+  WL_DEVICE static void store(uint4* slot, uint4 packet) { store_relaxed_system(slot, packet); }
+  WL_DEVICE bool arrived(uint4 packet) const { return has_arrived(packet); }
+};
+
+// Packets of two words of any bits, each beside the flag of the call.
+struct FlaggedPackets {
+  uint32_t flag;
+
+  WL_DEVICE explicit FlaggedPackets(uint32_t call) : flag(call & 0x7fffffffu) {}  // not kEmpty
+  WL_DEVICE static uint4 load(const uint4* slot) { return load_halves_relaxed_system(slot); }
+  WL_DEVICE static void store(uint4* slot, uint4 packet) { store_halves_relaxed_system(slot, packet); }
+  WL_DEVICE bool arrived(uint4 packet) const { return packet.y == flag && packet.w == flag; }
+  WL_DEVICE void send(uint4* slot, uint2 words) const { store(slot, make_uint4(words.x, flag, words.y, flag)); }
+};
+
 // Take one packet of each peer: slots lie `stride` packets apart in rank order, and this rank's own place in `packets`
 // is left alone. Returns false after giving up.
-template <int kRanks>
+template <int kRanks, class Kind = PlainPackets>
 WL_DEVICE bool take_packets(uint4 (&packets)[kRanks], uint4* slots, int64_t stride, const Mailboxes& boxes,
-                            uint32_t operation, uint32_t call, uint32_t stage) {
+                            uint32_t operation, uint32_t call, uint32_t stage, Kind kind = {}) {
   const uint4 empty = make_uint4(kEmpty, kEmpty, kEmpty, kEmpty);
   Patience patience;
   uint32_t missing;
@@ -131,11 +161,11 @@ WL_DEVICE bool take_packets(uint4 (&packets)[kRanks], uint4* slots, int64_t stri
     missing = 0;
 #pragma unroll
     for (int peer = 0; peer < kRanks; ++peer) {
-      if (peer != boxes.rank) packets[peer] = load_relaxed_system(slots + peer * stride);
+      if (peer != boxes.rank) packets[peer] = kind.load(slots + peer * stride);
     }
 #pragma unroll
     for (int peer = 0; peer < kRanks; ++peer) {
-      if (peer != boxes.rank && !has_arrived(packets[peer])) missing |= 1u << peer;
+      if (peer != boxes.rank && !kind.arrived(packets[peer])) missing |= 1u << peer;
     }
     if (missing != 0 && patience.is_over(boxes)) {
       give_up(boxes, operation, call, __ffs(missing) - 1, stage);
@@ -144,8 +174,22 @@ WL_DEVICE bool take_packets(uint4 (&packets)[kRanks], uint4* slots, int64_t stri
   } while (missing != 0);
 #pragma unroll
   for (int peer = 0; peer < kRanks; ++peer) {
-    if (peer != boxes.rank) store_relaxed_system(slots + peer * stride, empty);
+    if (peer != boxes.rank) kind.store(slots + peer * stride, empty);
   }
+  return true;
+}
+
+// Take the packet of one rank, which may be this one.
+WL_DEVICE bool take_packet(uint4& packet, uint4* slot, const Mailboxes& boxes, uint32_t operation, uint32_t call,
+                           uint32_t peer, uint32_t stage) {
+  Patience patience;
+  while (!has_arrived(packet = load_relaxed_system(slot))) {
+    if (patience.is_over(boxes)) {
+      give_up(boxes, operation, call, peer, stage);
+      return false;
+    }
+  }
+  store_relaxed_system(slot, make_uint4(kEmpty, kEmpty, kEmpty, kEmpty));
   return true;
 }
 

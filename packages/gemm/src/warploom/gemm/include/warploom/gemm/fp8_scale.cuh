@@ -8,6 +8,7 @@
 #include "warploom/convert.cuh"
 #include "warploom/global_store.cuh"
 #include "warploom/pack_fp8.cuh"
+#include "warploom/reduce.cuh"
 #include "warploom/vec.cuh"
 
 namespace warploom::gemm {
@@ -17,15 +18,6 @@ template <class In>
 WL_DEVICE uint4 load_vector(const In* x, bool present) {
   return present ? __ldcs(reinterpret_cast<const uint4*>(x)) : make_uint4(0, 0, 0, 0);
 }
-
-// Maximum that keeps NaN: fmaxf would drop it, and with it the only trace of a broken activation.
-struct MaxNan {
-  WL_DEVICE float operator()(float a, float b) const {
-    float y;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
-    return y;
-  }
-};
 
 // The elements of T in a 32-bit word: the larger of two words of magnitudes, and for 16-bit types both as floats.
 template <class T>

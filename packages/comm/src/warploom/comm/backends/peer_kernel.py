@@ -1,0 +1,124 @@
+"""What the kernels over peer memory share: support, launch shape, launch."""
+
+from __future__ import annotations
+
+import functools
+from abc import abstractmethod
+from typing import Any
+
+import torch
+
+from warploom.comm.communicator import Communicator
+from warploom.comm.peer_workspace import MAX_BLOCKS, Mailboxes
+from warploom.core.backends import Backend, Support
+from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i64, ptr
+
+__all__ = ["DTYPES", "PACKET_BYTES", "Message", "PeerKernel", "PeerReduction", "launch_shape", "peer_spec"]
+
+PACKET_BYTES = 16
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_MAX_THREADS = 512
+_MIN_THREADS = 128
+
+
+class Message(ParamStruct):
+    """Mirror of the struct of the kernels that reduce."""
+
+    cpp_name = "warploom::comm::Message"
+
+    input: ptr
+    output: ptr
+    numel: i64
+
+
+def peer_spec(header: str, kernel: str, size: int, params: type[ParamStruct], **config: Any) -> KernelSpec:
+    """The instance of a kernel for a number of ranks."""
+    return KernelSpec(
+        family="comm",
+        header=f"warploom/comm/{header}.cuh",
+        kernel=f"warploom::comm::{kernel}",
+        config={**config, "kRanks": size, "kMaxThreads": _MAX_THREADS},
+        params=(Mailboxes, params),
+        expect_sass=("STG.E.128.STRONG.SYS", "LDG.E.128.STRONG.SYS"),
+    )
+
+
+def launch_shape(packets: int) -> tuple[int, int]:
+    """Blocks and threads for the packets that one rank handles: first more blocks, then more threads a block.
+
+    Depends on nothing else, so that all ranks launch alike.
+    """
+    blocks = min(MAX_BLOCKS, -(-packets // _MIN_THREADS))
+    threads = -(-packets // blocks)
+    return blocks, min(_MAX_THREADS, max(_MIN_THREADS, -(-threads // 32) * 32))
+
+
+class PeerKernel(Backend):
+    """Base of the kernels over mailboxes."""
+
+    needs_gpu = True
+    min_arch = 80
+
+    @abstractmethod
+    def largest_message(self, problem: Any) -> int:
+        """The most that `problem.nbytes` may be for what the mailboxes hold."""
+
+    def conditions(self, problem: Any) -> Support:
+        """What a problem must be besides small enough."""
+        return Support()
+
+    def supports(self, problem: Any) -> Support:
+        serves = self.conditions(problem)
+        if problem.size == 1:
+            return serves
+        if problem.no_peer_kernels:
+            return serves & Support((problem.no_peer_kernels,))
+        largest = self.largest_message(problem)
+        reason = (
+            f"takes up to {largest} bytes with this workspace, got {problem.nbytes}; more workspace_bytes lift that"
+        )
+        return serves & Support.of((problem.nbytes <= largest, reason))
+
+    @staticmethod
+    def launch(comm: Communicator, spec: KernelSpec, shape: tuple[int, int], params: ParamStruct) -> None:
+        """Launch so many blocks and threads on the current stream."""
+        workspace = comm.peer_workspace
+        assert workspace is not None, "a kernel was chosen without mailboxes"
+        workspace.follow_stream()
+        spec.load(comm.device).launch(*shape, workspace.arguments, params)
+
+
+class PeerReduction(PeerKernel):
+    """Base of those that sum: in float32 in rank order, the same bits on every rank."""
+
+    header: str
+    kernel: str
+
+    @classmethod
+    @functools.cache
+    def spec(cls, dtype: torch.dtype, size: int) -> KernelSpec:
+        """The instance for a dtype and a number of ranks."""
+        return peer_spec(cls.header, cls.kernel, size, Message, T=cpp_type(dtype))
+
+    @abstractmethod
+    def packets_of_rank(self, problem: Any) -> int:
+        """Packets that a rank reduces, one thread each if there are enough."""
+
+    @staticmethod
+    def packets(nbytes: int) -> int:
+        """Packets of a message."""
+        return -(-nbytes // PACKET_BYTES)
+
+    def conditions(self, problem: Any) -> Support:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        return Support.of(
+            (problem.op == "sum", f"computes op='sum', not {problem.op!r}"),
+            (problem.dtype in DTYPES, f"takes {names}, not {str(problem.dtype).removeprefix('torch.')}"),
+        )
+
+    def run(self, problem: Any, comm: Communicator, out: torch.Tensor, x: torch.Tensor) -> None:
+        if problem.size == 1 or x.numel() == 0:  # one rank, or nothing to send
+            out.copy_(x)
+            return
+        message = Message(input=x, output=out, numel=out.numel())
+        self.launch(comm, self.spec(problem.dtype, problem.size), launch_shape(self.packets_of_rank(problem)), message)

@@ -1,0 +1,251 @@
+// All-reduce of [tokens, hidden] with what follows it in a transformer block: residual, RMSNorm, fp8 quantisation, in one kernel.
+//
+// A block computes whole rows. Every step is rounded to the type of the input, as separate operators would, so results are
+// those of an all-reduce and an epilogue, up to the order in which a row's squares are added.
+#pragma once
+
+#include "warploom/comm/message.cuh"
+#include "warploom/reduce.cuh"
+
+namespace warploom::comm {
+
+// What elements of the quantised output share a scale; none where there is no such output.
+enum class Scales { kNone, kGiven, kOfRow, kOfGroup };
+
+constexpr float kLargestE4m3 = 448.0f;
+constexpr float kSmallestScale = 1e-12f;  // a row of zeros must not divide by zero
+
+// All tensors are contiguous and aligned to 16 bytes; null where they are not wanted.
+struct FusionParams {
+  const void* input;     // [tokens, hidden]
+  void* output;          // sums
+  const void* residual;  // [tokens, hidden]
+  void* residual_out;    // sums plus residual; may be `residual`
+  const void* gamma;     // [hidden]
+  void* norm_out;
+  void* codes;           // e4m3 [tokens, hidden]
+  float* scales;         // [tokens, groups] to write, or the one that was given
+  int64_t tokens;
+  float eps;
+  float gamma_bias;
+};
+
+// Config: T, the element type; kRanks; kPackets of a row; kThreads; kNormalises; kScalesNumber; kGroupPackets.
+template <class Config>
+struct FusedRows {
+  using T = typename Config::T;
+  using Packet = Vec<T, kVecWidth<T>>;
+  static constexpr int kWidth = kVecWidth<T>, kPackets = Config::kPackets, kThreads = Config::kThreads;
+  static constexpr int kEach = ceil_div(kPackets, kThreads);  // packets of a row that a thread has
+  static constexpr int kWarps = kThreads / kWarpSize;
+  static constexpr Scales kScales = Scales(Config::kScalesNumber);
+  using Row = uint4[kEach];
+
+  const FusionParams& params;
+  float (&scratch)[2][kWarps];
+  int turn = 0;
+
+  WL_DEVICE static int packet(int each) { return int(threadIdx.x) + each * kThreads; }
+  WL_DEVICE static bool has(int each) { return kPackets % kThreads == 0 || packet(each) < kPackets; }
+  WL_DEVICE static int64_t place(int64_t token, int each) { return token * kPackets + packet(each); }
+
+  // What follows from the sums of a row. By all threads of the block.
+  WL_DEVICE void finish(int64_t token, Row& row) {
+    store(params.output, token, row);
+    if constexpr (Config::kNormalises) {
+      add_residual(token, row);
+      store(params.residual_out, token, row);
+      normalise(row);
+      store(params.norm_out, token, row);
+      if constexpr (kScales != Scales::kNone) quantise(token, row);
+    }
+  }
+
+ private:
+  WL_DEVICE static void store(void* to, int64_t token, const Row& row) {
+    if (to == nullptr) return;
+#pragma unroll
+    for (int each = 0; each < kEach; ++each) {
+      if (has(each)) static_cast<uint4*>(to)[place(token, each)] = row[each];
+    }
+  }
+
+  WL_DEVICE void add_residual(int64_t token, Row& row) const {
+#pragma unroll
+    for (int each = 0; each < kEach; ++each) {
+      if (!has(each)) continue;
+      Packet sum = Packet::from_raw(row[each]);
+      const Packet residual = Packet::from_raw(static_cast<const uint4*>(params.residual)[place(token, each)]);
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) sum[i] = from_float<T>(to_float(sum[i]) + to_float(residual[i]));
+      row[each] = sum.raw();
+    }
+  }
+
+  WL_DEVICE void normalise(Row& row) {
+    float squares = 0.0f;
+#pragma unroll
+    for (int each = 0; each < kEach; ++each) {
+      if (!has(each)) continue;
+      const Packet x = Packet::from_raw(row[each]);
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) squares += to_float(x[i]) * to_float(x[i]);
+    }
+    const float factor = rsqrtf(over_block(squares, Sum()) / float(kPackets * kWidth) + params.eps);
+#pragma unroll
+    for (int each = 0; each < kEach; ++each) {
+      if (!has(each)) continue;
+      Packet x = Packet::from_raw(row[each]);
+      const Packet gamma = Packet::from_raw(static_cast<const uint4*>(params.gamma)[packet(each)]);
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) {
+        x[i] = from_float<T>(to_float(x[i]) * factor * (to_float(gamma[i]) + params.gamma_bias));
+      }
+      row[each] = x.raw();
+    }
+  }
+
+  WL_DEVICE void quantise(int64_t token, const Row& row) {
+    float scale = 0.0f;
+    if constexpr (kScales == Scales::kGiven) scale = *params.scales;
+    if constexpr (kScales == Scales::kOfRow) {
+      float largest = 0.0f;
+#pragma unroll
+      for (int each = 0; each < kEach; ++each) largest = MaxNan()(largest, largest_of(row, each));
+      scale = scale_of(over_block(largest, MaxNan()));
+      if (threadIdx.x == 0) params.scales[token] = scale;
+    }
+#pragma unroll
+    for (int each = 0; each < kEach; ++each) {
+      if constexpr (kScales == Scales::kOfGroup) {
+        scale = scale_of(warp_reduce<Config::kGroupPackets>(largest_of(row, each), MaxNan()));
+        const bool leads = has(each) && packet(each) % Config::kGroupPackets == 0;
+        if (leads) params.scales[token * (kPackets / Config::kGroupPackets) + packet(each) / Config::kGroupPackets] = scale;
+      }
+      if (has(each)) store_codes(place(token, each), Packet::from_raw(row[each]), scale);
+    }
+  }
+
+  WL_DEVICE void store_codes(int64_t place, const Packet& x, float scale) const {
+    uint32_t codes[kWidth / 4];
+#pragma unroll
+    for (int i = 0; i < kWidth; i += 4) {
+      codes[i / 4] = pack_fp8x4<typename Config::Code>(to_float(x[i]) / scale, to_float(x[i + 1]) / scale,
+                                                       to_float(x[i + 2]) / scale, to_float(x[i + 3]) / scale);
+    }
+    using Codes = Vec<uint32_t, kWidth / 4>;
+    Codes packed;
+#pragma unroll
+    for (int i = 0; i < kWidth / 4; ++i) packed[i] = codes[i];
+    packed.store(static_cast<uint32_t*>(params.codes) + place * (kWidth / 4));
+  }
+
+  WL_DEVICE static float largest_of(const Row& row, int each) {
+    float largest = 0.0f;
+    if (!has(each)) return largest;
+    const Packet x = Packet::from_raw(row[each]);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) largest = MaxNan()(largest, fabsf(to_float(x[i])));
+    return largest;
+  }
+  WL_DEVICE static float scale_of(float largest) { return MaxNan()(largest / kLargestE4m3, kSmallestScale); }
+
+  // In turns: a thread may still read what it has reduced when others are at the next reduction, not at the one after.
+  template <class Op>
+  WL_DEVICE float over_block(float value, Op op) {
+    turn ^= 1;
+    return block_reduce<kThreads>(value, op, scratch[turn]);
+  }
+};
+
+// Every rank sends its rows to every peer.
+template <class Config>
+__global__ void __launch_bounds__(Config::kThreads, 1)
+    one_shot_fusion_kernel(const __grid_constant__ Mailboxes boxes, const __grid_constant__ FusionParams params) {
+  using T = typename Config::T;
+  using Rows = FusedRows<Config>;
+  constexpr int kRanks = Config::kRanks;
+  __shared__ float scratch[2][Rows::kWarps];
+  Rows rows{params, scratch};
+  const uint4* input = static_cast<const uint4*>(params.input);
+  const int64_t packets = params.tokens * Config::kPackets;
+  const uint32_t call = begin_call(boxes);
+
+  for (int64_t token = blockIdx.x; token < params.tokens; token += gridDim.x) {
+#pragma unroll
+    for (int each = 0; each < Rows::kEach; ++each) {
+      if (!Rows::has(each)) continue;
+      const int64_t place = Rows::place(token, each);
+      const uint4 own = input[place];
+#pragma unroll
+      for (int hop = 1; hop < kRanks; ++hop) {
+        const int peer = (boxes.rank + hop) % kRanks;
+        send_packet(boxes.half(peer, call) + boxes.rank * packets + place, own);
+      }
+    }
+  }
+  for (int64_t token = blockIdx.x; token < params.tokens; token += gridDim.x) {
+    typename Rows::Row row;
+#pragma unroll
+    for (int each = 0; each < Rows::kEach; ++each) {
+      if (!Rows::has(each)) continue;
+      const int64_t place = Rows::place(token, each);
+      uint4 taken[kRanks];
+      set_own(taken, boxes.rank, input[place]);
+      const bool complete =
+          take_packets(taken, boxes.half(boxes.rank, call) + place, packets, boxes, kOneShotFusion, call, 0);
+      row[each] = complete ? sum_packets<T>(taken) : nan_packet();
+    }
+    rows.finish(token, row);
+  }
+}
+
+// Every rank sums a chunk of all packets and sends it to all, to itself as well: rows cross chunks.
+template <class Config>
+__global__ void __launch_bounds__(Config::kThreads, 1)
+    two_shot_fusion_kernel(const __grid_constant__ Mailboxes boxes, const __grid_constant__ FusionParams params) {
+  using T = typename Config::T;
+  using Rows = FusedRows<Config>;
+  constexpr int kRanks = Config::kRanks;
+  __shared__ float scratch[2][Rows::kWarps];
+  Rows rows{params, scratch};
+  const uint4* input = static_cast<const uint4*>(params.input);
+  const int rank = boxes.rank;
+  const int64_t packets = params.tokens * Config::kPackets, chunk = ceil_div(packets, int64_t(kRanks));
+  const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, step = int64_t(gridDim.x) * blockDim.x;
+  const int64_t gathered = kRanks * chunk;
+  const uint32_t call = begin_call(boxes);
+  const auto packet_or_zeros = [&](int64_t i) { return i < packets ? input[i] : make_uint4(0, 0, 0, 0); };
+
+  for (int64_t i = first; i < chunk; i += step) {
+#pragma unroll
+    for (int hop = 1; hop < kRanks; ++hop) {
+      const int peer = (rank + hop) % kRanks;
+      send_packet(boxes.half(peer, call) + rank * chunk + i, packet_or_zeros(peer * chunk + i));
+    }
+  }
+  for (int64_t i = first; i < chunk; i += step) {
+    uint4 taken[kRanks];
+    set_own(taken, rank, packet_or_zeros(rank * chunk + i));
+    const bool complete = take_packets(taken, boxes.half(rank, call) + i, chunk, boxes, kTwoShotFusion, call, 0);
+    const uint4 sum = complete ? sum_packets<T>(taken) : nan_packet();
+    if (rank * chunk + i >= packets) continue;  // nobody takes it
+#pragma unroll
+    for (int hop = 1; hop <= kRanks; ++hop) {
+      send_packet(boxes.half((rank + hop) % kRanks, call) + gathered + rank * chunk + i, sum);
+    }
+  }
+  for (int64_t token = blockIdx.x; token < params.tokens; token += gridDim.x) {
+    typename Rows::Row row;
+#pragma unroll
+    for (int each = 0; each < Rows::kEach; ++each) {
+      if (!Rows::has(each)) continue;
+      const int64_t place = Rows::place(token, each);
+      uint4* slot = boxes.half(rank, call) + gathered + place;
+      if (!take_packet(row[each], slot, boxes, kTwoShotFusion, call, uint32_t(place / chunk), 1)) row[each] = nan_packet();
+    }
+    rows.finish(token, row);
+  }
+}
+
+}  // namespace warploom::comm

@@ -1,0 +1,260 @@
+// Runs the collectives' own source on host threads and checks every result.
+//
+//   collectives_on_host <ranks> <calls> <seed>            mixed kernels, dtypes, sizes and alignments, skewed ranks
+//   collectives_on_host <ranks> <calls> <seed> missing    the last rank stops half way; prints the reports of the others
+#include "cuda_on_host.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+
+#include "warploom/comm/all_gather.cuh"
+#include "warploom/comm/all_reduce.cuh"
+#include "warploom/comm/fusion_fp8.cuh"
+#include "warploom/comm/reduce_scatter.cuh"
+
+namespace warploom::comm {
+
+constexpr int64_t kHalfBytes = 64 << 10;
+
+template <class T_, int kRanks_>
+struct Config {
+  using T = T_;
+  static constexpr int kRanks = kRanks_;
+  static constexpr int kMaxThreads = 512;
+};
+
+struct Rank {
+  std::vector<uint4> buffer;
+  Report report{};
+  Mailboxes boxes{};
+};
+
+// What a rank sends in a call; NaN with all bits set among it, which is the pattern of an empty mailbox.
+template <class T>
+T value_of(int rank, int call, int64_t i) {
+  if ((i + call) % 97 == 13) {
+    T nan;
+    std::memset(&nan, 0xff, sizeof nan);
+    return nan;
+  }
+  return from_float<T>(float((i * 7 + rank * 31 + call * 13) % 1009) / 64.0f - 7.0f);
+}
+
+template <class T>
+bool is_same(T value, T expected) {
+  const bool both_nan = to_float(expected) != to_float(expected) && to_float(value) != to_float(value);
+  return both_nan || std::memcmp(&expected, &value, sizeof(T)) == 0;
+}
+
+// Elements from `first` on of the sum of all ranks' messages.
+template <class T, int kRanks>
+bool is_sum(const T* output, int call, int64_t first, int64_t numel) {
+  for (int64_t i = 0; i < numel; ++i) {
+    float sum = to_float(value_of<T>(0, call, first + i));
+    for (int rank = 1; rank < kRanks; ++rank) sum += to_float(value_of<T>(rank, call, first + i));
+    const T expected = from_float<T>(sum);
+    if (!is_same(output[i], expected)) {
+      std::printf("call %d element %ld of %ld: %g, expected %g\n", call, long(i), long(numel), to_float(output[i]),
+                  to_float(expected));
+      return false;
+    }
+  }
+  return true;
+}
+
+// What one call is, drawn alike by all ranks.
+struct Draw {
+  uint32_t bits;
+  int kernel() const { return bits % 64 < 4 ? 4 + bits % 2 : bits % 4; }  // fused ones take long here
+  bool in_place() const { return bits & 64; }
+  int64_t offset() const { return bits & 128 ? 1 : 0; }  // elements: unaligned
+  bool is_float() const { return bits & 256; }
+  int64_t numel(int64_t largest) const { return (bits >> 9) % 8 == 0 ? 1 : 1 + (bits >> 8) % largest; }
+  unsigned blocks() const { return 1 + (bits >> 20) % 3; }
+  unsigned threads() const { return 1 + (bits >> 24) % 5; }
+};
+
+template <class T>
+std::vector<uint4> memory_for(int64_t numel) {
+  return std::vector<uint4>(numel * sizeof(T) / 16 + 2);
+}
+
+template <class T, int kRanks>
+bool all_reduce(Rank& rank, int call, const Draw& draw, bool two_shot) {
+  const int64_t numel = draw.numel(kHalfBytes / (2 * kRanks) / int64_t(sizeof(T)) / 8);
+  auto input = memory_for<T>(numel), output = input;
+  T* x = reinterpret_cast<T*>(input.data()) + draw.offset();
+  for (int64_t i = 0; i < numel; ++i) x[i] = value_of<T>(rank.boxes.rank, call, i);
+  T* out = draw.in_place() ? x : reinterpret_cast<T*>(output.data()) + draw.offset();
+  using C = Config<T, kRanks>;
+  auto* kernel = two_shot ? two_shot_all_reduce_kernel<C> : one_shot_all_reduce_kernel<C>;
+  launch(draw.blocks(), draw.threads(), kernel, rank.boxes, Message{x, out, numel});
+  return rank.report.failed || is_sum<T, kRanks>(out, call, 0, numel);
+}
+
+template <class T, int kRanks>
+bool reduce_scatter(Rank& rank, int call, const Draw& draw) {
+  const int64_t numel = draw.numel(kHalfBytes / (2 * kRanks) / int64_t(sizeof(T)) / 8), own = rank.boxes.rank * numel;
+  auto input = memory_for<T>(kRanks * numel), output = memory_for<T>(numel);
+  T* x = reinterpret_cast<T*>(input.data()) + draw.offset();
+  for (int64_t i = 0; i < kRanks * numel; ++i) x[i] = value_of<T>(rank.boxes.rank, call, i);
+  T* out = draw.in_place() ? x + own : reinterpret_cast<T*>(output.data()) + draw.offset();
+  launch(draw.blocks(), draw.threads(), reduce_scatter_kernel<Config<T, kRanks>>, rank.boxes, Message{x, out, numel});
+  return rank.report.failed || is_sum<T, kRanks>(out, call, own, numel);
+}
+
+// Any bytes, those of an empty mailbox among them.
+uint8_t byte_of(int rank, int call, int64_t i) { return (i / 8 + call) % 5 == 0 ? 0xff : uint8_t(i * 7 + rank * 31 + call); }
+
+template <int kRanks>
+bool all_gather(Rank& rank, int call, const Draw& draw) {
+  const int64_t bytes = draw.numel(kHalfBytes / (2 * kRanks) / 8);
+  auto input = memory_for<uint8_t>(bytes), output = memory_for<uint8_t>(kRanks * bytes);
+  uint8_t* x = reinterpret_cast<uint8_t*>(input.data()) + draw.offset();
+  for (int64_t i = 0; i < bytes; ++i) x[i] = byte_of(rank.boxes.rank, call, i);
+  uint8_t* out = reinterpret_cast<uint8_t*>(output.data()) + draw.offset();
+  launch(draw.blocks(), draw.threads(), all_gather_kernel<Config<float, kRanks>>, rank.boxes, GatherParams{x, out, bytes});
+  for (int64_t i = 0; i < kRanks * bytes && !rank.report.failed; ++i) {
+    if (out[i] == byte_of(int(i / bytes), call, i % bytes)) continue;
+    std::printf("call %d byte %ld of %ld a rank: %d\n", call, long(i), long(bytes), out[i]);
+    return false;
+  }
+  return true;
+}
+
+template <class T_, int kRanks_>
+struct FusionConfig {
+  using T = T_;
+  using Code = void;
+  static constexpr int kRanks = kRanks_, kPackets = 40, kThreads = 32, kGroupPackets = 4;
+  static constexpr bool kNormalises = true;
+  static constexpr int kScalesNumber = int(Scales::kOfGroup);
+};
+
+// What is computed from the sums, of one token.
+template <class T, int kColumns, int kGroup>
+bool is_finished(const T* residual_in, const T* gamma, const T* output, const T* residual, const T* norm,
+                 const int8_t* codes, const float* scales) {
+  float squares = 0;
+  for (int i = 0; i < kColumns; ++i) {
+    if (!is_same(residual[i], from_float<T>(to_float(output[i]) + to_float(residual_in[i])))) return false;
+    squares += to_float(residual[i]) * to_float(residual[i]);
+  }
+  const float factor = 1 / std::sqrt(squares / kColumns + 0.5f);
+  for (int group = 0; group < kColumns / kGroup; ++group) {
+    float largest = 0;
+    for (int i = group * kGroup; i < (group + 1) * kGroup; ++i) {
+      const float value = to_float(norm[i]), expected = to_float(residual[i]) * factor * (to_float(gamma[i]) + 1);
+      if (!(std::fabs(value - expected) <= 0.01f * std::fabs(expected) + 1e-6f)) return false;
+      if (!(std::fabs(codes[i] * 4 * scales[group] - value) <= 2.01f * scales[group])) return false;
+      largest = std::max(largest, std::fabs(value));
+    }
+    if (scales[group] != largest / kLargestE4m3) return false;
+  }
+  return true;
+}
+
+template <class T, int kRanks>
+bool fusion(Rank& rank, int call, const Draw& draw, bool two_shot) {
+  using C = FusionConfig<T, kRanks>;
+  constexpr int kColumns = C::kPackets * kVecWidth<T>, kGroup = C::kGroupPackets * kVecWidth<T>;
+  const int64_t tokens = 1 + (draw.bits >> 12) % 5, numel = tokens * kColumns;
+  const auto sent = [&](int of, int64_t i) { return from_float<T>(float((i * 7 + of * 31 + call * 13) % 1009) / 64 - 7); };
+  auto input = memory_for<T>(numel), sums = input, residual = input, kept = input, added = input, norm = input;
+  auto codes = memory_for<int8_t>(numel);
+  std::vector<float> scales(numel / kGroup);
+  const auto as = [](auto& memory) { return reinterpret_cast<T*>(memory.data()); };
+  for (int64_t i = 0; i < numel; ++i) as(input)[i] = sent(rank.boxes.rank, i), as(residual)[i] = sent(9, i);
+  kept = residual;
+  T* out = draw.in_place() ? as(input) : as(sums);
+  T* residual_out = draw.in_place() ? as(residual) : as(added);
+  const FusionParams params{as(input), out,          as(residual),  residual_out, as(kept), as(norm),
+                            codes.data(), scales.data(), tokens, 0.5f,        1.0f};
+  auto* kernel = two_shot ? two_shot_fusion_kernel<C> : one_shot_fusion_kernel<C>;
+  launch(1 + draw.bits / 4096 % 2, C::kThreads, kernel, rank.boxes, params);
+  if (rank.report.failed) return true;
+  bool right = true;
+  for (int64_t i = 0; i < numel; ++i) {
+    float sum = 0;
+    for (int of = 0; of < kRanks; ++of) sum += to_float(sent(of, i));
+    right &= is_same(out[i], from_float<T>(sum));
+  }
+  const int8_t* bytes = reinterpret_cast<const int8_t*>(codes.data());
+  for (int64_t token = 0; token < tokens; ++token) {
+    const int64_t at = token * kColumns;
+    right &= is_finished<T, kColumns, kGroup>(as(kept) + at, as(kept), out + at, residual_out + at, as(norm) + at, bytes + at,
+                                              scales.data() + at / kGroup);
+  }
+  if (!right) std::printf("call %d: fused, %ld tokens, two-shot %d\n", call, long(tokens), two_shot);
+  return right;
+}
+
+template <class T, int kRanks>
+bool run_call(Rank& rank, int call, const Draw& draw) {
+  switch (draw.kernel()) {
+    case 0: return all_reduce<T, kRanks>(rank, call, draw, false);
+    case 1: return all_reduce<T, kRanks>(rank, call, draw, true);
+    case 2: return reduce_scatter<T, kRanks>(rank, call, draw);
+    case 3: return all_gather<kRanks>(rank, call, draw);
+    default: return fusion<T, kRanks>(rank, call, draw, draw.kernel() == 5);
+  }
+}
+
+template <int kRanks>
+int run(int calls, uint32_t seed, bool missing) {
+  std::vector<Rank> ranks(kRanks);
+  for (Rank& rank : ranks) {
+    rank.buffer.assign((kHeaderBytes + 2 * kHalfBytes) / 16, make_uint4(kEmpty, kEmpty, kEmpty, kEmpty));
+    std::memset(rank.buffer.data(), 0, kHeaderBytes);
+  }
+  std::atomic<int> wrong = 0;
+  {
+    std::vector<std::jthread> streams;
+    for (int r = 0; r < kRanks; ++r) {
+      Mailboxes& boxes = ranks[r].boxes;
+      for (int peer = 0; peer < kRanks; ++peer) {
+        boxes.buffers[peer] = reinterpret_cast<uint8_t*>(ranks[peer].buffer.data());
+      }
+      boxes.report = &ranks[r].report, boxes.rank = r, boxes.half_bytes = kHalfBytes;
+      boxes.timeout_ns = missing ? 200'000'000 : 60'000'000'000;
+      streams.emplace_back([&, r] {
+        std::mt19937 shared(seed), own(seed * 100 + r);  // ranks agree on the calls, not on when they come
+        for (int call = 0; call < calls && wrong == 0; ++call) {
+          if (missing && r == kRanks - 1 && call == calls / 2) return;
+          if (own() % 8 == 0) std::this_thread::sleep_for(std::chrono::microseconds(own() % 2000));
+          const Draw draw{uint32_t(shared())};
+          const bool right = draw.is_float() ? run_call<float, kRanks>(ranks[r], call, draw)
+                                             : run_call<HostBf16, kRanks>(ranks[r], call, draw);
+          if (!right) ++wrong;
+          if (ranks[r].report.failed) return;
+        }
+      });
+    }
+  }
+  for (int r = 0; r < kRanks && missing; ++r) {
+    const Report& report = ranks[r].report;
+    std::printf("rank %d failed %u call %u peer %u aborted_by %u\n", r, report.failed, report.call, report.peer,
+                report.aborted_by);
+  }
+  for (const Rank& rank : ranks) {
+    const uint32_t counted = reinterpret_cast<const Header*>(rank.buffer.data())->calls[kMaxBlocks - 1];
+    if (!missing && counted != uint32_t(calls)) ++wrong;
+  }
+  return wrong != 0;
+}
+
+}  // namespace warploom::comm
+
+int main(int argc, char** argv) {
+  const int ranks = std::atoi(argv[1]), calls = std::atoi(argv[2]);
+  const unsigned seed = std::atoi(argv[3]);
+  const bool missing = argc > 4 && std::string(argv[4]) == "missing";
+  switch (ranks) {
+    case 2: return warploom::comm::run<2>(calls, seed, missing);
+    case 3: return warploom::comm::run<3>(calls, seed, missing);
+    case 4: return warploom::comm::run<4>(calls, seed, missing);
+    default: return 2;
+  }
+}

@@ -1,0 +1,66 @@
+"""Ranks as streams of one GPU, their mailboxes in the same memory: the peer-memory kernels need no second GPU to run."""
+
+from types import SimpleNamespace
+
+import torch
+
+from warploom.comm.backends.oneshot.all_gather import GatherParams, OneShotAllGather
+from warploom.comm.backends.oneshot.all_reduce import OneShotAllReduce
+from warploom.comm.backends.oneshot.fused import FusedOneShot
+from warploom.comm.backends.oneshot.reduce_scatter import OneShotReduceScatter
+from warploom.comm.backends.peer_fusion import fusion_params
+from warploom.comm.backends.peer_kernel import Message
+from warploom.comm.backends.twoshot.all_reduce import TwoShotAllReduce
+from warploom.comm.backends.twoshot.fused import FusedTwoShot
+from warploom.comm.peer_workspace import HEADER_BYTES, PeerWorkspace
+
+REDUCTIONS = {"oneshot": OneShotAllReduce, "twoshot": TwoShotAllReduce, "reduce_scatter": OneShotReduceScatter}
+FUSIONS = {"oneshot": FusedOneShot, "twoshot": FusedTwoShot}
+HALF = 4 << 20
+BLOCKS = 8  # a rank; the blocks of all ranks must be resident at once
+
+
+class Streams:
+    """As many ranks as streams."""
+
+    def __init__(self, size, timeout=20.0):
+        self.size = size
+        self.device = torch.device("cuda", torch.cuda.current_device())
+        memory = [torch.empty(HEADER_BYTES + 2 * HALF, dtype=torch.uint8, device=self.device) for _ in range(size)]
+        pointers = tuple(buffer.data_ptr() for buffer in memory)
+        self.workspaces = [
+            PeerWorkspace(
+                SimpleNamespace(nbytes=memory[rank].numel(), local=memory[rank], pointers=pointers, device=self.device),
+                rank,
+                timeout,
+            )
+            for rank in range(size)
+        ]
+        self.streams = [torch.cuda.Stream() for _ in range(size)]
+
+    def reduce(self, kernel, outs, xs, threads=256, ranks=None):
+        """Launch one of `REDUCTIONS` on every stream; the host waits for none."""
+        for rank in range(self.size) if ranks is None else ranks:
+            message = Message(input=xs[rank], output=outs[rank], numel=outs[rank].numel())
+            self._launch(REDUCTIONS[kernel].spec(xs[rank].dtype, self.size), rank, message, threads)
+
+    def all_gather(self, outs, xs, threads=256, ranks=None):
+        """The same with all-gather."""
+        for rank in range(self.size) if ranks is None else ranks:
+            params = GatherParams(input=xs[rank], output=outs[rank], bytes=xs[rank].nbytes)
+            self._launch(OneShotAllGather.spec(self.size), rank, params, threads)
+
+    def fuse(self, kernel, problem, tensors, ranks=None):
+        """The same with one of `FUSIONS`; a problem for all, tensors of each."""
+        spec = FUSIONS[kernel].spec_of(problem)
+        for rank in range(self.size) if ranks is None else ranks:
+            self._launch(spec, rank, fusion_params(problem, tensors[rank]), spec.config["kThreads"])
+
+    def _launch(self, spec, rank, params, threads):
+        stream = self.streams[rank].cuda_stream
+        spec.load(self.device).launch(BLOCKS, threads, self.workspaces[rank].arguments, params, stream=stream)
+
+    def check(self):
+        torch.cuda.synchronize()
+        for workspace in self.workspaces:
+            workspace.check()
