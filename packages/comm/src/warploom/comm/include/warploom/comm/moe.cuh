@@ -15,13 +15,13 @@ struct DispatchParams {
   const void* payloads[kMaxPayloads];  // [tokens, row_bytes[i]]
   void* received[kMaxPayloads];        // [kRanks, max_tokens, row_bytes[i]]
   int64_t row_bytes[kMaxPayloads];
-  const int32_t* slots;                // [tokens, kRanks]
-  const int32_t* sent;                 // [kRanks]
-  int32_t* counts;                     // [kRanks]: rows that came from each rank
-  int32_t tokens;
-  int32_t max_tokens;
-  int32_t num_payloads;
-  int32_t row_pieces;                  // of all payloads, each in whole pieces
+  const int* slots;                // [tokens, kRanks]
+  const int* sent;                 // [kRanks]
+  int* counts;                     // [kRanks]: rows that came from each rank
+  int tokens;
+  int max_tokens;
+  int num_payloads;
+  int row_pieces;                  // of all payloads, each in whole pieces
 };
 
 // A row's pieces, one payload after the other, each dealt to the lanes of a warp: `visit(payload, index in it, index in the row)`.
@@ -106,11 +106,11 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
 struct CombineParams {
   const void* payload;    // [kRanks, max_tokens, packets], aligned to 16 bytes
   void* output;           // [tokens, packets]
-  const int32_t* slots;   // [tokens, kRanks], of the dispatch
-  const int32_t* counts;  // [kRanks]
-  int32_t tokens;
-  int32_t max_tokens;
-  int32_t packets;        // of a row
+  const int* slots;   // [tokens, kRanks], of the dispatch
+  const int* counts;  // [kRanks]
+  int tokens;
+  int max_tokens;
+  int packets;        // of a row
 };
 
 // Config: T, the element type; kRanks; kMaxThreads, whole warps.

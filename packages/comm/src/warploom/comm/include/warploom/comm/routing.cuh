@@ -7,19 +7,19 @@ namespace warploom::comm {
 
 struct RoutingParams {
   const void* experts;  // [tokens, top_k], int32 or int64
-  int32_t* slots;       // [tokens, kRanks]: place among the tokens for a rank, -1 for those that do not go there
-  int32_t* sent;        // [kRanks]: how many go
-  int32_t tokens;
-  int32_t top_k;
-  int32_t num_experts;
-  int32_t words;        // of an expert's number: 1 or 2, of which the first counts
+  int* slots;       // [tokens, kRanks]: place among the tokens for a rank, -1 for those that do not go there
+  int* sent;        // [kRanks]: how many go
+  int tokens;
+  int top_k;
+  int num_experts;
+  int words;        // of an expert's number: 1 or 2, of which the first counts
 };
 
 // The ranks that own experts of a token, a bit each.
 template <int kRanks>
 WL_DEVICE uint32_t ranks_of_token(const RoutingParams& params, int token) {
   const int local = params.num_experts / kRanks;
-  const int32_t* experts = static_cast<const int32_t*>(params.experts) + int64_t(token) * params.top_k * params.words;
+  const int* experts = static_cast<const int*>(params.experts) + int64_t(token) * params.top_k * params.words;
   uint32_t ranks = 0;
   for (int i = 0; i < params.top_k; ++i) {
     const int expert = experts[i * params.words];
