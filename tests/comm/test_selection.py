@@ -10,10 +10,12 @@ from warploom.comm.all_gather import ALL_GATHER
 from warploom.comm.all_reduce import ALL_REDUCE
 from warploom.comm.backends.peer_kernel import launch_shape
 from warploom.comm.fusion import ALLREDUCE_FUSION
+from warploom.comm.moe_all_to_all import MOE_COMBINE, MOE_DISPATCH
 from warploom.comm.peer_workspace import HEADER_BYTES, MAX_BLOCKS, PeerWorkspace
 from warploom.comm.problems.all_gather import AllGatherProblem
 from warploom.comm.problems.all_reduce import AllReduceProblem
 from warploom.comm.problems.fusion import AllReduceFusionPattern, FusionProblem
+from warploom.comm.problems.moe_all_to_all import MoeCombineProblem, MoeDispatchProblem
 from warploom.comm.problems.reduce_scatter import ReduceScatterProblem
 from warploom.comm.reduce_scatter import REDUCE_SCATTER
 from warploom.comm.topology import Topology
@@ -81,6 +83,22 @@ def test_what_is_not_measured_is_taken_by_name():
         assert operator.select(problem, "oneshot").name == "oneshot"
         assert operator.select(replace(problem, no_nccl="ranks share a GPU", capturing=True)).name == "oneshot"
     assert not REDUCE_SCATTER.backends["oneshot"].supports(replace(scatter, op="max"))
+
+
+def test_dispatch_and_combine_over_peer_memory():
+    where = {**ON_GPU, "row_bytes": 7168 + 224, "max_tokens": 128}
+    dispatch = MoeDispatchProblem(**where, top_k=8, num_experts=256, payloads=2)
+    combine = MoeCombineProblem(**{**where, "row_bytes": 14336}, dtype=torch.bfloat16)
+    ours = MOE_DISPATCH.backends["oneshot"], MOE_COMBINE.backends["oneshot"]
+    assert all(backend.supports(one) for backend, one in zip(ours, (dispatch, combine), strict=True))
+    assert MOE_DISPATCH.select(dispatch).name == "nccl"
+    for backend, one in zip(ours, (dispatch, combine), strict=True):
+        (reason,) = backend.supports(replace(one, max_tokens=4096)).reasons
+        assert "more workspace_bytes lift that" in reason
+        assert not backend.supports(replace(one, size=1))
+    assert not ours[0].supports(replace(dispatch, payloads=9))
+    assert not ours[1].supports(replace(combine, row_bytes=20))
+    assert not ours[1].supports(replace(combine, dtype=torch.int32))
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 8])

@@ -12,7 +12,9 @@
 #include "warploom/comm/all_gather.cuh"
 #include "warploom/comm/all_reduce.cuh"
 #include "warploom/comm/fusion_fp8.cuh"
+#include "warploom/comm/moe.cuh"
 #include "warploom/comm/reduce_scatter.cuh"
+#include "warploom/comm/routing.cuh"
 
 namespace warploom::comm {
 
@@ -29,6 +31,7 @@ struct Rank {
   std::vector<uint4> buffer;
   Report report{};
   Mailboxes boxes{};
+  uint32_t launched = 0;  // calls
 };
 
 // What a rank sends in a call; NaN with all bits set among it, which is the pattern of an empty mailbox.
@@ -67,7 +70,7 @@ bool is_sum(const T* output, int call, int64_t first, int64_t numel) {
 // What one call is, drawn alike by all ranks.
 struct Draw {
   uint32_t bits;
-  int kernel() const { return bits % 64 < 4 ? 4 + bits % 2 : bits % 4; }  // fused ones take long here
+  int kernel() const { return bits % 64 < 6 ? 4 + bits % 64 / 2 : bits % 4; }  // large ones take long here
   bool in_place() const { return bits & 64; }
   int64_t offset() const { return bits & 128 ? 1 : 0; }  // elements: unaligned
   bool is_float() const { return bits & 256; }
@@ -191,6 +194,112 @@ bool fusion(Rank& rank, int call, const Draw& draw, bool two_shot) {
   return right;
 }
 
+// An expert mixture: who owns what is the same for all ranks, tokens differ.
+template <int kRanks>
+struct Mixture {
+  static constexpr int kTopK = 3, kExperts = 4 * kRanks, kMaxTokens = 80, kPayloads = 2;
+  static constexpr int64_t kRowBytes[kPayloads] = {20, 8};
+  int call;
+
+  int tokens_of(int rank) const { return (call * 5 + rank * 11) % 4 == 0 ? 0 : (call * 7 + rank * 13) % kMaxTokens; }
+  // Some are no expert.
+  int expert(int rank, int token, int i) const { return (call * 3 + rank * 5 + token * (7 + i) + i * i) % (kExperts + 3) - 1; }
+  bool goes_to(int rank, int token, int peer) const {
+    for (int i = 0; i < kTopK; ++i) {
+      const int chosen = expert(rank, token, i);
+      if (chosen >= 0 && chosen < kExperts && chosen / (kExperts / kRanks) == peer) return true;
+    }
+    return false;
+  }
+  uint8_t byte(int rank, int payload, int token, int64_t i) const { return byte_of(rank * 3 + payload, call + token, i); }
+  float result(int token_rank, int expert_rank, int place, int column) const {
+    return float((call + token_rank * 7 + expert_rank * 3 + place * 5 + column) % 31) - 15;
+  }
+};
+
+template <class T_, int kRanks_>
+struct WarpConfig : Config<T_, kRanks_> {
+  static constexpr int kThreads = 64;
+};
+
+// Rows that came from each rank, in the order of its tokens.
+template <int kRanks>
+bool is_dispatched(const Mixture<kRanks>& mixture, int rank, const std::vector<uint8_t> (&received)[2], const int32_t* counts) {
+  for (int from = 0; from < kRanks; ++from) {
+    int place = 0;
+    for (int token = 0; token < mixture.tokens_of(from); ++token) {
+      if (!mixture.goes_to(from, token, rank)) continue;
+      for (int payload = 0; payload < mixture.kPayloads; ++payload) {
+        const int64_t bytes = mixture.kRowBytes[payload], at = (int64_t(from) * mixture.kMaxTokens + place) * bytes;
+        for (int64_t i = 0; i < bytes; ++i) {
+          if (received[payload][at + i] != mixture.byte(from, payload, token, i)) return false;
+        }
+      }
+      ++place;
+    }
+    if (counts[from] != place) return false;
+  }
+  return true;
+}
+
+template <class T, int kRanks>
+bool moe(Rank& rank, int call, const Draw& draw) {
+  using M = Mixture<kRanks>;
+  using C = WarpConfig<T, kRanks>;
+  const M mixture{call};
+  const int own = rank.boxes.rank, tokens = mixture.tokens_of(own);
+  std::vector<int64_t> experts(tokens * M::kTopK);
+  for (int i = 0; i < tokens * M::kTopK; ++i) experts[i] = mixture.expert(own, i / M::kTopK, i % M::kTopK);
+  std::vector<int32_t> slots(tokens * kRanks), sent(kRanks), counts(kRanks, -1);
+  launch(1, C::kThreads, route_tokens_kernel<C>,
+         RoutingParams{experts.data(), slots.data(), sent.data(), tokens, M::kTopK, M::kExperts, 2});
+
+  DispatchParams dispatch{};
+  std::vector<uint8_t> payloads[2], received[2];
+  for (int payload = 0; payload < M::kPayloads; ++payload) {
+    const int64_t bytes = M::kRowBytes[payload];
+    payloads[payload].resize(tokens * bytes + 1), received[payload].resize(kRanks * M::kMaxTokens * bytes);
+    for (int64_t i = 0; i < tokens * bytes; ++i) payloads[payload][i] = mixture.byte(own, payload, int(i / bytes), i % bytes);
+    dispatch.payloads[payload] = payloads[payload].data(), dispatch.received[payload] = received[payload].data();
+    dispatch.row_bytes[payload] = bytes, dispatch.row_pieces += int(ceil_div(bytes, int64_t(kPieceBytes)));
+  }
+  dispatch.slots = slots.data(), dispatch.sent = sent.data(), dispatch.counts = counts.data();
+  dispatch.tokens = tokens, dispatch.max_tokens = M::kMaxTokens, dispatch.num_payloads = M::kPayloads;
+  launch(draw.blocks(), C::kThreads, dispatch_kernel<C>, rank.boxes, dispatch);
+  if (rank.report.failed) return true;
+  if (!is_dispatched(mixture, own, received, counts.data())) {
+    std::printf("call %d: rank %d got other rows\n", call, own);
+    return false;
+  }
+
+  constexpr int kPackets = 3, kColumns = kPackets * kVecWidth<T>;
+  auto results = memory_for<T>(kRanks * M::kMaxTokens * kColumns), output = memory_for<T>(tokens * kColumns + 1);
+  for (int64_t i = 0; i < kRanks * M::kMaxTokens * kColumns; ++i) {
+    const int from = int(i / kColumns) / M::kMaxTokens, place = int(i / kColumns) % M::kMaxTokens;
+    const float value = place < counts[from] ? mixture.result(from, own, place, int(i % kColumns)) : NAN;
+    reinterpret_cast<T*>(results.data())[i] = from_float<T>(value);
+  }
+  launch(1 + draw.bits / 2048 % 3, C::kThreads, combine_kernel<C>, rank.boxes,
+         CombineParams{results.data(), output.data(), slots.data(), counts.data(), tokens, M::kMaxTokens, kPackets});
+  ++rank.launched;
+  if (rank.report.failed) return true;
+  int places[kRanks] = {};
+  for (int token = 0; token < tokens; ++token) {
+    for (int column = 0; column < kColumns; ++column) {
+      float sum = 0;
+      for (int peer = 0; peer < kRanks; ++peer) {
+        if (mixture.goes_to(own, token, peer)) sum += mixture.result(own, peer, places[peer], column);
+      }
+      if (!is_same(reinterpret_cast<T*>(output.data())[token * kColumns + column], from_float<T>(sum))) {
+        std::printf("call %d: token %d of rank %d is another sum\n", call, token, own);
+        return false;
+      }
+    }
+    for (int peer = 0; peer < kRanks; ++peer) places[peer] += mixture.goes_to(own, token, peer);
+  }
+  return true;
+}
+
 template <class T, int kRanks>
 bool run_call(Rank& rank, int call, const Draw& draw) {
   switch (draw.kernel()) {
@@ -198,7 +307,9 @@ bool run_call(Rank& rank, int call, const Draw& draw) {
     case 1: return all_reduce<T, kRanks>(rank, call, draw, true);
     case 2: return reduce_scatter<T, kRanks>(rank, call, draw);
     case 3: return all_gather<kRanks>(rank, call, draw);
-    default: return fusion<T, kRanks>(rank, call, draw, draw.kernel() == 5);
+    case 4: return fusion<T, kRanks>(rank, call, draw, false);
+    case 5: return fusion<T, kRanks>(rank, call, draw, true);
+    default: return moe<T, kRanks>(rank, call, draw);
   }
 }
 
@@ -227,6 +338,7 @@ int run(int calls, uint32_t seed, bool missing) {
           const Draw draw{uint32_t(shared())};
           const bool right = draw.is_float() ? run_call<float, kRanks>(ranks[r], call, draw)
                                              : run_call<HostBf16, kRanks>(ranks[r], call, draw);
+          ++ranks[r].launched;
           if (!right) ++wrong;
           if (ranks[r].report.failed) return;
         }
@@ -240,7 +352,7 @@ int run(int calls, uint32_t seed, bool missing) {
   }
   for (const Rank& rank : ranks) {
     const uint32_t counted = reinterpret_cast<const Header*>(rank.buffer.data())->calls[kMaxBlocks - 1];
-    if (!missing && counted != uint32_t(calls)) ++wrong;
+    if (!missing && (rank.report.failed || counted != rank.launched || counted < uint32_t(calls))) ++wrong;
   }
   return wrong != 0;
 }

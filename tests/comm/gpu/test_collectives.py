@@ -108,7 +108,10 @@ def test_fusion(gpus, name):
     assert_close(values.flatten(-2), norm, dtype=torch.float8_e4m3fn)
 
 
+@pytest.mark.parametrize("backend", ["nccl", "oneshot", "reference"])
 def test_dispatch_and_combine_in_a_graph(gpus, backend):
+    if backend == "nccl" and gpus.topology.shares_gpus:
+        pytest.skip("NCCL refuses ranks that share a GPU")
     tokens, top_k, hidden = 32, 4, 256
     experts_total = 8 * gpus.size
     generator = torch.Generator().manual_seed(gpus.rank)
@@ -133,6 +136,26 @@ def test_dispatch_and_combine_in_a_graph(gpus, backend):
         x.copy_(torch.randn_like(x))
         graph.replay()
         assert_close(out, x.double() * top_k, rtol=0.03)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 60, 300])
+def test_dispatch_over_peer_memory_brings_what_the_reference_brings(gpus, tokens):
+    most, top_k, experts_total = 300, 3, 8 * gpus.size
+    mine = tokens * (gpus.rank + 1) // gpus.size  # ranks differ
+    generator = torch.Generator().manual_seed(gpus.rank)
+    experts = torch.randint(-1, experts_total + 1, (mine, top_k), generator=generator).to(gpus.device)
+    payloads = [own(gpus, (mine, 72), torch.float8_e4m3fn), own(gpus, (mine, 3), torch.int32), experts]
+    received = {}
+    for backend in ("oneshot", "reference"):
+        moe = MoeAlltoAll(gpus, most, top_k, experts_total, backend=backend)
+        rows = moe.dispatch(experts, payloads, most)
+        received[backend] = [row[rank, :count] for row in rows for rank, count in enumerate(moe.recv_counts.tolist())]
+        result = moe.combine(torch.ones(gpus.size, most, 16, device=gpus.device), most)
+        owners = (experts // 8).masked_fill((experts < 0) | (experts >= experts_total), -1)
+        expected = torch.stack([(owners == rank).any(1) for rank in range(gpus.size)]).sum(0)
+        assert result[:, 0].tolist() == expected.tolist()
+    for ours, theirs in zip(*received.values(), strict=True):
+        assert torch.equal(ours.contiguous().view(torch.uint8), theirs.contiguous().view(torch.uint8))
 
 
 def test_a_torch_group_with_nccl(gpus):

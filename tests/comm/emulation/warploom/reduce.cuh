@@ -14,11 +14,11 @@ struct MaxNan {
 
 template <int kLanes, class Op>
 float warp_reduce(float value, Op op) {
-  block_lanes[threadIdx.x] = value;
+  block->lanes[threadIdx.x] = value;
   __syncthreads();
   const unsigned first = threadIdx.x / kLanes * kLanes;
-  float result = block_lanes[first];
-  for (int lane = 1; lane < kLanes; ++lane) result = op(result, block_lanes[first + lane]);
+  float result = block->lanes[first];
+  for (int lane = 1; lane < kLanes; ++lane) result = op(result, block->lanes[first + lane]);
   __syncthreads();
   return result;
 }

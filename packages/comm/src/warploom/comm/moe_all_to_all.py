@@ -8,6 +8,7 @@ import torch
 
 from warploom.comm.backends.mpi.moe_all_to_all import MpiCombine, MpiDispatch
 from warploom.comm.backends.nccl.moe_all_to_all import NcclCombine, NcclDispatch
+from warploom.comm.backends.oneshot.moe_all_to_all import OneShotCombine, OneShotDispatch
 from warploom.comm.backends.reference.moe_all_to_all import ReferenceCombine, ReferenceDispatch
 from warploom.comm.collective import agree_on, check_comm, run_into
 from warploom.comm.communicator import Communicator
@@ -21,8 +22,13 @@ from warploom.core.torch_ops import register_op
 
 __all__ = ["MOE_COMBINE", "MOE_DISPATCH", "MoeAlltoAll"]
 
-MOE_DISPATCH = Operator("moe_dispatch", family="comm", backends=(NcclDispatch(), MpiDispatch(), ReferenceDispatch()))
-MOE_COMBINE = Operator("moe_combine", family="comm", backends=(NcclCombine(), MpiCombine(), ReferenceCombine()))
+# "oneshot" by name, until it is measured.
+MOE_DISPATCH = Operator(
+    "moe_dispatch", family="comm", backends=(NcclDispatch(), MpiDispatch(), ReferenceDispatch(), OneShotDispatch())
+)
+MOE_COMBINE = Operator(
+    "moe_combine", family="comm", backends=(NcclCombine(), MpiCombine(), ReferenceCombine(), OneShotCombine())
+)
 
 _EXPERT_DTYPES = (torch.int32, torch.int64)
 _COMBINE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -45,7 +51,7 @@ class MoeAlltoAll:
     num_experts : int
         Experts of all ranks together, a multiple of the number of ranks.
     backend : str
-        "auto", "nccl", "mpi" or "reference".
+        "auto", "nccl", "mpi", "reference", or "oneshot" for few tokens.
 
     Attributes
     ----------
@@ -159,7 +165,7 @@ class MoeAlltoAll:
         PlanError
             Nothing was dispatched.
         """
-        if self._slots is None:
+        if self._slots is None or self.recv_counts is None:
             raise PlanError("MoeAlltoAll.combine: nothing was dispatched; call dispatch first")
         check = Checker("MoeAlltoAll.combine")
         payload = check.tensor("payload", payload, "ranks rows hidden", dtype=_COMBINE_DTYPES)
@@ -173,7 +179,7 @@ class MoeAlltoAll:
         check_comm(check, self.comm)
         slots = self._slots
         out = check.output("out", out, (slots.shape[0], payload.shape[2]), payload.dtype)
-        _combine(out, payload, slots, self.comm.handle, self.backend)
+        _combine(out, payload, slots, self.recv_counts, self.comm.handle, self.backend)
         self._slots = None
         return out
 
@@ -225,13 +231,15 @@ def _dispatch(
         chosen.run(problem, communicator, received, counts, slots, experts, payloads)
 
 
-@register_op("moe_combine(Tensor(a!) out, Tensor payload, Tensor slots, int comm, str backend) -> ()")
-def _combine(out: torch.Tensor, payload: torch.Tensor, slots: torch.Tensor, comm: int, backend: str) -> None:
+@register_op("moe_combine(Tensor(a!) out, Tensor payload, Tensor slots, Tensor counts, int comm, str backend) -> ()")
+def _combine(
+    out: torch.Tensor, payload: torch.Tensor, slots: torch.Tensor, counts: torch.Tensor, comm: int, backend: str
+) -> None:
     communicator = find(comm, "moe_combine")
     problem = MoeCombineProblem.of(communicator, payload)
     agree_on(communicator, "moe_combine", (str(payload.dtype), tuple(payload.shape), backend), not payload.is_cuda)
 
     def run(chosen: Backend, buffer: torch.Tensor) -> None:
-        chosen.run(problem, communicator, buffer, payload.contiguous(), slots)
+        chosen.run(problem, communicator, buffer, payload.contiguous(), slots, counts)
 
     run_into(MOE_COMBINE, problem, backend, out, run)

@@ -27,6 +27,8 @@ _OPERATIONS = {
     4: "all_gather (oneshot)",
     5: "allreduce_fusion (oneshot)",
     6: "allreduce_fusion (twoshot)",
+    7: "moe_dispatch (oneshot)",
+    8: "moe_combine (oneshot)",
 }  # Operation of mailbox.cuh
 
 

@@ -9,7 +9,7 @@ namespace warploom {
 inline thread_local uint32_t shuffle_state = 1;
 
 WL_DEVICE uint4 load_relaxed_system(const uint4* pointer) {
-  std::this_thread::yield();  // there are more threads than cores, and this is where they wait
+  give_way();  // this is where threads wait
   uint4 value;
   auto* from = reinterpret_cast<const uint32_t*>(pointer);
   auto* to = reinterpret_cast<uint32_t*>(&value);
@@ -24,12 +24,12 @@ WL_DEVICE void store_relaxed_system(uint4* pointer, uint4 value) {
   const uint32_t first = shuffle_state++;
   for (uint32_t i = 0; i < 4; ++i) {
     store_relaxed_system(to + (first + i) % 4, from[(first + i) % 4]);
-    if (first % 7 == 0) std::this_thread::yield();  // leave a packet half written
+    if (first % 7 == 0) give_way();  // leave a packet half written
   }
 }
 
 WL_DEVICE uint4 load_halves_relaxed_system(const uint4* pointer) {
-  std::this_thread::yield();
+  give_way();
   uint4 value;
   auto* from = reinterpret_cast<uint64_t*>(const_cast<uint4*>(pointer));
   auto* to = reinterpret_cast<uint64_t*>(&value);
@@ -44,7 +44,7 @@ WL_DEVICE void store_halves_relaxed_system(uint4* pointer, uint4 value) {
   const uint32_t first = shuffle_state++ % 2;
   for (uint32_t i : {first, 1 - first}) {
     std::atomic_ref(to[i]).store(from[i], std::memory_order_relaxed);
-    if (shuffle_state % 7 == 0) std::this_thread::yield();
+    if (shuffle_state % 7 == 0) give_way();
   }
 }
 

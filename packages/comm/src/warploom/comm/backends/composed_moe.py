@@ -67,8 +67,12 @@ class ComposedCombine(_Composed):
         out: torch.Tensor,
         payload: torch.Tensor,
         slots: torch.Tensor,
+        counts: torch.Tensor,
     ) -> None:
-        """Fill ``out [tokens, hidden]`` from ``payload [size, max_tokens, hidden]`` and the dispatch's `slots`."""
+        """Fill ``out [tokens, hidden]`` from ``payload [size, max_tokens, hidden]`` and the dispatch's `slots`.
+
+        Parts have equal sizes here, whatever the dispatch's ``counts [size]`` say.
+        """
         returned = torch.empty_like(payload)
         self.exchange(comm, returned, payload)
         out.copy_(collect(returned, slots))

@@ -36,6 +36,8 @@ enum Operation : uint32_t {
   kAllGather = 4,
   kOneShotFusion = 5,
   kTwoShotFusion = 6,
+  kDispatch = 7,
+  kCombine = 8,
 };
 
 constexpr uint32_t kEmpty = 0xffffffffu;   // NaN as fp32, and two NaNs as fp16 or bf16 pair
@@ -180,16 +182,17 @@ WL_DEVICE bool take_packets(uint4 (&packets)[kRanks], uint4* slots, int64_t stri
 }
 
 // Take the packet of one rank, which may be this one.
+template <class Kind = PlainPackets>
 WL_DEVICE bool take_packet(uint4& packet, uint4* slot, const Mailboxes& boxes, uint32_t operation, uint32_t call,
-                           uint32_t peer, uint32_t stage) {
+                           uint32_t peer, uint32_t stage, Kind kind = {}) {
   Patience patience;
-  while (!has_arrived(packet = load_relaxed_system(slot))) {
+  while (!kind.arrived(packet = kind.load(slot))) {
     if (patience.is_over(boxes)) {
       give_up(boxes, operation, call, peer, stage);
       return false;
     }
   }
-  store_relaxed_system(slot, make_uint4(kEmpty, kEmpty, kEmpty, kEmpty));
+  kind.store(slot, make_uint4(kEmpty, kEmpty, kEmpty, kEmpty));
   return true;
 }
 

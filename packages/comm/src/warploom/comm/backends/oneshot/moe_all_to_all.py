@@ -1,0 +1,213 @@
+"""Expert-parallel dispatch and combine over peer memory, for few tokens."""
+
+from __future__ import annotations
+
+import functools
+from typing import Annotated
+
+import torch
+
+from warploom.comm.backends.peer_kernel import DTYPES, PACKET_BYTES, PeerKernel, launch_shape, peer_spec
+from warploom.comm.communicator import Communicator
+from warploom.comm.peer_workspace import MAX_BLOCKS
+from warploom.comm.problems.moe_all_to_all import MoeCombineProblem, MoeDispatchProblem
+from warploom.core.backends import Backend, Support
+from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, i64, ptr
+
+__all__ = ["CombineParams", "DispatchParams", "OneShotCombine", "OneShotDispatch", "RoutingParams", "dispatch_params"]
+__all__ += ["routing_spec"]
+
+_MAX_PAYLOADS = 8  # kMaxPayloads
+_PIECE_BYTES = 8  # of a packet; the rest are flags
+_ROUTING_THREADS = 256
+_DISPATCH_SHAPE = MAX_BLOCKS, 512
+
+
+class RoutingParams(ParamStruct):
+    """Mirror of the kernel's struct."""
+
+    cpp_name = "warploom::comm::RoutingParams"
+
+    experts: ptr
+    slots: ptr
+    sent: ptr
+    tokens: i32
+    top_k: i32
+    num_experts: i32
+    words: i32
+
+
+class DispatchParams(ParamStruct):
+    """Mirror of the kernel's struct."""
+
+    cpp_name = "warploom::comm::DispatchParams"
+
+    payloads: Annotated[ptr, _MAX_PAYLOADS]
+    received: Annotated[ptr, _MAX_PAYLOADS]
+    row_bytes: Annotated[i64, _MAX_PAYLOADS]
+    slots: ptr
+    sent: ptr
+    counts: ptr
+    tokens: i32
+    max_tokens: i32
+    num_payloads: i32
+    row_pieces: i32
+
+
+class CombineParams(ParamStruct):
+    """Mirror of the kernel's struct."""
+
+    cpp_name = "warploom::comm::CombineParams"
+
+    payload: ptr
+    output: ptr
+    slots: ptr
+    counts: ptr
+    tokens: i32
+    max_tokens: i32
+    packets: i32
+
+
+@functools.cache
+def routing_spec(size: int) -> KernelSpec:
+    """The kernel that places tokens, for a number of ranks."""
+    return KernelSpec(
+        family="comm",
+        header="warploom/comm/routing.cuh",
+        kernel="warploom::comm::route_tokens_kernel",
+        config={"kRanks": size, "kThreads": _ROUTING_THREADS},
+        params=(RoutingParams,),
+    )
+
+
+def _support(problem: MoeDispatchProblem | MoeCombineProblem, packets: int) -> Support:
+    """Ranks with mailboxes that hold so many packets."""
+    if problem.no_peer_kernels:
+        return Support((problem.no_peer_kernels,))
+    most = problem.half_bytes // PACKET_BYTES
+    return Support.of(
+        (problem.size > 1, "moves rows between ranks, there is one"),
+        (
+            packets <= most,
+            f"this workspace holds {most} packets, rows take up to {packets}; more workspace_bytes lift that",
+        ),
+    )
+
+
+class OneShotDispatch(Backend):
+    """One launch to place tokens and one to move them; half of a packet is flags."""
+
+    name = "oneshot"
+    needs_gpu = True
+    min_arch = 80
+
+    @staticmethod
+    @functools.cache
+    def spec(size: int) -> KernelSpec:
+        """The instance for a number of ranks."""
+        return peer_spec("moe", "dispatch_kernel", size, DispatchParams)
+
+    def supports(self, problem: MoeDispatchProblem) -> Support:
+        pieces = problem.row_bytes // _PIECE_BYTES + problem.payloads
+        packets = problem.size * (MAX_BLOCKS + problem.max_tokens * pieces)
+        few = problem.payloads <= _MAX_PAYLOADS
+        return Support.of((few, f"takes up to {_MAX_PAYLOADS} payloads, got {problem.payloads}")) & _support(
+            problem, packets
+        )
+
+    def run(
+        self,
+        problem: MoeDispatchProblem,
+        comm: Communicator,
+        received: list[torch.Tensor],
+        counts: torch.Tensor,
+        slots: torch.Tensor,
+        experts: torch.Tensor,
+        payloads: list[torch.Tensor],
+    ) -> None:
+        experts, sent = experts.contiguous(), torch.empty_like(counts)
+        routing = RoutingParams(
+            experts=experts,
+            slots=slots,
+            sent=sent,
+            tokens=experts.shape[0],
+            top_k=problem.top_k,
+            num_experts=problem.num_experts,
+            words=experts.element_size() // 4,
+        )
+        routing_spec(problem.size).load(comm.device).launch(1, _ROUTING_THREADS, routing)
+        payloads = [payload.contiguous() for payload in payloads]
+        params = dispatch_params(payloads, received, slots, sent, counts, problem.max_tokens)
+        PeerKernel.launch(comm, self.spec(problem.size), _DISPATCH_SHAPE, params)
+
+
+def dispatch_params(
+    payloads: list[torch.Tensor],
+    received: list[torch.Tensor],
+    slots: torch.Tensor,
+    sent: torch.Tensor,
+    counts: torch.Tensor,
+    max_tokens: int,
+) -> DispatchParams:
+    """What a rank launches the dispatch with; all tensors are contiguous."""
+    row_bytes = [torch.Size(payload.shape[1:]).numel() * payload.element_size() for payload in payloads]
+    unused = _MAX_PAYLOADS - len(payloads)
+    return DispatchParams(
+        payloads=[*payloads, *[None] * unused],
+        received=[*received, *[None] * unused],
+        row_bytes=[*row_bytes, *[0] * unused],
+        slots=slots,
+        sent=sent,
+        counts=counts,
+        tokens=slots.shape[0],
+        max_tokens=max_tokens,
+        num_payloads=len(payloads),
+        row_pieces=sum(-(-bytes // _PIECE_BYTES) for bytes in row_bytes),
+    )
+
+
+class OneShotCombine(Backend):
+    """Rows go back as packets, and are added as they come."""
+
+    name = "oneshot"
+    needs_gpu = True
+    min_arch = 80
+
+    @staticmethod
+    @functools.cache
+    def spec(dtype: torch.dtype, size: int) -> KernelSpec:
+        """The instance for a dtype and a number of ranks."""
+        return peer_spec("moe", "combine_kernel", size, CombineParams, T=cpp_type(dtype))
+
+    def supports(self, problem: MoeCombineProblem) -> Support:
+        packets = problem.size * (1 + problem.max_tokens * -(-problem.row_bytes // PACKET_BYTES))
+        whole = problem.row_bytes % PACKET_BYTES == 0
+        return Support.of(
+            (problem.dtype in DTYPES, f"adds 16-bit and 32-bit floats, not {problem.dtype}"),
+            (whole, f"takes rows of whole {PACKET_BYTES} bytes, not of {problem.row_bytes}"),
+        ) & _support(problem, packets)
+
+    def run(
+        self,
+        problem: MoeCombineProblem,
+        comm: Communicator,
+        out: torch.Tensor,
+        payload: torch.Tensor,
+        slots: torch.Tensor,
+        counts: torch.Tensor,
+    ) -> None:
+        rows = [tensor if tensor.data_ptr() % PACKET_BYTES == 0 else tensor.clone() for tensor in (out, payload)]
+        packets = problem.row_bytes // PACKET_BYTES
+        params = CombineParams(
+            payload=rows[1],
+            output=rows[0],
+            slots=slots,
+            counts=counts,
+            tokens=slots.shape[0],
+            max_tokens=problem.max_tokens,
+            packets=packets,
+        )
+        shape = launch_shape(max(1, problem.max_tokens * packets))
+        PeerKernel.launch(comm, self.spec(problem.dtype, problem.size), shape, params)
+        if rows[0] is not out:
+            out.copy_(rows[0])

@@ -1,0 +1,169 @@
+// Expert parallelism over peer memory, for few tokens: each token's row goes once to every rank that owns one of its experts
+// (dispatch), and the ranks' results come back and are added (combine).
+//
+// What every rank takes from every peer in each call, as mailboxes need it: the number of rows that it sends.
+#pragma once
+
+#include "warploom/comm/all_gather.cuh"
+#include "warploom/comm/message.cuh"
+
+namespace warploom::comm {
+
+constexpr int kMaxPayloads = 8;
+
+struct DispatchParams {
+  const void* payloads[kMaxPayloads];  // [tokens, row_bytes[i]]
+  void* received[kMaxPayloads];        // [kRanks, max_tokens, row_bytes[i]]
+  int64_t row_bytes[kMaxPayloads];
+  const int* slots;                // [tokens, kRanks]
+  const int* sent;                 // [kRanks]
+  int* counts;                     // [kRanks]: rows that came from each rank
+  int tokens;
+  int max_tokens;
+  int num_payloads;
+  int row_pieces;                  // of all payloads, each in whole pieces
+};
+
+// A row's pieces, one payload after the other, each dealt to the lanes of a warp: `visit(payload, index in it, index in the row)`.
+template <class Visit>
+WL_DEVICE void for_pieces(const DispatchParams& params, Visit visit) {
+  int64_t first = 0;
+  for (int payload = 0; payload < params.num_payloads; ++payload) {
+    const int64_t pieces = ceil_div(params.row_bytes[payload], int64_t(kPieceBytes));
+    for (int64_t i = lane_id(); i < pieces; i += kWarpSize) visit(payload, i, first + i);
+    first += pieces;
+  }
+}
+
+WL_DEVICE bool rows_are_aligned(const void* rows, int64_t row_bytes) {
+  return (reinterpret_cast<uint64_t>(rows) | uint64_t(row_bytes)) % kPieceBytes == 0;
+}
+
+// Config: kRanks; kMaxThreads, whole warps.
+template <class Config>
+__global__ void __launch_bounds__(Config::kMaxThreads, 1)
+    dispatch_kernel(const __grid_constant__ Mailboxes boxes, const __grid_constant__ DispatchParams params) {
+  constexpr int kRanks = Config::kRanks;
+  const int rank = boxes.rank;
+  const int warp = int(blockIdx.x * blockDim.x + threadIdx.x) / kWarpSize, warps = int(gridDim.x * blockDim.x) / kWarpSize;
+  const uint32_t call = begin_call(boxes);
+  const FlaggedPackets kind(call);
+  // A half: for each block of the launch the number of rows of every rank, then the rows of every rank.
+  const auto number_slot = [&](int owner, int from, int block) { return boxes.half(owner, call) + from * kMaxBlocks + block; };
+  const auto row_slots = [&](int owner, int from, int place) {
+    return boxes.half(owner, call) + kRanks * kMaxBlocks + (int64_t(from) * params.max_tokens + place) * params.row_pieces;
+  };
+
+  // All blocks wait for numbers, so that none needs another's.
+  if (threadIdx.x < kRanks && int(threadIdx.x) != rank) {
+    for (int block = blockIdx.x; block < kMaxBlocks; block += gridDim.x) {
+      kind.send(number_slot(threadIdx.x, rank, block), {uint32_t(params.sent[threadIdx.x]), 0});
+    }
+  }
+  // Rows to peers, and this rank's own straight to their places.
+  for (int at = warp; at < params.tokens * kRanks; at += warps) {
+    const int token = at / kRanks, peer = (at + rank) % kRanks, place = params.slots[token * kRanks + peer];
+    if (place < 0) continue;
+    uint4* slots = row_slots(peer, rank, place);
+    for_pieces(params, [&](int payload, int64_t i, int64_t of_row) {
+      const int64_t bytes = params.row_bytes[payload];
+      const uint8_t* from = static_cast<const uint8_t*>(params.payloads[payload]) + token * bytes;
+      const uint2 piece = load_piece(from, i, bytes, rows_are_aligned(params.payloads[payload], bytes));
+      if (peer != rank) {
+        kind.send(slots + of_row, piece);
+      } else {
+        uint8_t* to = static_cast<uint8_t*>(params.received[payload]) + (int64_t(rank) * params.max_tokens + place) * bytes;
+        store_piece(to, i, bytes, rows_are_aligned(params.received[payload], bytes), piece);
+      }
+    });
+  }
+  // Numbers of all peers, then their rows. A block takes the numbers that were sent for blocks which were not launched, too.
+  __shared__ int numbers[kRanks];
+  if (threadIdx.x < kRanks) {
+    const int peer = threadIdx.x;
+    uint4 packet = make_uint4(uint32_t(params.sent[rank]), 0, 0, 0);
+    for (int block = blockIdx.x; block < kMaxBlocks && peer != rank; block += gridDim.x) {
+      if (!take_packet(packet, number_slot(rank, peer, block), boxes, kDispatch, call, peer, 0, kind)) packet.x = 0;
+    }
+    numbers[peer] = min(int(packet.x), params.max_tokens);
+    if (blockIdx.x == 0) params.counts[peer] = numbers[peer];
+  }
+  __syncthreads();
+  for (int at = warp; at < params.max_tokens * kRanks; at += warps) {
+    const int place = at / kRanks, peer = (at + rank) % kRanks;
+    if (peer == rank || place >= numbers[peer]) continue;
+    uint4* slots = row_slots(rank, peer, place);
+    for_pieces(params, [&](int payload, int64_t i, int64_t of_row) {
+      const int64_t bytes = params.row_bytes[payload];
+      uint4 packet;
+      if (!take_packet(packet, slots + of_row, boxes, kDispatch, call, peer, 1, kind)) packet = nan_packet();
+      uint8_t* to = static_cast<uint8_t*>(params.received[payload]) + (int64_t(peer) * params.max_tokens + place) * bytes;
+      store_piece(to, i, bytes, rows_are_aligned(params.received[payload], bytes), {packet.x, packet.z});
+    });
+  }
+}
+
+struct CombineParams {
+  const void* payload;    // [kRanks, max_tokens, packets], aligned to 16 bytes
+  void* output;           // [tokens, packets]
+  const int* slots;   // [tokens, kRanks], of the dispatch
+  const int* counts;  // [kRanks]
+  int tokens;
+  int max_tokens;
+  int packets;        // of a row
+};
+
+// Config: T, the element type; kRanks; kMaxThreads, whole warps.
+template <class Config>
+__global__ void __launch_bounds__(Config::kMaxThreads, 1)
+    combine_kernel(const __grid_constant__ Mailboxes boxes, const __grid_constant__ CombineParams params) {
+  using T = typename Config::T;
+  constexpr int kRanks = Config::kRanks;
+  const int rank = boxes.rank;
+  const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, step = int64_t(gridDim.x) * blockDim.x;
+  const uint32_t call = begin_call(boxes);
+  const FlaggedPackets kind(call);
+  const uint4* payload = static_cast<const uint4*>(params.payload);
+  const auto slot = [&](int owner, int from, int64_t place, int64_t packet) {
+    return boxes.half(owner, call) + kRanks + (int64_t(from) * params.max_tokens + place) * params.packets + packet;
+  };
+
+  for (int hop = 1; hop < kRanks; ++hop) {
+    const int peer = (rank + hop) % kRanks;
+    const int64_t packets = int64_t(params.counts[peer]) * params.packets;
+    for (int64_t i = first; i < packets; i += step) {
+      const uint4 packet = payload[int64_t(peer) * params.max_tokens * params.packets + i];
+      send_packet(slot(peer, rank, 0, i), packet);
+    }
+  }
+  // No row may come back from a peer: a packet of its own says that it was here.
+  if (first < kRanks && int(first) != rank) kind.send(boxes.half(int(first), call) + rank, {0, 0});
+
+  for (int64_t i = first; i < int64_t(params.tokens) * params.packets; i += step) {
+    const int64_t token = i / params.packets, packet = i % params.packets;
+    float sum[kVecWidth<T>] = {};
+    for (int peer = 0; peer < kRanks; ++peer) {
+      const int place = params.slots[token * kRanks + peer];
+      if (place < 0) continue;
+      uint4 raw;
+      if (peer == rank) {
+        raw = payload[(int64_t(rank) * params.max_tokens + place) * params.packets + packet];
+      } else if (!take_packet(raw, slot(rank, peer, place, packet), boxes, kCombine, call, peer, 0)) {
+        raw = nan_packet();
+      }
+      const auto part = Vec<T, kVecWidth<T>>::from_raw(raw);
+#pragma unroll
+      for (int j = 0; j < kVecWidth<T>; ++j) sum[j] += to_float(part[j]);
+    }
+    Vec<T, kVecWidth<T>> result;
+#pragma unroll
+    for (int j = 0; j < kVecWidth<T>; ++j) result[j] = from_float<T>(sum[j]);
+    static_cast<uint4*>(params.output)[i] = result.raw();
+  }
+  if (first < kRanks && int(first) != rank) {
+    uint4 packet;
+    take_packet(packet, boxes.half(rank, call) + first, boxes, kCombine, call, uint32_t(first), 1, kind);
+  }
+}
+
+}  // namespace warploom::comm
