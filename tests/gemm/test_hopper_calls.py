@@ -2,6 +2,7 @@
 
 import ctypes
 import weakref
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -74,6 +75,18 @@ def new_out(*size):
     return torch.zeros(*size, dtype=BF16)
 
 
+NO_ROWS = MappingProxyType({})
+
+
+def of_rows():
+    """Which token each row is."""
+    return {"row_indices": torch.arange(M) % 8}
+
+
+def tokens_of(rows):
+    return 8 if rows else M
+
+
 def mm():
     a, b, bias, out = half(M, K), half(N, K), half(N), new_out(M, N)
     gemm.mm_bf16(a, b.t(), bias, out, activation="silu", backend="hopper")
@@ -104,10 +117,10 @@ def groupwise():
     return {"tokens": a, "weights": b, "out": out, "token_scales": scales[0], "weight_scales": scales[1]}
 
 
-def grouped():
-    a, b, sizes, out = half(M, K), half(GROUPS, N, K), offsets(), new_out(M, N)
-    gemm.grouped_mm_bf16(a, b, sizes, out, backend="hopper")
-    return {"tokens": a, "weights": b, "sizes": sizes, "out": out}
+def grouped(rows=NO_ROWS):
+    a, b, sizes, out = half(tokens_of(rows), K), half(GROUPS, N, K), offsets(), new_out(M, N)
+    gemm.grouped_mm_bf16(a, b, sizes, out, **rows, backend="hopper")
+    return {"tokens": a, "weights": b, "sizes": sizes, "out": out, **rows}
 
 
 def grouped_new():
@@ -116,43 +129,32 @@ def grouped_new():
     return {"tokens": a, "weights": b, "sizes": sizes, "out": out}
 
 
-def grouped_scaled():
-    a, b, sizes, out = fp8(M, K), fp8(GROUPS, N, K), offsets(), new_out(M, N)
-    scales = torch.ones(M), torch.ones(GROUPS)
-    gemm.grouped_mm_fp8(a, b, sizes, out=out, a_scale=scales[0], b_scale=scales[1], backend="hopper")
-    operands = {"tokens": a, "weights": b, "sizes": sizes, "out": out}
+def grouped_scaled(rows=NO_ROWS):
+    a, b, sizes, out = fp8(tokens_of(rows), K), fp8(GROUPS, N, K), offsets(), new_out(M, N)
+    scales = torch.ones(tokens_of(rows)), torch.ones(GROUPS)
+    gemm.grouped_mm_fp8(a, b, sizes, out=out, a_scale=scales[0], b_scale=scales[1], **rows, backend="hopper")
+    operands = {"tokens": a, "weights": b, "sizes": sizes, "out": out, **rows}
     return {**operands, "token_scales": scales[0], "weight_scales": scales[1]}
 
 
-def grouped_groupwise():
-    a, b, sizes, out = fp8(M, K), fp8(GROUPS, N, K), offsets(), new_out(M, N)
-    scales = torch.ones(3, M), torch.ones(GROUPS, 3, 2)
-    gemm.group_gemm_fp8_nt_groupwise(a, b, *scales, sizes, out=out, backend="hopper")
-    operands = {"tokens": a, "weights": b, "sizes": sizes, "out": out}
+def grouped_groupwise(rows=NO_ROWS):
+    a, b, sizes, out = fp8(tokens_of(rows), K), fp8(GROUPS, N, K), offsets(), new_out(M, N)
+    scales = torch.ones(3, tokens_of(rows)), torch.ones(GROUPS, 3, 2)
+    gemm.group_gemm_fp8_nt_groupwise(a, b, *scales, sizes, out=out, **rows, backend="hopper")
+    operands = {"tokens": a, "weights": b, "sizes": sizes, "out": out, **rows}
     return {**operands, "token_scales": scales[0], "weight_scales": scales[1]}
 
 
 def grouped_by_indices():
-    a, b, sizes, rows, out = half(8, K), half(GROUPS, N, K), offsets(), torch.arange(M) % 8, new_out(M, N)
-    gemm.grouped_mm_bf16(a, b, sizes, out, row_indices=rows, backend="hopper")
-    return {"tokens": a, "weights": b, "sizes": sizes, "out": out, "row_indices": rows}
+    return grouped(of_rows())
 
 
 def grouped_scaled_by_indices():
-    a, b, sizes, rows, out = fp8(8, K), fp8(GROUPS, N, K), offsets(), torch.arange(M) % 8, new_out(M, N)
-    scales = torch.ones(8), torch.ones(GROUPS)
-    options = {"a_scale": scales[0], "b_scale": scales[1], "row_indices": rows, "backend": "hopper"}
-    gemm.grouped_mm_fp8(a, b, sizes, out=out, **options)
-    operands = {"tokens": a, "weights": b, "sizes": sizes, "out": out, "row_indices": rows}
-    return {**operands, "token_scales": scales[0], "weight_scales": scales[1]}
+    return grouped_scaled(of_rows())
 
 
 def grouped_groupwise_by_indices():
-    a, b, sizes, rows, out = fp8(8, K), fp8(GROUPS, N, K), offsets(), torch.arange(M) % 8, new_out(M, N)
-    scales = torch.ones(3, 8), torch.ones(GROUPS, 3, 2)
-    gemm.group_gemm_fp8_nt_groupwise(a, b, *scales, sizes, out=out, row_indices=rows, backend="hopper")
-    operands = {"tokens": a, "weights": b, "sizes": sizes, "out": out, "row_indices": rows}
-    return {**operands, "token_scales": scales[0], "weight_scales": scales[1]}
+    return grouped_groupwise(of_rows())
 
 
 def masked():

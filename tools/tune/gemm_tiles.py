@@ -174,7 +174,7 @@ def measure() -> Iterator[Measurement]:
         product = Product(operands_of(shape), shape.tokens, grouping, scaling)
         expected = {tiles: cycles(tiles, shape, H200_SMS) for tiles in candidate_tiles(shape, H200_SMS)}
         near = [tiles for tiles, count in expected.items() if count < 1.6 * min(expected.values())]
-        near += [tiles for tiles in (choose_tiles(shape, H200_SMS),) if tiles not in near]  # it may be one of a pair
+        near = list(dict.fromkeys([*near, choose_tiles(shape, H200_SMS)]))  # that may be one of a pair
         prepared = [prepare_product(product, tiles) for tiles in near]
         timings = timer.time(
             {

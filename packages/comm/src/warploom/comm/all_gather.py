@@ -25,8 +25,8 @@ ALL_GATHER = Operator(
         NcclAllGather(),
         MpiAllGather(),
         ReferenceAllGather(),
-        OneShotAllGather(),
-    ),  # the last by name, until it is measured
+        OneShotAllGather(),  # by name, until it is measured
+    ),
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from warploom.comm.backends.composed_fusion import ComposedFusion
-from warploom.comm.backends.peer_kernel import PACKET_BYTES, PeerKernel, peer_spec
+from warploom.comm.backends.peer_kernel import PACKET_BYTES, launch, peer_spec
 from warploom.comm.communicator import Communicator
 from warploom.comm.epilogue import FusionTensors
 from warploom.comm.peer_workspace import MAX_BLOCKS
@@ -82,7 +82,7 @@ class PeerFusion(ComposedFusion):
             return
         spec = self.spec_of(problem)
         shape = min(MAX_BLOCKS, problem.tokens), int(spec.config["kThreads"])
-        PeerKernel.launch(comm, spec, shape, fusion_params(problem, tensors))
+        launch(comm, spec, shape, fusion_params(problem, tensors))
 
 
 def fusion_params(problem: FusionProblem, tensors: FusionTensors) -> FusionParams:

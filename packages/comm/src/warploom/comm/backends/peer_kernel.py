@@ -13,9 +13,11 @@ from warploom.comm.peer_workspace import MAX_BLOCKS, Mailboxes
 from warploom.core.backends import Backend, Support
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i64, ptr
 
-__all__ = ["DTYPES", "PACKET_BYTES", "Message", "PeerKernel", "PeerReduction", "launch_shape", "peer_spec"]
+__all__ = ["DTYPES", "PACKET_BYTES", "PIECE_BYTES", "Message", "PeerKernel", "PeerReduction", "launch"]
+__all__ += ["launch_shape", "peer_spec"]
 
 PACKET_BYTES = 16
+PIECE_BYTES = 8  # of a packet whose other half are flags, because bytes may have any pattern
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_THREADS = 512
 _MIN_THREADS = 128
@@ -53,6 +55,14 @@ def launch_shape(packets: int) -> tuple[int, int]:
     return blocks, min(_MAX_THREADS, max(_MIN_THREADS, -(-threads // 32) * 32))
 
 
+def launch(comm: Communicator, spec: KernelSpec, shape: tuple[int, int], params: ParamStruct) -> None:
+    """Launch so many blocks and threads of a kernel over mailboxes on the current stream."""
+    workspace = comm.peer_workspace
+    assert workspace is not None, "a kernel was chosen without mailboxes"
+    workspace.follow_stream()
+    spec.load(comm.device).launch(*shape, workspace.arguments, params)
+
+
 class PeerKernel(Backend):
     """Base of the kernels over mailboxes."""
 
@@ -78,14 +88,6 @@ class PeerKernel(Backend):
             f"takes up to {largest} bytes with this workspace, got {problem.nbytes}; more workspace_bytes lift that"
         )
         return serves & Support.of((problem.nbytes <= largest, reason))
-
-    @staticmethod
-    def launch(comm: Communicator, spec: KernelSpec, shape: tuple[int, int], params: ParamStruct) -> None:
-        """Launch so many blocks and threads on the current stream."""
-        workspace = comm.peer_workspace
-        assert workspace is not None, "a kernel was chosen without mailboxes"
-        workspace.follow_stream()
-        spec.load(comm.device).launch(*shape, workspace.arguments, params)
 
 
 class PeerReduction(PeerKernel):
@@ -121,4 +123,4 @@ class PeerReduction(PeerKernel):
             out.copy_(x)
             return
         message = Message(input=x, output=out, numel=out.numel())
-        self.launch(comm, self.spec(problem.dtype, problem.size), launch_shape(self.packets_of_rank(problem)), message)
+        launch(comm, self.spec(problem.dtype, problem.size), launch_shape(self.packets_of_rank(problem)), message)

@@ -6,14 +6,12 @@ import functools
 
 import torch
 
-from warploom.comm.backends.peer_kernel import PACKET_BYTES, PeerKernel, launch_shape, peer_spec
+from warploom.comm.backends.peer_kernel import PACKET_BYTES, PIECE_BYTES, PeerKernel, launch, launch_shape, peer_spec
 from warploom.comm.communicator import Communicator
 from warploom.comm.problems.all_gather import AllGatherProblem
 from warploom.core.jit import KernelSpec, ParamStruct, i64, ptr
 
 __all__ = ["GatherParams", "OneShotAllGather"]
-
-_PIECE_BYTES = 8  # of a packet; the rest are flags, because bytes may have any pattern
 
 
 class GatherParams(ParamStruct):
@@ -38,11 +36,11 @@ class OneShotAllGather(PeerKernel):
         return peer_spec("all_gather", "all_gather_kernel", size, GatherParams)
 
     def largest_message(self, problem: AllGatherProblem) -> int:
-        return problem.half_bytes // (problem.size * PACKET_BYTES) * _PIECE_BYTES
+        return problem.half_bytes // (problem.size * PACKET_BYTES) * PIECE_BYTES
 
     def run(self, problem: AllGatherProblem, comm: Communicator, out: torch.Tensor, x: torch.Tensor) -> None:
         if problem.size == 1 or x.numel() == 0:
             out[0].copy_(x)
             return
         params = GatherParams(input=x, output=out, bytes=x.nbytes)
-        self.launch(comm, self.spec(problem.size), launch_shape(-(-x.nbytes // _PIECE_BYTES)), params)
+        launch(comm, self.spec(problem.size), launch_shape(-(-x.nbytes // PIECE_BYTES)), params)

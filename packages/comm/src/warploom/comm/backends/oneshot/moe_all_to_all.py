@@ -7,7 +7,7 @@ from typing import Annotated
 
 import torch
 
-from warploom.comm.backends.peer_kernel import DTYPES, PACKET_BYTES, PeerKernel, launch_shape, peer_spec
+from warploom.comm.backends.peer_kernel import DTYPES, PACKET_BYTES, PIECE_BYTES, launch, launch_shape, peer_spec
 from warploom.comm.communicator import Communicator
 from warploom.comm.peer_workspace import MAX_BLOCKS
 from warploom.comm.problems.moe_all_to_all import MoeCombineProblem, MoeDispatchProblem
@@ -18,7 +18,6 @@ __all__ = ["CombineParams", "DispatchParams", "OneShotCombine", "OneShotDispatch
 __all__ += ["routing_spec"]
 
 _MAX_PAYLOADS = 8  # kMaxPayloads
-_PIECE_BYTES = 8  # of a packet; the rest are flags
 _ROUTING_THREADS = 256
 _DISPATCH_SHAPE = MAX_BLOCKS, 512
 
@@ -108,7 +107,7 @@ class OneShotDispatch(Backend):
         return peer_spec("moe", "dispatch_kernel", size, DispatchParams)
 
     def supports(self, problem: MoeDispatchProblem) -> Support:
-        pieces = problem.row_bytes // _PIECE_BYTES + problem.payloads
+        pieces = problem.row_bytes // PIECE_BYTES + problem.payloads
         packets = problem.size * (MAX_BLOCKS + problem.max_tokens * pieces)
         few = problem.payloads <= _MAX_PAYLOADS
         return Support.of((few, f"takes up to {_MAX_PAYLOADS} payloads, got {problem.payloads}")) & _support(
@@ -138,7 +137,7 @@ class OneShotDispatch(Backend):
         routing_spec(problem.size).load(comm.device).launch(1, _ROUTING_THREADS, routing)
         payloads = [payload.contiguous() for payload in payloads]
         params = dispatch_params(payloads, received, slots, sent, counts, problem.max_tokens)
-        PeerKernel.launch(comm, self.spec(problem.size), _DISPATCH_SHAPE, params)
+        launch(comm, self.spec(problem.size), _DISPATCH_SHAPE, params)
 
 
 def dispatch_params(
@@ -162,7 +161,7 @@ def dispatch_params(
         tokens=slots.shape[0],
         max_tokens=max_tokens,
         num_payloads=len(payloads),
-        row_pieces=sum(-(-bytes // _PIECE_BYTES) for bytes in row_bytes),
+        row_pieces=sum(-(-bytes // PIECE_BYTES) for bytes in row_bytes),
     )
 
 
@@ -196,11 +195,11 @@ class OneShotCombine(Backend):
         slots: torch.Tensor,
         counts: torch.Tensor,
     ) -> None:
-        rows = [tensor if tensor.data_ptr() % PACKET_BYTES == 0 else tensor.clone() for tensor in (out, payload)]
+        target, payload = (x if x.data_ptr() % PACKET_BYTES == 0 else x.clone() for x in (out, payload))
         packets = problem.row_bytes // PACKET_BYTES
         params = CombineParams(
-            payload=rows[1],
-            output=rows[0],
+            payload=payload,
+            output=target,
             slots=slots,
             counts=counts,
             tokens=slots.shape[0],
@@ -208,6 +207,6 @@ class OneShotCombine(Backend):
             packets=packets,
         )
         shape = launch_shape(max(1, problem.max_tokens * packets))
-        PeerKernel.launch(comm, self.spec(problem.dtype, problem.size), shape, params)
-        if rows[0] is not out:
-            out.copy_(rows[0])
+        launch(comm, self.spec(problem.dtype, problem.size), shape, params)
+        if target is not out:
+            out.copy_(target)

@@ -127,17 +127,13 @@ struct FusedRows {
   }
 
   WL_DEVICE void store_codes(int64_t place, const Packet& x, float scale) const {
-    uint32_t codes[kWidth / 4];
+    Vec<uint32_t, kWidth / 4> codes;
 #pragma unroll
     for (int i = 0; i < kWidth; i += 4) {
       codes[i / 4] = pack_fp8x4<typename Config::Code>(to_float(x[i]) / scale, to_float(x[i + 1]) / scale,
                                                        to_float(x[i + 2]) / scale, to_float(x[i + 3]) / scale);
     }
-    using Codes = Vec<uint32_t, kWidth / 4>;
-    Codes packed;
-#pragma unroll
-    for (int i = 0; i < kWidth / 4; ++i) packed[i] = codes[i];
-    packed.store(static_cast<uint32_t*>(params.codes) + place * (kWidth / 4));
+    codes.store(static_cast<uint32_t*>(params.codes) + place * (kWidth / 4));
   }
 
   WL_DEVICE static float largest_of(const Row& row, int each) {

@@ -85,10 +85,6 @@ WL_DEVICE void send_packet(uint4* slot, uint4 packet) {
   store_relaxed_system(slot, packet);
 }
 
-WL_DEVICE bool has_arrived(uint4 packet) {
-  return packet.x != kEmpty && packet.y != kEmpty && packet.z != kEmpty && packet.w != kEmpty;
-}
-
 // This block's number of the current call, advanced for the next one. Every block of the launch calls it once with all
 // threads. Blocks that are not launched this time have their copies advanced by those that are.
 WL_DEVICE uint32_t begin_call(const Mailboxes& boxes) {
@@ -137,7 +133,9 @@ WL_DEVICE void give_up(const Mailboxes& boxes, uint32_t operation, uint32_t call
 struct PlainPackets {
   WL_DEVICE static uint4 load(const uint4* slot) { return load_relaxed_system(slot); }
   WL_DEVICE static void store(uint4* slot, uint4 packet) { store_relaxed_system(slot, packet); }
-  WL_DEVICE bool arrived(uint4 packet) const { return has_arrived(packet); }
+  WL_DEVICE bool arrived(uint4 packet) const {
+    return packet.x != kEmpty && packet.y != kEmpty && packet.z != kEmpty && packet.w != kEmpty;
+  }
 };
 
 // Packets of two words of any bits, each beside the flag of the call.
