@@ -52,9 +52,9 @@ class Streams:
 
     def fuse(self, kernel, problem, tensors, ranks=None):
         """The same with one of `FUSIONS`; a problem for all, tensors of each."""
-        spec = FUSIONS[kernel].spec_of(problem)
+        spec, reducers = FUSIONS[kernel].spec_of(problem), BLOCKS // 2 if kernel == "twoshot" else 0
         for rank in range(self.size) if ranks is None else ranks:
-            self._launch(spec, rank, fusion_params(problem, tensors[rank]), spec.config["kThreads"])
+            self._launch(spec, rank, fusion_params(problem, tensors[rank], reducers), spec.config["kThreads"])
 
     def _launch(self, spec, rank, params, threads):
         stream = self.streams[rank].cuda_stream

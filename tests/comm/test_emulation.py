@@ -42,6 +42,17 @@ def test_thousands_of_mixed_calls_with_skewed_ranks(program, ranks):
 def test_a_missing_rank_is_reported_by_all_others(program, ranks):
     output = run(program, ranks, 10, 1, "missing")
     reports = [tuple(map(int, re.findall(r"\d+", line))) for line in output.splitlines()]
-    for rank, failed, call, peer, _ in reports[:-1]:
+    for rank, failed, call, peer, *_ in reports[:-1]:
         assert (failed, call, peer) == (1, 5, ranks - 1), f"rank {rank}: {output}"
-    assert any(aborted_by == 0 for *_, aborted_by in reports[:-1]), "nobody gave up by itself"
+    assert any(report[4] == 0 for report in reports[:-1]), "nobody gave up by itself"
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_rank_that_calls_something_else_is_reported_by_all(program, ranks):
+    output = run(program, ranks, 10, 1, "other")
+    reports = [tuple(map(int, re.findall(r"\d+", line))) for line in output.splitlines()]
+    for rank, failed, call, peer, _, own, others in reports:
+        assert (failed, call) == (1, 5), f"rank {rank}: {output}"
+        assert (peer == ranks - 1) == (rank != ranks - 1)
+        assert own >> 48 == others >> 48 == call + 1
+        assert {own >> 40 & 0xFF, others >> 40 & 0xFF} == {1, 3}, "all-reduce in one trip and reduce-scatter"

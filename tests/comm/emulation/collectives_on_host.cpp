@@ -2,6 +2,7 @@
 //
 //   collectives_on_host <ranks> <calls> <seed>            mixed kernels, dtypes, sizes and alignments, skewed ranks
 //   collectives_on_host <ranks> <calls> <seed> missing    the last rank stops half way; prints the reports of the others
+//   collectives_on_host <ranks> <calls> <seed> other      the last rank calls another thing half way; prints all reports
 #include "cuda_on_host.h"
 
 #include <cstdio>
@@ -76,7 +77,7 @@ struct Draw {
   bool is_float() const { return bits & 256; }
   int64_t numel(int64_t largest) const { return (bits >> 9) % 8 == 0 ? 1 : 1 + (bits >> 8) % largest; }
   unsigned blocks() const { return 1 + (bits >> 20) % 3; }
-  unsigned threads() const { return 1 + (bits >> 24) % 5; }
+  unsigned threads() const { return kMaxRanks + (bits >> 24) % 5; }
 };
 
 template <class T>
@@ -174,9 +175,9 @@ bool fusion(Rank& rank, int call, const Draw& draw, bool two_shot) {
   T* out = draw.in_place() ? as(input) : as(sums);
   T* residual_out = draw.in_place() ? as(residual) : as(added);
   const FusionParams params{as(input), out,          as(residual),  residual_out, as(kept), as(norm),
-                            codes.data(), scales.data(), tokens, 0.5f,        1.0f};
+                            codes.data(), scales.data(), tokens, two_shot ? 1 + draw.bits / 8192 % 2 : 0, 0.5f, 1.0f};
   auto* kernel = two_shot ? two_shot_fusion_kernel<C> : one_shot_fusion_kernel<C>;
-  launch(1 + draw.bits / 4096 % 2, C::kThreads, kernel, rank.boxes, params);
+  launch(unsigned(params.reducers) + 1 + draw.bits / 4096 % 2, C::kThreads, kernel, rank.boxes, params);
   if (rank.report.failed) return true;
   bool right = true;
   for (int64_t i = 0; i < numel; ++i) {
@@ -314,7 +315,7 @@ bool run_call(Rank& rank, int call, const Draw& draw) {
 }
 
 template <int kRanks>
-int run(int calls, uint32_t seed, bool missing) {
+int run(int calls, uint32_t seed, bool missing, bool other) {
   std::vector<Rank> ranks(kRanks);
   for (Rank& rank : ranks) {
     rank.buffer.assign((kHeaderBytes + 2 * kHalfBytes) / 16, make_uint4(kEmpty, kEmpty, kEmpty, kEmpty));
@@ -329,13 +330,15 @@ int run(int calls, uint32_t seed, bool missing) {
         boxes.buffers[peer] = reinterpret_cast<uint8_t*>(ranks[peer].buffer.data());
       }
       boxes.report = &ranks[r].report, boxes.rank = r, boxes.half_bytes = kHalfBytes;
-      boxes.timeout_ns = missing ? 200'000'000 : 60'000'000'000;
+      boxes.timeout_ns = missing || other ? 200'000'000 : 60'000'000'000;
       streams.emplace_back([&, r] {
         std::mt19937 shared(seed), own(seed * 100 + r);  // ranks agree on the calls, not on when they come
         for (int call = 0; call < calls && wrong == 0; ++call) {
-          if (missing && r == kRanks - 1 && call == calls / 2) return;
+          const bool strays = r == kRanks - 1 && call == calls / 2;
+          if (missing && strays) return;
           if (own() % 8 == 0) std::this_thread::sleep_for(std::chrono::microseconds(own() % 2000));
-          const Draw draw{uint32_t(shared())};
+          Draw draw{uint32_t(shared())};
+          if (other && call >= calls / 2) draw.bits = strays ? 256 + 2 : 256;  // reduce-scatter instead of all-reduce
           const bool right = draw.is_float() ? run_call<float, kRanks>(ranks[r], call, draw)
                                              : run_call<HostBf16, kRanks>(ranks[r], call, draw);
           ++ranks[r].launched;
@@ -345,14 +348,14 @@ int run(int calls, uint32_t seed, bool missing) {
       });
     }
   }
-  for (int r = 0; r < kRanks && missing; ++r) {
+  for (int r = 0; r < kRanks && (missing || other); ++r) {
     const Report& report = ranks[r].report;
-    std::printf("rank %d failed %u call %u peer %u aborted_by %u\n", r, report.failed, report.call, report.peer,
-                report.aborted_by);
+    std::printf("rank %d failed %u call %u peer %u aborted_by %u own %lu others %lu\n", r, report.failed, report.call,
+                report.peer, report.aborted_by, (unsigned long)report.own, (unsigned long)report.others);
   }
   for (const Rank& rank : ranks) {
     const uint32_t counted = reinterpret_cast<const Header*>(rank.buffer.data())->calls[kMaxBlocks - 1];
-    if (!missing && (rank.report.failed || counted != rank.launched || counted < uint32_t(calls))) ++wrong;
+    if (!missing && !other && (rank.report.failed || counted != rank.launched || counted < uint32_t(calls))) ++wrong;
   }
   return wrong != 0;
 }
@@ -362,11 +365,12 @@ int run(int calls, uint32_t seed, bool missing) {
 int main(int argc, char** argv) {
   const int ranks = std::atoi(argv[1]), calls = std::atoi(argv[2]);
   const unsigned seed = std::atoi(argv[3]);
-  const bool missing = argc > 4 && std::string(argv[4]) == "missing";
+  const std::string fault = argc > 4 ? argv[4] : "";
+  const bool missing = fault == "missing", other = fault == "other";
   switch (ranks) {
-    case 2: return warploom::comm::run<2>(calls, seed, missing);
-    case 3: return warploom::comm::run<3>(calls, seed, missing);
-    case 4: return warploom::comm::run<4>(calls, seed, missing);
+    case 2: return warploom::comm::run<2>(calls, seed, missing, other);
+    case 3: return warploom::comm::run<3>(calls, seed, missing, other);
+    case 4: return warploom::comm::run<4>(calls, seed, missing, other);
     default: return 2;
   }
 }

@@ -100,6 +100,14 @@ inline void meet(Meeting& meeting, unsigned number) {
 inline void __syncthreads() { meet(block->of_all, blockDim.x); }
 inline void __syncwarp() { meet(block->of_warps[threadIdx.x / 32], std::min(32u, blockDim.x - threadIdx.x / 32 * 32)); }
 
+inline bool __syncthreads_or(bool mine) {
+  block->lanes[threadIdx.x] = mine ? 1.0f : 0.0f;
+  __syncthreads();
+  const bool any = std::find(block->lanes.begin(), block->lanes.end(), 1.0f) != block->lanes.end();
+  __syncthreads();
+  return any;
+}
+
 inline unsigned __ballot_sync(unsigned, unsigned chosen) {
   block->lanes[threadIdx.x] = chosen ? 1.0f : 0.0f;
   __syncwarp();

@@ -3,6 +3,8 @@
 
 #include "warploom/common.cuh"
 
+struct __half;
+
 namespace warploom {
 
 struct HostBf16 { uint16_t bits; };
@@ -24,3 +26,5 @@ WL_DEVICE HostBf16 from_float<HostBf16>(float x) {
 }
 
 }  // namespace warploom
+
+using __nv_bfloat16 = warploom::HostBf16;

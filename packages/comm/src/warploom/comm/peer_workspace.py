@@ -1,6 +1,6 @@
 """The mailboxes of the peer-memory kernels: one symmetric buffer a communicator, and the report that they leave.
 
-``include/warploom/comm/mailbox.cuh`` holds the layout and the protocol.
+``include/warploom/comm/call.cuh`` holds the layout and the protocol.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ HEADER_BYTES = 1024  # kHeaderBytes
 MAX_BLOCKS = 64  # kMaxBlocks
 _EMPTY = 0xFF  # every byte of kEmpty
 
+_ELEMENTS = ("", "float32", "float16", "bfloat16")  # kElement of message.cuh
 _OPERATIONS = {
     1: "all_reduce (oneshot)",
     2: "all_reduce (twoshot)",
@@ -29,7 +30,7 @@ _OPERATIONS = {
     6: "allreduce_fusion (twoshot)",
     7: "moe_dispatch (oneshot)",
     8: "moe_combine (oneshot)",
-}  # Operation of mailbox.cuh
+}  # Operation of call.cuh
 
 
 class Mailboxes(ParamStruct):
@@ -71,8 +72,9 @@ class PeerWorkspace:
         self._buffer = buffer
         self._stream: torch.cuda.Stream | None = None
         # Kernels write the report over the bus and the host reads it without a synchronisation.
-        self._report = torch.zeros(8, dtype=torch.int32, pin_memory=True)
+        self._report = torch.zeros(10, dtype=torch.int32, pin_memory=True)
         self._fields = self._report.numpy()
+        self._words = self._fields.view("uint64")
         buffer.local[:HEADER_BYTES].zero_()
         buffer.local[HEADER_BYTES:].fill_(_EMPTY)
         torch.cuda.synchronize(buffer.device)
@@ -93,12 +95,16 @@ class PeerWorkspace:
         """Raise if a kernel has reported a failure so far. Reads host memory; synchronises nothing."""
         if not self._fields[0]:
             return
-        _, operation, call, peer, stage, aborted_by = self._fields[:6].tolist()
-        what = f"rank {self._rank}: {_OPERATIONS.get(operation, 'a kernel')}, call {call + 1} over peer memory"
-        end = f"when rank {aborted_by - 1} gave up" if aborted_by else f"for {self._timeout:g} s"
+        _, call, peer, stage, aborted_by = self._fields[:5].tolist()
+        own, others = (_terms(int(word), call) for word in self._words[3:5])
+        what = f"rank {self._rank}: {own[0]}, call {call + 1} over peer memory"
+        if others and others != own:
+            problem = f"ranks disagree: this one called {' '.join(own)}, rank {peer} called {' '.join(others)}"
+        else:
+            end = f"when rank {aborted_by - 1} gave up" if aborted_by else f"for {self._timeout:g} s"
+            problem = f"waited for data of rank {peer} (stage {stage}) {end}"
         raise CommunicationError(
-            f"{what}: waited for data of rank {peer} (stage {stage}) {end}. Outputs from this call on are not valid: "
-            "close the communicator and make a new one."
+            f"{what}: {problem}. Outputs from this call on are not valid: close the communicator and make a new one."
         )
 
     def follow_stream(self) -> None:
@@ -117,3 +123,11 @@ class PeerWorkspace:
         if self._stream is not None:
             current.wait_event(self._stream.record_event())
         self._stream = current
+
+
+def _terms(word: int, call: int) -> tuple[str, ...]:
+    """What a rank called, from the word that its peers get (`Terms` of call.cuh); empty if it is not of this call."""
+    if word >> 48 != (call + 1) & 0xFFFF:
+        return ()
+    operation, element, count = word >> 40 & 0xFF, word >> 32 & 0xFF, word & 0xFFFFFFFF
+    return _OPERATIONS.get(operation, "a kernel"), f"of size {count}", *([_ELEMENTS[element]] if element else [])

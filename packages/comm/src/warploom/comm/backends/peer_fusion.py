@@ -14,7 +14,7 @@ from warploom.comm.epilogue import FusionTensors
 from warploom.comm.peer_workspace import MAX_BLOCKS
 from warploom.comm.problems.fusion import FusionProblem
 from warploom.core.backends import Support
-from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, f32, i64, ptr
+from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, f32, i32, i64, ptr
 
 __all__ = ["FusionParams", "PeerFusion", "fits_kernel", "fusion_params", "row_support"]
 
@@ -38,6 +38,7 @@ class FusionParams(ParamStruct):
     codes: ptr
     scales: ptr
     tokens: i64
+    reducers: i32
     eps: f32
     gamma_bias: f32
 
@@ -81,12 +82,18 @@ class PeerFusion(ComposedFusion):
             super().run(problem, comm, tensors)
             return
         spec = self.spec_of(problem)
-        shape = min(MAX_BLOCKS, problem.tokens), int(spec.config["kThreads"])
-        launch(comm, spec, shape, fusion_params(problem, tensors))
+        threads = int(spec.config["kThreads"])
+        finishers, reducers = self.blocks(problem, threads)
+        launch(comm, spec, (reducers + finishers, threads), fusion_params(problem, tensors, reducers))
+
+    @staticmethod
+    def blocks(problem: FusionProblem, threads: int) -> tuple[int, int]:
+        """How many blocks finish rows, and how many others sum before."""
+        return min(MAX_BLOCKS, problem.tokens), 0
 
 
-def fusion_params(problem: FusionProblem, tensors: FusionTensors) -> FusionParams:
-    """What a rank launches a kernel with."""
+def fusion_params(problem: FusionProblem, tensors: FusionTensors, reducers: int = 0) -> FusionParams:
+    """What a rank launches a kernel with; `reducers` blocks sum, in two trips."""
     return FusionParams(
         input=tensors.input,
         output=tensors.output,
@@ -97,6 +104,7 @@ def fusion_params(problem: FusionProblem, tensors: FusionTensors) -> FusionParam
         codes=tensors.quant_out,
         scales=tensors.scale_factor if tensors.scale_out is None else tensors.scale_out,
         tokens=problem.tokens,
+        reducers=reducers,
         eps=tensors.rms_eps,
         gamma_bias=tensors.weight_bias,
     )

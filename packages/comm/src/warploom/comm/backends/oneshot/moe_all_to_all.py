@@ -179,7 +179,7 @@ class OneShotCombine(Backend):
         return peer_spec("moe", "combine_kernel", size, CombineParams, T=cpp_type(dtype))
 
     def supports(self, problem: MoeCombineProblem) -> Support:
-        packets = problem.size * (1 + problem.max_tokens * -(-problem.row_bytes // PACKET_BYTES))
+        packets = problem.size * problem.max_tokens * -(-problem.row_bytes // PACKET_BYTES)
         whole = problem.row_bytes % PACKET_BYTES == 0
         return Support.of(
             (problem.dtype in DTYPES, f"adds 16-bit and 32-bit floats, not {problem.dtype}"),

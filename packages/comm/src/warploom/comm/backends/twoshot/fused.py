@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from warploom.comm.backends.peer_fusion import PeerFusion
+from warploom.comm.backends.peer_kernel import PACKET_BYTES
 from warploom.comm.backends.twoshot.all_reduce import TwoShotAllReduce
+from warploom.comm.peer_workspace import MAX_BLOCKS
+from warploom.comm.problems.fusion import FusionProblem
 
 __all__ = ["FusedTwoShot"]
 
@@ -14,3 +17,9 @@ class FusedTwoShot(PeerFusion):
     name = "fused_twoshot"
     kernel = "two_shot_fusion_kernel"
     all_reduce = TwoShotAllReduce()
+
+    @staticmethod
+    def blocks(problem: FusionProblem, threads: int) -> tuple[int, int]:
+        packets = -(-problem.nbytes // (PACKET_BYTES * problem.size))  # of a chunk
+        most = MAX_BLOCKS // 2
+        return min(most, problem.tokens), min(most, -(-packets // threads))

@@ -50,7 +50,8 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   const int64_t pieces = ceil_div(params.bytes, int64_t(kPieceBytes));
   const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  const uint32_t call = begin_call(boxes);
+  Call call{0, {kAllGather, 0, uint32_t(params.bytes)}};
+  if (!begin_call(call, boxes)) return;
   const FlaggedPackets kind(call);
 
   for (int64_t i = first; i < pieces; i += step) {
@@ -63,10 +64,11 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
     store_piece(output + rank * params.bytes, i, params.bytes, aligned, piece);
   }
   // Where a peer's data never came the output gets the pattern that is no number in any float type.
+  const uint64_t terms = look_at_terms(boxes, call);
   const uint4 none = make_uint4(kEmpty, 0, kEmpty, 0);
   for (int64_t i = first; i < pieces; i += step) {
     uint4 taken[kRanks];
-    const bool complete = take_packets(taken, boxes.half(rank, call) + i, pieces, boxes, kAllGather, call, 0, kind);
+    const bool complete = take_packets(taken, boxes.half(rank, call) + i, pieces, boxes, call, 0, kind);
 #pragma unroll
     for (int peer = 0; peer < kRanks; ++peer) {
       if (peer == rank) continue;
@@ -74,6 +76,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
       store_piece(output + peer * params.bytes, i, params.bytes, aligned, {packet.x, packet.z});
     }
   }
+  end_call(boxes, call, terms);
 }
 
 }  // namespace warploom::comm

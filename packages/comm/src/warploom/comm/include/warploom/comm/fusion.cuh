@@ -26,6 +26,7 @@ struct FusionParams {
   void* codes;           // e4m3 [tokens, hidden]
   float* scales;         // [tokens, groups] to write, or the one that was given
   int64_t tokens;
+  int reducers;          // blocks that sum, in two trips; the other blocks finish rows
   float eps;
   float gamma_bias;
 };
@@ -154,6 +155,26 @@ struct FusedRows {
   }
 };
 
+// Take rows with `take(packet of the message)` and compute what follows from them: one of each chunk of `chunk_rows`, then the
+// next of each. After its last row a block waits for no one.
+template <class Config, class Take>
+WL_DEVICE void finish_rows(FusedRows<Config>& rows, int first, int step, int64_t chunk_rows, const Mailboxes& boxes,
+                           const Call& call, Take take) {
+  using Rows = FusedRows<Config>;
+  const int64_t tokens = rows.params.tokens, chunks = ceil_div(tokens, chunk_rows);
+  const uint64_t terms = look_at_terms(boxes, call);
+  for (int64_t k = first; k < chunks * chunk_rows; k += step) {
+    const int64_t token = k % chunks * chunk_rows + k / chunks;  // past the end in the last chunk
+    typename Rows::Row row;
+#pragma unroll
+    for (int each = 0; each < Rows::kEach; ++each) {
+      if (token < tokens && Rows::has(each)) row[each] = take(Rows::place(token, each));
+    }
+    if (k + step >= chunks * chunk_rows) end_call(boxes, call, terms);
+    if (token < tokens) rows.finish(token, row);
+  }
+}
+
 // Every rank sends its rows to every peer.
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1)
@@ -165,7 +186,8 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   Rows rows{params, scratch};
   const uint4* input = static_cast<const uint4*>(params.input);
   const int64_t packets = params.tokens * Config::kPackets;
-  const uint32_t call = begin_call(boxes);
+  Call call = call_of<T>(kOneShotFusion, packets);
+  if (!begin_call(call, boxes)) return;
 
   for (int64_t token = blockIdx.x; token < params.tokens; token += gridDim.x) {
 #pragma unroll
@@ -180,23 +202,16 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       }
     }
   }
-  for (int64_t token = blockIdx.x; token < params.tokens; token += gridDim.x) {
-    typename Rows::Row row;
-#pragma unroll
-    for (int each = 0; each < Rows::kEach; ++each) {
-      if (!Rows::has(each)) continue;
-      const int64_t place = Rows::place(token, each);
-      uint4 taken[kRanks];
-      set_own(taken, boxes.rank, input[place]);
-      const bool complete =
-          take_packets(taken, boxes.half(boxes.rank, call) + place, packets, boxes, kOneShotFusion, call, 0);
-      row[each] = complete ? sum_packets<T>(taken) : nan_packet();
-    }
-    rows.finish(token, row);
-  }
+  finish_rows(rows, blockIdx.x, gridDim.x, params.tokens, boxes, call, [&](int64_t place) {
+    uint4 taken[kRanks];
+    set_own(taken, boxes.rank, input[place]);
+    const bool complete = take_packets(taken, boxes.half(boxes.rank, call) + place, packets, boxes, call, 0);
+    return complete ? sum_packets<T>(taken) : nan_packet();
+  });
 }
 
-// Every rank sums a chunk of all packets and sends it to all, to itself as well: rows cross chunks.
+// Some blocks sum this rank's chunk of all packets and send it to all ranks, to this one as well, since rows cross chunks;
+// the others finish rows meanwhile.
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1)
     two_shot_fusion_kernel(const __grid_constant__ Mailboxes boxes, const __grid_constant__ FusionParams params) {
@@ -206,42 +221,44 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   __shared__ float scratch[2][Rows::kWarps];
   Rows rows{params, scratch};
   const uint4* input = static_cast<const uint4*>(params.input);
-  const int rank = boxes.rank;
+  const int rank = boxes.rank, reducers = params.reducers;
   const int64_t packets = params.tokens * Config::kPackets, chunk = ceil_div(packets, int64_t(kRanks));
-  const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, step = int64_t(gridDim.x) * blockDim.x;
   const int64_t gathered = kRanks * chunk;
-  const uint32_t call = begin_call(boxes);
   const auto packet_or_zeros = [&](int64_t i) { return i < packets ? input[i] : make_uint4(0, 0, 0, 0); };
+  Call call = call_of<T>(kTwoShotFusion, packets);
+  if (!begin_call(call, boxes)) return;
 
-  for (int64_t i = first; i < chunk; i += step) {
-#pragma unroll
-    for (int hop = 1; hop < kRanks; ++hop) {
-      const int peer = (rank + hop) % kRanks;
-      send_packet(boxes.half(peer, call) + rank * chunk + i, packet_or_zeros(peer * chunk + i));
-    }
+  if (int(blockIdx.x) >= reducers) {
+    const int64_t chunk_rows = ceil_div(params.tokens, int64_t(kRanks));  // about: rows cross chunks
+    finish_rows(rows, blockIdx.x - reducers, gridDim.x - reducers, chunk_rows, boxes, call, [&](int64_t place) {
+      uint4 packet;
+      uint4* slot = boxes.half(rank, call) + gathered + place;
+      return take_packet(packet, slot, boxes, call, uint32_t(place / chunk), 1) ? packet : nan_packet();
+    });
+    return;
   }
-  for (int64_t i = first; i < chunk; i += step) {
+  const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, step = int64_t(reducers) * blockDim.x;
+  for (int64_t i = first; i < chunk + kLag * step; i += step) {
+    if (i < chunk) {
+#pragma unroll
+      for (int hop = 1; hop < kRanks; ++hop) {
+        const int peer = (rank + hop) % kRanks;
+        send_packet(boxes.half(peer, call) + rank * chunk + i, packet_or_zeros(peer * chunk + i));
+      }
+    }
+    const int64_t to_reduce = i - kLag * step;
+    if (to_reduce < 0) continue;
     uint4 taken[kRanks];
-    set_own(taken, rank, packet_or_zeros(rank * chunk + i));
-    const bool complete = take_packets(taken, boxes.half(rank, call) + i, chunk, boxes, kTwoShotFusion, call, 0);
+    set_own(taken, rank, packet_or_zeros(rank * chunk + to_reduce));
+    const bool complete = take_packets(taken, boxes.half(rank, call) + to_reduce, chunk, boxes, call, 0);
     const uint4 sum = complete ? sum_packets<T>(taken) : nan_packet();
-    if (rank * chunk + i >= packets) continue;  // nobody takes it
+    if (rank * chunk + to_reduce >= packets) continue;  // nobody takes it
 #pragma unroll
     for (int hop = 1; hop <= kRanks; ++hop) {
-      send_packet(boxes.half((rank + hop) % kRanks, call) + gathered + rank * chunk + i, sum);
+      send_packet(boxes.half((rank + hop) % kRanks, call) + gathered + rank * chunk + to_reduce, sum);
     }
   }
-  for (int64_t token = blockIdx.x; token < params.tokens; token += gridDim.x) {
-    typename Rows::Row row;
-#pragma unroll
-    for (int each = 0; each < Rows::kEach; ++each) {
-      if (!Rows::has(each)) continue;
-      const int64_t place = Rows::place(token, each);
-      uint4* slot = boxes.half(rank, call) + gathered + place;
-      if (!take_packet(row[each], slot, boxes, kTwoShotFusion, call, uint32_t(place / chunk), 1)) row[each] = nan_packet();
-    }
-    rows.finish(token, row);
-  }
+  end_call(boxes, call, look_at_terms(boxes, call));
 }
 
 }  // namespace warploom::comm

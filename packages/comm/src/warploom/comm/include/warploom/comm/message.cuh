@@ -13,6 +13,21 @@ struct Message {
   int64_t numel;
 };
 
+// Elements as the terms of a call name them.
+template <class T>
+constexpr uint32_t kElement = 0;
+template <>
+constexpr uint32_t kElement<float> = 1;
+template <>
+constexpr uint32_t kElement<__half> = 2;
+template <>
+constexpr uint32_t kElement<__nv_bfloat16> = 3;
+
+template <class T>
+WL_DEVICE Call call_of(Operation operation, int64_t count) {
+  return {0, {operation, kElement<T>, uint32_t(count)}};
+}
+
 // Bit 0 to 3 of both addresses are zero: packets move as 16-byte accesses.
 WL_DEVICE bool is_aligned(const Message& message) {
   return ((reinterpret_cast<uint64_t>(message.input) | reinterpret_cast<uint64_t>(message.output)) & 15) == 0;
@@ -70,6 +85,10 @@ WL_DEVICE uint4 sum_packets(const uint4 (&packets)[kRanks]) {
   for (int i = 0; i < kVecWidth<T>; ++i) result[i] = from_float<T>(sum[i]);
   return result.raw();
 }
+
+// Iterations from one stage of a two-shot reduction to the next. The packets of a stage arrive meanwhile, and NVLink, which
+// long messages keep busy, has those of both stages to carry.
+constexpr int kLag = 2;
 
 // What is written where a peer's data never came: never plausible numbers.
 WL_DEVICE uint4 nan_packet() { return make_uint4(kSealed, kSealed, kSealed, kSealed); }

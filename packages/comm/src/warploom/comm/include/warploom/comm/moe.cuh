@@ -1,7 +1,5 @@
 // Expert parallelism over peer memory, for few tokens: each token's row goes once to every rank that owns one of its experts
 // (dispatch), and the ranks' results come back and are added (combine).
-//
-// What every rank takes from every peer in each call, as mailboxes need it: the number of rows that it sends.
 #pragma once
 
 #include "warploom/comm/all_gather.cuh"
@@ -46,7 +44,8 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   constexpr int kRanks = Config::kRanks;
   const int rank = boxes.rank;
   const int warp = int(blockIdx.x * blockDim.x + threadIdx.x) / kWarpSize, warps = int(gridDim.x * blockDim.x) / kWarpSize;
-  const uint32_t call = begin_call(boxes);
+  Call call{0, {kDispatch, 0, uint32_t(params.max_tokens * params.row_pieces)}};
+  if (!begin_call(call, boxes)) return;
   const FlaggedPackets kind(call);
   // A half: for each block of the launch the number of rows of every rank, then the rows of every rank.
   const auto number_slot = [&](int owner, int from, int block) { return boxes.half(owner, call) + from * kMaxBlocks + block; };
@@ -77,13 +76,14 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
       }
     });
   }
+  const uint64_t terms = look_at_terms(boxes, call);
   // Numbers of all peers, then their rows. A block takes the numbers that were sent for blocks which were not launched, too.
   __shared__ int numbers[kRanks];
   if (threadIdx.x < kRanks) {
     const int peer = threadIdx.x;
     uint4 packet = make_uint4(uint32_t(params.sent[rank]), 0, 0, 0);
     for (int block = blockIdx.x; block < kMaxBlocks && peer != rank; block += gridDim.x) {
-      if (!take_packet(packet, number_slot(rank, peer, block), boxes, kDispatch, call, peer, 0, kind)) packet.x = 0;
+      if (!take_packet(packet, number_slot(rank, peer, block), boxes, call, peer, 0, kind)) packet.x = 0;
     }
     numbers[peer] = min(int(packet.x), params.max_tokens);
     if (blockIdx.x == 0) params.counts[peer] = numbers[peer];
@@ -96,11 +96,12 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
     for_pieces(params, [&](int payload, int64_t i, int64_t of_row) {
       const int64_t bytes = params.row_bytes[payload];
       uint4 packet;
-      if (!take_packet(packet, slots + of_row, boxes, kDispatch, call, peer, 1, kind)) packet = nan_packet();
+      if (!take_packet(packet, slots + of_row, boxes, call, peer, 1, kind)) packet = nan_packet();
       uint8_t* to = static_cast<uint8_t*>(params.received[payload]) + (int64_t(peer) * params.max_tokens + place) * bytes;
       store_piece(to, i, bytes, rows_are_aligned(params.received[payload], bytes), {packet.x, packet.z});
     });
   }
+  end_call(boxes, call, terms);
 }
 
 struct CombineParams {
@@ -121,11 +122,11 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   constexpr int kRanks = Config::kRanks;
   const int rank = boxes.rank;
   const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, step = int64_t(gridDim.x) * blockDim.x;
-  const uint32_t call = begin_call(boxes);
-  const FlaggedPackets kind(call);
+  Call call = call_of<T>(kCombine, params.max_tokens * params.packets);
+  if (!begin_call(call, boxes)) return;
   const uint4* payload = static_cast<const uint4*>(params.payload);
   const auto slot = [&](int owner, int from, int64_t place, int64_t packet) {
-    return boxes.half(owner, call) + kRanks + (int64_t(from) * params.max_tokens + place) * params.packets + packet;
+    return boxes.half(owner, call) + (int64_t(from) * params.max_tokens + place) * params.packets + packet;
   };
 
   for (int hop = 1; hop < kRanks; ++hop) {
@@ -136,9 +137,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
       send_packet(slot(peer, rank, 0, i), packet);
     }
   }
-  // No row may come back from a peer: a packet of its own says that it was here.
-  if (first < kRanks && int(first) != rank) kind.send(boxes.half(int(first), call) + rank, {0, 0});
-
+  const uint64_t terms = look_at_terms(boxes, call);
   for (int64_t i = first; i < int64_t(params.tokens) * params.packets; i += step) {
     const int64_t token = i / params.packets, packet = i % params.packets;
     float sum[kVecWidth<T>] = {};
@@ -148,7 +147,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
       uint4 raw;
       if (peer == rank) {
         raw = payload[(int64_t(rank) * params.max_tokens + place) * params.packets + packet];
-      } else if (!take_packet(raw, slot(rank, peer, place, packet), boxes, kCombine, call, peer, 0)) {
+      } else if (!take_packet(raw, slot(rank, peer, place, packet), boxes, call, peer, 0)) {
         raw = nan_packet();
       }
       const auto part = Vec<T, kVecWidth<T>>::from_raw(raw);
@@ -160,10 +159,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
     for (int j = 0; j < kVecWidth<T>; ++j) result[j] = from_float<T>(sum[j]);
     static_cast<uint4*>(params.output)[i] = result.raw();
   }
-  if (first < kRanks && int(first) != rank) {
-    uint4 packet;
-    take_packet(packet, boxes.half(rank, call) + first, boxes, kCombine, call, uint32_t(first), 1, kind);
-  }
+  end_call(boxes, call, terms);
 }
 
 }  // namespace warploom::comm
