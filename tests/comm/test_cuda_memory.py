@@ -97,31 +97,49 @@ def test_failures_say_what_failed(runtime, failing, use, text):
         use()
 
 
-def workspace_with(fields):
+def terms(call, operation, element, count):
+    """The word that a rank sends at the start of a call."""
+    return ((call + 1) & 0xFFFF) << 48 | operation << 40 | element << 32 | count
+
+
+def workspace_with(call=0, peer=0, stage=0, aborted_by=0, own=0, others=0, failed=1):
     """A workspace whose kernels left this report."""
     workspace = PeerWorkspace.__new__(PeerWorkspace)
     workspace._rank, workspace._timeout = 2, 1.5
-    workspace._report = torch.tensor(fields + [0] * (8 - len(fields)), dtype=torch.int32)
+    workspace._report = torch.zeros(10, dtype=torch.int32)
     workspace._fields = workspace._report.numpy()
+    workspace._words = workspace._fields.view("uint64")
+    workspace._fields[:5] = failed, call, peer, stage, aborted_by
+    workspace._words[3:5] = own, others
     return workspace
 
 
 def test_reports_of_kernels_become_errors():
-    workspace_with([0]).check()
+    workspace_with(failed=0).check()
     with pytest.raises(CommunicationError) as caught:
-        workspace_with([1, 1, 41, 3, 0, 0]).check()
+        workspace_with(call=41, peer=3, own=terms(41, 1, 3, 100), others=terms(41, 1, 3, 100)).check()
     assert "rank 2: all_reduce (oneshot), call 42 over peer memory: waited for data of rank 3" in str(caught.value)
     assert "for 1.5 s" in str(caught.value)
     with pytest.raises(CommunicationError, match=r"twoshot.*rank 3 \(stage 1\) when rank 0 gave up"):
-        workspace_with([1, 2, 41, 3, 1, 1]).check()
+        workspace_with(
+            call=41, peer=3, stage=1, aborted_by=1, own=terms(41, 2, 1, 9), others=terms(39, 1, 1, 9)
+        ).check()
+
+
+def test_reports_name_what_other_ranks_called():
+    with pytest.raises(CommunicationError) as caught:
+        workspace_with(call=70_000, peer=1, own=terms(70_000, 1, 3, 100), others=terms(70_000, 4, 0, 64)).check()
+    called = "this one called all_reduce (oneshot) of size 100 bfloat16, rank 1 called all_gather (oneshot) of size 64"
+    assert f"ranks disagree: {called}." in str(caught.value)
 
 
 def test_the_mirrors_agree_with_the_header():
     import re
     from pathlib import Path
 
-    header = Path(peer_workspace.__file__).parent / "include/warploom/comm/mailbox.cuh"
-    constants = dict(re.findall(r"constexpr \w+ (k\w+) = (\w+);", header.read_text()))
+    folder = Path(peer_workspace.__file__).parent / "include/warploom/comm"
+    headers = [(folder / name).read_text() for name in ("call.cuh", "mailbox.cuh")]
+    constants = dict(re.findall(r"constexpr \w+ (k\w+) = (\w+);", "".join(headers)))
     assert int(constants["kHeaderBytes"]) == peer_workspace.HEADER_BYTES
     assert int(constants["kMaxBlocks"]) == peer_workspace.MAX_BLOCKS
     assert int(constants["kMaxRanks"]) == peer_workspace.MAX_PEERS

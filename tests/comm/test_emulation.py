@@ -55,4 +55,4 @@ def test_a_rank_that_calls_something_else_is_reported_by_all(program, ranks):
         assert (failed, call) == (1, 5), f"rank {rank}: {output}"
         assert (peer == ranks - 1) == (rank != ranks - 1)
         assert own >> 48 == others >> 48 == call + 1
-        assert {own >> 40 & 0xFF, others >> 40 & 0xFF} == {1, 3}, "all-reduce in one trip and reduce-scatter"
+        assert {own >> 40 & 0xFF, others >> 40 & 0xFF} == {5, 6}, "fused, in one trip and in two"

@@ -81,7 +81,7 @@ def test_what_is_compiled_and_launched():
     assert config["kNormalises"]
     assert config["kScalesNumber"] == 3
     tensors = tensors_of(problem)
-    *pointers, tokens, eps, bias = struct.unpack("@8Pq2f", fusion_params(problem, tensors).packed[:80])
+    *pointers, tokens, _, eps, bias = struct.unpack("@8Pqi2f", fusion_params(problem, tensors).packed[:84])
     names = ("input", "output", "residual_in", "residual_out", "rms_gamma", "norm_out", "quant_out", "scale_out")
     assert pointers == [getattr(tensors, name).data_ptr() for name in names]
     assert (tokens, bias) == (3, 0.5)

@@ -264,6 +264,26 @@ def make_moe(case: SimpleNamespace, device: torch.device) -> Work:
     return work
 
 
+def our_dispatch(work: Any, backend: str) -> list[torch.Tensor]:
+    moe = work.moe(backend)
+    received = moe.dispatch(work.experts, work.payloads, work.experts.shape[0])
+    moe._slots = None  # without its combine, as only a benchmark may: every call brings the same rows
+    return received
+
+
+def dispatched(work: Any) -> list[torch.Tensor]:
+    """What arrives by the reference; rows past the counts are not compared."""
+    received = our_dispatch(work, "reference")
+    work.counts = work.moe("reference").recv_counts
+    return received
+
+
+def check_rows(work: Any, actual: Any, expected: Any) -> None:
+    for ours, theirs in zip(actual, expected, strict=True):
+        for rank, count in enumerate(work.counts.tolist()):
+            assert torch.equal(ours[rank, :count].view(torch.uint8), theirs[rank, :count].view(torch.uint8)), rank
+
+
 def our_round_trip(work: Any, backend: str) -> torch.Tensor:
     moe = work.moe(backend)
     moe.dispatch(work.experts, work.payloads, work.experts.shape[0])
@@ -285,10 +305,22 @@ def dense_all_to_all(work: Any) -> torch.Tensor:
     return work.dense
 
 
+MOE_DISPATCH = Benchmark(
+    "moe dispatch",
+    operator="moe_dispatch",
+    cases=grid(tokens=[1, 16, 128, 512, 4096]),
+    make=make_moe,
+    ours=our_dispatch,
+    reference=dispatched,
+    peers=[Peer("nccl, dense bf16", dense_all_to_all, no_nccl, verified=False)],
+    check=check_rows,
+    calls=CALLS,
+    flush=False,
+)
 MOE = Benchmark(
     "moe dispatch + combine",
-    operator="moe_dispatch",
-    cases=grid(tokens=[128, 4096]),
+    operator="moe_combine",
+    cases=grid(tokens=[1, 16, 128, 512, 4096]),
     make=make_moe,
     ours=our_round_trip,
     reference=round_trip_result,
@@ -298,4 +330,4 @@ MOE = Benchmark(
     flush=False,
 )
 
-BENCHMARKS = [ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, FUSION, MOE]
+BENCHMARKS = [ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, FUSION, MOE_DISPATCH, MOE]

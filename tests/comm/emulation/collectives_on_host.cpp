@@ -14,6 +14,7 @@
 #include "warploom/comm/all_reduce.cuh"
 #include "warploom/comm/fusion_fp8.cuh"
 #include "warploom/comm/moe.cuh"
+#include "warploom/comm/moe_direct.cuh"
 #include "warploom/comm/reduce_scatter.cuh"
 #include "warploom/comm/routing.cuh"
 
@@ -33,6 +34,8 @@ struct Rank {
   Report report{};
   Mailboxes boxes{};
   uint32_t launched = 0;  // calls
+  std::vector<uint8_t> rows[2];  // where rows land: dispatched, returned
+  Landing landings[2]{};
 };
 
 // What a rank sends in a call; NaN with all bits set among it, which is the pattern of an empty mailbox.
@@ -218,6 +221,10 @@ struct Mixture {
   }
 };
 
+// Numbers and flags before the rows of a landing.
+template <int kRanks>
+constexpr int64_t kLandingHead = 64 + 4 * kRanks * Mixture<kRanks>::kMaxTokens;
+
 template <class T_, int kRanks_>
 struct WarpConfig : Config<T_, kRanks_> {
   static constexpr int kThreads = 64;
@@ -244,7 +251,7 @@ bool is_dispatched(const Mixture<kRanks>& mixture, int rank, const std::vector<u
 }
 
 template <class T, int kRanks>
-bool moe(Rank& rank, int call, const Draw& draw) {
+bool moe(Rank& rank, int call, const Draw& draw, bool direct) {
   using M = Mixture<kRanks>;
   using C = WarpConfig<T, kRanks>;
   const M mixture{call};
@@ -266,7 +273,23 @@ bool moe(Rank& rank, int call, const Draw& draw) {
   }
   dispatch.slots = slots.data(), dispatch.sent = sent.data(), dispatch.counts = counts.data();
   dispatch.tokens = tokens, dispatch.max_tokens = M::kMaxTokens, dispatch.num_payloads = M::kPayloads;
-  launch(draw.blocks(), C::kThreads, dispatch_kernel<C>, rank.boxes, dispatch);
+  if (direct) {
+    DirectDispatchParams params{};
+    int64_t offset = kLandingHead<kRanks>;
+    for (int payload = 0; payload < M::kPayloads; ++payload) {
+      params.payloads[payload] = dispatch.payloads[payload], params.row_bytes[payload] = dispatch.row_bytes[payload];
+      params.received[payload] = offset, offset += int64_t(received[payload].size());
+    }
+    params.slots = slots.data(), params.sent = sent.data(), params.counts = counts.data();
+    params.tokens = tokens, params.max_tokens = M::kMaxTokens, params.num_payloads = M::kPayloads;
+    launch(draw.blocks(), C::kThreads, direct_dispatch_kernel<C>, rank.boxes, rank.landings[0], params);
+    for (int payload = 0; payload < M::kPayloads; ++payload) {
+      const uint8_t* landed = rank.rows[0].data() + params.received[payload];
+      received[payload].assign(landed, landed + received[payload].size());
+    }
+  } else {
+    launch(draw.blocks(), C::kThreads, dispatch_kernel<C>, rank.boxes, dispatch);
+  }
   if (rank.report.failed) return true;
   if (!is_dispatched(mixture, own, received, counts.data())) {
     std::printf("call %d: rank %d got other rows\n", call, own);
@@ -280,8 +303,14 @@ bool moe(Rank& rank, int call, const Draw& draw) {
     const float value = place < counts[from] ? mixture.result(from, own, place, int(i % kColumns)) : NAN;
     reinterpret_cast<T*>(results.data())[i] = from_float<T>(value);
   }
-  launch(1 + draw.bits / 2048 % 3, C::kThreads, combine_kernel<C>, rank.boxes,
-         CombineParams{results.data(), output.data(), slots.data(), counts.data(), tokens, M::kMaxTokens, kPackets});
+  if (direct) {
+    launch(1 + draw.bits / 2048 % 3, C::kThreads, direct_combine_kernel<C>, rank.boxes, rank.landings[1],
+           DirectCombineParams{results.data(), output.data(), kLandingHead<kRanks>, slots.data(), counts.data(), tokens,
+                               M::kMaxTokens, kPackets});
+  } else {
+    launch(1 + draw.bits / 2048 % 3, C::kThreads, combine_kernel<C>, rank.boxes,
+           CombineParams{results.data(), output.data(), slots.data(), counts.data(), tokens, M::kMaxTokens, kPackets});
+  }
   ++rank.launched;
   if (rank.report.failed) return true;
   int places[kRanks] = {};
@@ -310,7 +339,7 @@ bool run_call(Rank& rank, int call, const Draw& draw) {
     case 3: return all_gather<kRanks>(rank, call, draw);
     case 4: return fusion<T, kRanks>(rank, call, draw, false);
     case 5: return fusion<T, kRanks>(rank, call, draw, true);
-    default: return moe<T, kRanks>(rank, call, draw);
+    default: return moe<T, kRanks>(rank, call, draw, draw.bits / 1024 % 2);
   }
 }
 
@@ -320,6 +349,7 @@ int run(int calls, uint32_t seed, bool missing, bool other) {
   for (Rank& rank : ranks) {
     rank.buffer.assign((kHeaderBytes + 2 * kHalfBytes) / 16, make_uint4(kEmpty, kEmpty, kEmpty, kEmpty));
     std::memset(rank.buffer.data(), 0, kHeaderBytes);
+    for (auto& rows : rank.rows) rows.resize(kLandingHead<kRanks> + kRanks * Mixture<kRanks>::kMaxTokens * 64);
   }
   std::atomic<int> wrong = 0;
   {
@@ -328,6 +358,11 @@ int run(int calls, uint32_t seed, bool missing, bool other) {
       Mailboxes& boxes = ranks[r].boxes;
       for (int peer = 0; peer < kRanks; ++peer) {
         boxes.buffers[peer] = reinterpret_cast<uint8_t*>(ranks[peer].buffer.data());
+      }
+      for (int which = 0; which < 2; ++which) {
+        Landing& landing = ranks[r].landings[which];
+        landing.flags = 64, landing.capacity = Mixture<kRanks>::kMaxTokens;
+        for (int peer = 0; peer < kRanks; ++peer) landing.buffers[peer] = ranks[peer].rows[which].data();
       }
       boxes.report = &ranks[r].report, boxes.rank = r, boxes.half_bytes = kHalfBytes;
       boxes.timeout_ns = missing || other ? 200'000'000 : 60'000'000'000;
@@ -338,7 +373,7 @@ int run(int calls, uint32_t seed, bool missing, bool other) {
           if (missing && strays) return;
           if (own() % 8 == 0) std::this_thread::sleep_for(std::chrono::microseconds(own() % 2000));
           Draw draw{uint32_t(shared())};
-          if (other && call >= calls / 2) draw.bits = strays ? 256 + 2 : 256;  // reduce-scatter instead of all-reduce
+          if (other && call >= calls / 2) draw.bits = strays ? 256 + 2 : 256;  // fused in two trips instead of one
           const bool right = draw.is_float() ? run_call<float, kRanks>(ranks[r], call, draw)
                                              : run_call<HostBf16, kRanks>(ranks[r], call, draw);
           ++ranks[r].launched;

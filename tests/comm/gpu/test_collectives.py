@@ -1,6 +1,8 @@
 """The library backends between GPUs, and what is composed of collectives."""
 
 import datetime
+import random
+import time
 
 import pytest
 import torch
@@ -108,7 +110,7 @@ def test_fusion(gpus, name):
     assert_close(values.flatten(-2), norm, dtype=torch.float8_e4m3fn)
 
 
-@pytest.mark.parametrize("backend", ["nccl", "oneshot", "reference"])
+@pytest.mark.parametrize("backend", ["nccl", "oneshot", "direct", "reference"])
 def test_dispatch_and_combine_in_a_graph(gpus, backend):
     if backend == "nccl" and gpus.topology.shares_gpus:
         pytest.skip("NCCL refuses ranks that share a GPU")
@@ -146,7 +148,7 @@ def test_dispatch_over_peer_memory_brings_what_the_reference_brings(gpus, tokens
     experts = torch.randint(-1, experts_total + 1, (mine, top_k), generator=generator).to(gpus.device)
     payloads = [own(gpus, (mine, 72), torch.float8_e4m3fn), own(gpus, (mine, 3), torch.int32), experts]
     received = {}
-    for backend in ("oneshot", "reference"):
+    for backend in ("oneshot", "direct", "reference"):
         moe = MoeAlltoAll(gpus, most, top_k, experts_total, backend=backend)
         rows = moe.dispatch(experts, payloads, most)
         received[backend] = [row[rank, :count] for row in rows for rank, count in enumerate(moe.recv_counts.tolist())]
@@ -154,8 +156,33 @@ def test_dispatch_over_peer_memory_brings_what_the_reference_brings(gpus, tokens
         owners = (experts // 8).masked_fill((experts < 0) | (experts >= experts_total), -1)
         expected = torch.stack([(owners == rank).any(1) for rank in range(gpus.size)]).sum(0)
         assert result[:, 0].tolist() == expected.tolist()
-    for ours, theirs in zip(*received.values(), strict=True):
-        assert torch.equal(ours.contiguous().view(torch.uint8), theirs.contiguous().view(torch.uint8))
+    for one, other, expected in zip(*received.values(), strict=True):
+        for ours in (one, other):
+            assert torch.equal(ours.contiguous().view(torch.uint8), expected.contiguous().view(torch.uint8))
+
+
+@pytest.mark.parametrize("backend", ["oneshot", "direct"])
+def test_rounds_of_experts_with_skewed_ranks(gpus, backend):
+    """Uneven tokens, another number each round, growing rows; a stand-in for the experts doubles what came."""
+    most, top_k, experts_total = 64, 2, 2 * gpus.size
+    moe = MoeAlltoAll(gpus, most, top_k, experts_total, backend=backend)
+    shared, alone = random.Random(3), random.Random(gpus.rank)
+    for call in range(60 if gpus.topology.shares_gpus else 400):
+        hidden = 64 if call < 100 else 512
+        rows = [shared.randrange(most + 1) for _ in range(gpus.size)]
+        generator = torch.Generator(gpus.device).manual_seed(1000 * call + gpus.rank)
+        x = torch.randn(rows[gpus.rank], hidden, generator=generator, device=gpus.device).bfloat16()
+        experts = torch.randint(0, experts_total, (x.shape[0], top_k), generator=generator, device=gpus.device)
+        if alone.random() < 0.1:
+            time.sleep(alone.random() * 0.002)
+        if alone.random() < 0.1:
+            torch.cuda._sleep(alone.randrange(500_000))
+        (came,) = moe.dispatch(experts, [x], most)
+        result = moe.combine(2 * came, most)
+        owners = (experts // 2).unsqueeze(-1) == torch.arange(gpus.size, device=gpus.device)
+        expected = 2 * x.float() * owners.any(1).sum(-1, keepdim=True)
+        assert torch.equal(result, expected.bfloat16()), f"round {call}"
+    gpus.check()
 
 
 def test_a_torch_group_with_nccl(gpus):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from warploom.comm.backends.direct.moe_all_to_all import DirectCombine, DirectDispatch
 from warploom.comm.backends.oneshot.all_gather import OneShotAllGather
 from warploom.comm.backends.oneshot.all_reduce import OneShotAllReduce
 from warploom.comm.backends.oneshot.fused import FusedOneShot
@@ -27,7 +28,8 @@ SHIPPED = [
     *map(OneShotAllGather.spec, _SIZES),
     *map(routing_spec, _SIZES),
     *map(OneShotDispatch.spec, _SIZES),
-    *(OneShotCombine.spec(torch.bfloat16, size) for size in _SIZES),
+    *map(DirectDispatch.spec, _SIZES),
+    *(combine.spec(torch.bfloat16, size) for combine in (OneShotCombine, DirectCombine) for size in _SIZES),
     *(
         backend.spec(torch.bfloat16, 8, 8192, True, scales, group)
         for backend in (FusedOneShot, FusedTwoShot)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 
+from warploom.comm.backends.direct.moe_all_to_all import DirectCombine, DirectDispatch
 from warploom.comm.backends.mpi.moe_all_to_all import MpiCombine, MpiDispatch
 from warploom.comm.backends.nccl.moe_all_to_all import NcclCombine, NcclDispatch
 from warploom.comm.backends.oneshot.moe_all_to_all import OneShotCombine, OneShotDispatch
@@ -13,24 +15,29 @@ from warploom.comm.backends.reference.moe_all_to_all import ReferenceCombine, Re
 from warploom.comm.collective import agree_on, check_comm, run_into
 from warploom.comm.communicator import Communicator
 from warploom.comm.handles import find
+from warploom.comm.landing import Landing, find_landing
 from warploom.comm.problems.moe_all_to_all import MoeCombineProblem, MoeDispatchProblem
 from warploom.core.backends import Backend, Operator
 from warploom.core.device import device_guard
-from warploom.core.errors import PlanError
+from warploom.core.errors import CommunicationError, PerformanceWarning, PlanError
 from warploom.core.tensors import Checker
 from warploom.core.torch_ops import register_op
 
 __all__ = ["MOE_COMBINE", "MOE_DISPATCH", "MoeAlltoAll"]
 
-# "oneshot" by name, until it is measured.
 MOE_DISPATCH = Operator(
-    "moe_dispatch", family="comm", backends=(NcclDispatch(), MpiDispatch(), ReferenceDispatch(), OneShotDispatch())
+    "moe_dispatch",
+    family="comm",
+    backends=(DirectDispatch(), OneShotDispatch(), NcclDispatch(), MpiDispatch(), ReferenceDispatch()),
 )
 MOE_COMBINE = Operator(
-    "moe_combine", family="comm", backends=(NcclCombine(), MpiCombine(), ReferenceCombine(), OneShotCombine())
+    "moe_combine",
+    family="comm",
+    backends=(DirectCombine(), OneShotCombine(), NcclCombine(), MpiCombine(), ReferenceCombine()),
 )
 
 _EXPERT_DTYPES = (torch.int32, torch.int64)
+_NEED_NO_LANDING = ("nccl", "mpi", "reference")
 _COMBINE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -51,7 +58,7 @@ class MoeAlltoAll:
     num_experts : int
         Experts of all ranks together, a multiple of the number of ranks.
     backend : str
-        "auto", "nccl", "mpi", "reference", or "oneshot" for few tokens.
+        "auto", "oneshot" for few tokens, "direct", "nccl", "mpi" or "reference".
 
     Attributes
     ----------
@@ -86,6 +93,7 @@ class MoeAlltoAll:
         self.backend = backend
         self.recv_counts: torch.Tensor | None = None
         self._slots: torch.Tensor | None = None
+        self._landings: dict[str, Landing | None] = {}
 
     def dispatch(
         self,
@@ -114,7 +122,8 @@ class MoeAlltoAll:
         -------
         list of torch.Tensor
             For each payload ``[size, runtime_max_tokens_per_rank, ...]``: from each rank, its tokens for this one in
-            their order. Rows past ``recv_counts`` are undefined but for sanitised ids.
+            their order. Rows past ``recv_counts`` are undefined but for sanitised ids. On GPUs that reach one another
+            the tensors are views of memory that this object keeps: the next dispatch overwrites them.
 
         Raises
         ------
@@ -131,10 +140,17 @@ class MoeAlltoAll:
         if invalid_token_expert_id is not None:
             self._check_ids(check, payloads, expert_id_payload_index)
         size, rows = self.comm.size, runtime_max_tokens_per_rank
-        received = [payload.new_empty(size, rows, *payload.shape[1:]) for payload in payloads]
+        landing = self._landing("dispatch", experts, sum(map(_row_bytes, payloads)))
+        if landing is None:
+            received = [payload.new_empty(size, rows, *payload.shape[1:]) for payload in payloads]
+        else:
+            received = landing.tensors(rows, payloads)
         counts = experts.new_empty(size, dtype=torch.int32)
         slots = experts.new_empty(experts.shape[0], size, dtype=torch.int32)
-        _dispatch(received, counts, slots, experts, payloads, self.num_experts, rows, self.comm.handle, self.backend)
+        handle = landing.handle if landing else 0
+        _dispatch(
+            received, counts, slots, experts, payloads, self.num_experts, rows, self.comm.handle, handle, self.backend
+        )
         self.recv_counts, self._slots = counts, slots
         if invalid_token_expert_id is not None and expert_id_payload_index is not None:
             self._sanitise(received[expert_id_payload_index], counts, invalid_token_expert_id)
@@ -179,9 +195,37 @@ class MoeAlltoAll:
         check_comm(check, self.comm)
         slots = self._slots
         out = check.output("out", out, (slots.shape[0], payload.shape[2]), payload.dtype)
-        _combine(out, payload, slots, self.recv_counts, self.comm.handle, self.backend)
+        landing = self._landing("combine", payload, payload.shape[2] * payload.element_size())
+        handle = landing.handle if landing else 0
+        _combine(out, payload, slots, self.recv_counts, self.comm.handle, handle, self.backend)
         self._slots = None
         return out
+
+    def _landing(self, call: str, x: torch.Tensor, row_bytes: int) -> Landing | None:
+        """Symmetric memory for the rows of one of the two calls, made anew when rows have grown; None without any."""
+        if not x.is_cuda or self.comm.size == 1 or self.comm.why_no_peer_kernels or self.backend in _NEED_NO_LANDING:
+            return None
+        landing = self._landings.get(call)
+        if call in self._landings and (landing is None or row_bytes <= landing.row_bytes):
+            return landing
+        if torch.cuda.is_current_stream_capturing():
+            raise PlanError(
+                f"MoeAlltoAll.{call}: the first call with rows of {row_bytes} bytes allocates memory on all ranks: "
+                "make it once before the capture"
+            )
+        if landing is not None:
+            landing.close()
+        try:
+            self._landings[call] = Landing(self.comm, self.max_num_tokens, row_bytes)
+        except CommunicationError as error:
+            if self.comm.transport.failure:
+                raise
+            # Raised on all ranks alike: rows go another way.
+            warnings.warn(
+                f"MoeAlltoAll.{call}: no memory that all ranks map: {error}", PerformanceWarning, stacklevel=3
+            )
+            self._landings[call] = None
+        return self._landings[call]
 
     def _check_dispatch(self, check: Checker, experts: torch.Tensor, payloads: list[torch.Tensor], rows: int) -> None:
         if self._slots is not None:
@@ -214,32 +258,40 @@ class MoeAlltoAll:
         ids.masked_fill_(empty.unsqueeze(-1) | (ids < first) | (ids >= first + local), invalid)
 
 
+def _row_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a row of ``[tokens, ...]``."""
+    return torch.Size(tensor.shape[1:]).numel() * tensor.element_size()
+
+
 @register_op(
     "moe_dispatch(Tensor(a!)[] received, Tensor(b!) counts, Tensor(c!) slots, Tensor experts, Tensor[] payloads, "
-    "int num_experts, int max_tokens, int comm, str backend) -> ()"
+    "int num_experts, int max_tokens, int comm, int landing, str backend) -> ()"
 )
 def _dispatch(
     received: list[torch.Tensor], counts: torch.Tensor, slots: torch.Tensor, experts: torch.Tensor,
-    payloads: list[torch.Tensor], num_experts: int, max_tokens: int, comm: int, backend: str,
+    payloads: list[torch.Tensor], num_experts: int, max_tokens: int, comm: int, landing: int, backend: str,
 ) -> None:  # fmt: skip
     communicator = find(comm, "moe_dispatch")
-    problem = MoeDispatchProblem.of(communicator, experts, payloads, max_tokens, num_experts)
+    problem = MoeDispatchProblem.of(communicator, experts, payloads, max_tokens, num_experts, landing > 0)
     rows = [(str(payload.dtype), tuple(payload.shape[1:])) for payload in payloads]
     agree_on(communicator, "moe_dispatch", (rows, max_tokens, num_experts, problem.top_k, backend), not experts.is_cuda)
     chosen = MOE_DISPATCH.select(problem, backend).backend
     with device_guard(experts):
-        chosen.run(problem, communicator, received, counts, slots, experts, payloads)
+        chosen.run(problem, communicator, received, counts, slots, experts, payloads, find_landing(landing))
 
 
-@register_op("moe_combine(Tensor(a!) out, Tensor payload, Tensor slots, Tensor counts, int comm, str backend) -> ()")
+@register_op(
+    "moe_combine(Tensor(a!) out, Tensor payload, Tensor slots, Tensor counts, int comm, int landing, str backend) -> ()"
+)
 def _combine(
-    out: torch.Tensor, payload: torch.Tensor, slots: torch.Tensor, counts: torch.Tensor, comm: int, backend: str
-) -> None:
+    out: torch.Tensor, payload: torch.Tensor, slots: torch.Tensor, counts: torch.Tensor, comm: int, landing: int,
+    backend: str,
+) -> None:  # fmt: skip
     communicator = find(comm, "moe_combine")
-    problem = MoeCombineProblem.of(communicator, payload)
+    problem = MoeCombineProblem.of(communicator, payload, landing > 0)
     agree_on(communicator, "moe_combine", (str(payload.dtype), tuple(payload.shape), backend), not payload.is_cuda)
 
     def run(chosen: Backend, buffer: torch.Tensor) -> None:
-        chosen.run(problem, communicator, buffer, payload.contiguous(), slots, counts)
+        chosen.run(problem, communicator, buffer, payload.contiguous(), slots, counts, find_landing(landing))
 
     run_into(MOE_COMBINE, problem, backend, out, run)

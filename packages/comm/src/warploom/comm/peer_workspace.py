@@ -30,6 +30,8 @@ _OPERATIONS = {
     6: "allreduce_fusion (twoshot)",
     7: "moe_dispatch (oneshot)",
     8: "moe_combine (oneshot)",
+    10: "moe_dispatch (direct)",
+    11: "moe_combine (direct)",
 }  # Operation of call.cuh
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 
 from warploom.comm.communicator import Communicator
+from warploom.comm.landing import Landing
 from warploom.comm.problems.all_to_all import AllToAllProblem
 from warploom.comm.problems.moe_all_to_all import MoeCombineProblem, MoeDispatchProblem
 from warploom.comm.routing import collect, rank_slots, scatter_to_ranks
@@ -48,6 +49,7 @@ class ComposedDispatch(_Composed):
         slots: torch.Tensor,
         experts: torch.Tensor,
         payloads: list[torch.Tensor],
+        landing: Landing | None,
     ) -> None:
         """Fill ``received[i] [size, max_tokens, ...]``, ``counts [size]`` and ``slots [tokens, size]``."""
         slots.copy_(rank_slots(experts, problem.num_experts, comm.size))
@@ -68,6 +70,7 @@ class ComposedCombine(_Composed):
         payload: torch.Tensor,
         slots: torch.Tensor,
         counts: torch.Tensor,
+        landing: Landing | None,
     ) -> None:
         """Fill ``out [tokens, hidden]`` from ``payload [size, max_tokens, hidden]`` and the dispatch's `slots`.
 

@@ -11,6 +11,7 @@ import torch
 from warploom.comm.communicator import Communicator
 from warploom.comm.peer_workspace import MAX_BLOCKS, Mailboxes
 from warploom.core.backends import Backend, Support
+from warploom.core.device import arch_number
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i64, ptr
 
 __all__ = ["DTYPES", "PACKET_BYTES", "PIECE_BYTES", "Message", "PeerKernel", "PeerReduction", "launch"]
@@ -33,15 +34,25 @@ class Message(ParamStruct):
     numel: i64
 
 
-def peer_spec(header: str, kernel: str, size: int, params: type[ParamStruct], **config: Any) -> KernelSpec:
+_PACKET_ACCESSES = ("STG.E.128.STRONG.SYS", "LDG.E.128.STRONG.SYS")
+
+
+def peer_spec(
+    header: str,
+    kernel: str,
+    size: int,
+    *params: type[ParamStruct],
+    expect_sass: tuple[str, ...] = _PACKET_ACCESSES,
+    **config: Any,
+) -> KernelSpec:
     """The instance of a kernel for a number of ranks."""
     return KernelSpec(
         family="comm",
         header=f"warploom/comm/{header}.cuh",
         kernel=f"warploom::comm::{kernel}",
         config={**config, "kRanks": size, "kMaxThreads": _MAX_THREADS},
-        params=(Mailboxes, params),
-        expect_sass=("STG.E.128.STRONG.SYS", "LDG.E.128.STRONG.SYS"),
+        params=(Mailboxes, *params),
+        expect_sass=expect_sass,
     )
 
 
@@ -55,12 +66,12 @@ def launch_shape(packets: int) -> tuple[int, int]:
     return blocks, min(_MAX_THREADS, max(_MIN_THREADS, -(-threads // 32) * 32))
 
 
-def launch(comm: Communicator, spec: KernelSpec, shape: tuple[int, int], params: ParamStruct) -> None:
-    """Launch so many blocks and threads of a kernel over mailboxes on the current stream."""
+def launch(comm: Communicator, spec: KernelSpec, shape: tuple[int, int], *params: ParamStruct) -> None:
+    """Launch so many blocks and threads of a kernel over peer memory on the current stream, dependent where GPUs can."""
     workspace = comm.peer_workspace
     assert workspace is not None, "a kernel was chosen without mailboxes"
     workspace.follow_stream()
-    spec.load(comm.device).launch(*shape, workspace.arguments, params)
+    spec.load(comm.device).launch(*shape, workspace.arguments, *params, pdl=arch_number(comm.device) >= 90)
 
 
 class PeerKernel(Backend):

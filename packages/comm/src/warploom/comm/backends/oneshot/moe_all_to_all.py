@@ -9,15 +9,16 @@ import torch
 
 from warploom.comm.backends.peer_kernel import DTYPES, PACKET_BYTES, PIECE_BYTES, launch, launch_shape, peer_spec
 from warploom.comm.communicator import Communicator
+from warploom.comm.landing import Landing
 from warploom.comm.peer_workspace import MAX_BLOCKS
 from warploom.comm.problems.moe_all_to_all import MoeCombineProblem, MoeDispatchProblem
 from warploom.core.backends import Backend, Support
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, i64, ptr
 
-__all__ = ["CombineParams", "DispatchParams", "OneShotCombine", "OneShotDispatch", "RoutingParams", "dispatch_params"]
-__all__ += ["routing_spec"]
+__all__ = ["MAX_PAYLOADS", "CombineParams", "DispatchParams", "OneShotCombine", "OneShotDispatch", "RoutingParams"]
+__all__ += ["dispatch_params", "place_tokens", "routing_spec"]
 
-_MAX_PAYLOADS = 8  # kMaxPayloads
+MAX_PAYLOADS = 8  # kMaxPayloads
 _ROUTING_THREADS = 256
 _DISPATCH_SHAPE = MAX_BLOCKS, 512
 
@@ -41,9 +42,9 @@ class DispatchParams(ParamStruct):
 
     cpp_name = "warploom::comm::DispatchParams"
 
-    payloads: Annotated[ptr, _MAX_PAYLOADS]
-    received: Annotated[ptr, _MAX_PAYLOADS]
-    row_bytes: Annotated[i64, _MAX_PAYLOADS]
+    payloads: Annotated[ptr, MAX_PAYLOADS]
+    received: Annotated[ptr, MAX_PAYLOADS]
+    row_bytes: Annotated[i64, MAX_PAYLOADS]
     slots: ptr
     sent: ptr
     counts: ptr
@@ -79,6 +80,24 @@ def routing_spec(size: int) -> KernelSpec:
     )
 
 
+def place_tokens(
+    problem: MoeDispatchProblem, comm: Communicator, slots: torch.Tensor, experts: torch.Tensor
+) -> torch.Tensor:
+    """Fill ``slots [tokens, size]`` on the GPU; returns how many tokens go to each rank, ``[size]``."""
+    experts, sent = experts.contiguous(), slots.new_empty(problem.size)
+    routing = RoutingParams(
+        experts=experts,
+        slots=slots,
+        sent=sent,
+        tokens=experts.shape[0],
+        top_k=problem.top_k,
+        num_experts=problem.num_experts,
+        words=experts.element_size() // 4,
+    )
+    routing_spec(problem.size).load(comm.device).launch(1, _ROUTING_THREADS, routing)
+    return sent
+
+
 def _support(problem: MoeDispatchProblem | MoeCombineProblem, packets: int) -> Support:
     """Ranks with mailboxes that hold so many packets."""
     if problem.no_peer_kernels:
@@ -109,8 +128,8 @@ class OneShotDispatch(Backend):
     def supports(self, problem: MoeDispatchProblem) -> Support:
         pieces = problem.row_bytes // PIECE_BYTES + problem.payloads
         packets = problem.size * (MAX_BLOCKS + problem.max_tokens * pieces)
-        few = problem.payloads <= _MAX_PAYLOADS
-        return Support.of((few, f"takes up to {_MAX_PAYLOADS} payloads, got {problem.payloads}")) & _support(
+        few = problem.payloads <= MAX_PAYLOADS
+        return Support.of((few, f"takes up to {MAX_PAYLOADS} payloads, got {problem.payloads}")) & _support(
             problem, packets
         )
 
@@ -123,18 +142,9 @@ class OneShotDispatch(Backend):
         slots: torch.Tensor,
         experts: torch.Tensor,
         payloads: list[torch.Tensor],
+        landing: Landing | None,
     ) -> None:
-        experts, sent = experts.contiguous(), torch.empty_like(counts)
-        routing = RoutingParams(
-            experts=experts,
-            slots=slots,
-            sent=sent,
-            tokens=experts.shape[0],
-            top_k=problem.top_k,
-            num_experts=problem.num_experts,
-            words=experts.element_size() // 4,
-        )
-        routing_spec(problem.size).load(comm.device).launch(1, _ROUTING_THREADS, routing)
+        sent = place_tokens(problem, comm, slots, experts)
         payloads = [payload.contiguous() for payload in payloads]
         params = dispatch_params(payloads, received, slots, sent, counts, problem.max_tokens)
         launch(comm, self.spec(problem.size), _DISPATCH_SHAPE, params)
@@ -150,7 +160,7 @@ def dispatch_params(
 ) -> DispatchParams:
     """What a rank launches the dispatch with; all tensors are contiguous."""
     row_bytes = [torch.Size(payload.shape[1:]).numel() * payload.element_size() for payload in payloads]
-    unused = _MAX_PAYLOADS - len(payloads)
+    unused = MAX_PAYLOADS - len(payloads)
     return DispatchParams(
         payloads=[*payloads, *[None] * unused],
         received=[*received, *[None] * unused],
@@ -194,6 +204,7 @@ class OneShotCombine(Backend):
         payload: torch.Tensor,
         slots: torch.Tensor,
         counts: torch.Tensor,
+        landing: Landing | None,
     ) -> None:
         target, payload = (x if x.data_ptr() % PACKET_BYTES == 0 else x.clone() for x in (out, payload))
         packets = problem.row_bytes // PACKET_BYTES

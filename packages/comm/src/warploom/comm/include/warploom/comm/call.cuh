@@ -31,6 +31,8 @@ enum Operation : uint32_t {
   kTwoShotFusion = 6,
   kDispatch = 7,
   kCombine = 8,
+  kDirectDispatch = 10,
+  kDirectCombine = 11,
 };
 
 // What ranks must agree on in a call.

@@ -1,0 +1,166 @@
+"""Expert-parallel dispatch and combine over peer memory, for many tokens: rows land where they are read."""
+
+from __future__ import annotations
+
+import functools
+from typing import Annotated
+
+import torch
+
+from warploom.comm.backends.oneshot.moe_all_to_all import MAX_PAYLOADS, place_tokens
+from warploom.comm.backends.peer_kernel import DTYPES, PACKET_BYTES, launch, peer_spec
+from warploom.comm.communicator import Communicator
+from warploom.comm.landing import Landing, LandingParams
+from warploom.comm.peer_workspace import MAX_BLOCKS
+from warploom.comm.problems.moe_all_to_all import MoeCombineProblem, MoeDispatchProblem
+from warploom.core.backends import Backend, Support
+from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, i64, ptr
+
+__all__ = ["DirectCombine", "DirectCombineParams", "DirectDispatch", "DirectDispatchParams"]
+
+_SHAPE = MAX_BLOCKS, 512
+
+
+class DirectDispatchParams(ParamStruct):
+    """Mirror of the kernel's struct."""
+
+    cpp_name = "warploom::comm::DirectDispatchParams"
+
+    payloads: Annotated[ptr, MAX_PAYLOADS]
+    received: Annotated[i64, MAX_PAYLOADS]
+    row_bytes: Annotated[i64, MAX_PAYLOADS]
+    slots: ptr
+    sent: ptr
+    counts: ptr
+    tokens: i32
+    max_tokens: i32
+    num_payloads: i32
+
+
+class DirectCombineParams(ParamStruct):
+    """Mirror of the kernel's struct."""
+
+    cpp_name = "warploom::comm::DirectCombineParams"
+
+    payload: ptr
+    output: ptr
+    returned: i64
+    slots: ptr
+    counts: ptr
+    tokens: i32
+    max_tokens: i32
+    packets: i32
+
+
+def _support(problem: MoeDispatchProblem | MoeCombineProblem) -> Support:
+    """Ranks with memory that rows can land in."""
+    if problem.no_peer_kernels:
+        return Support((problem.no_peer_kernels,))
+    return Support.of(
+        (problem.size > 1, "moves rows between ranks, there is one"),
+        (problem.lands, "needs symmetric memory for the rows, which MoeAlltoAll could not get"),
+    )
+
+
+class DirectDispatch(Backend):
+    """One launch to place tokens and one to write them where they are read."""
+
+    name = "direct"
+    needs_gpu = True
+    min_arch = 80
+
+    @staticmethod
+    @functools.cache
+    def spec(size: int) -> KernelSpec:
+        """The instance for a number of ranks."""
+        return peer_spec(
+            "moe_direct", "direct_dispatch_kernel", size, LandingParams, DirectDispatchParams, expect_sass=()
+        )
+
+    def supports(self, problem: MoeDispatchProblem) -> Support:
+        few = problem.payloads <= MAX_PAYLOADS
+        return Support.of((few, f"takes up to {MAX_PAYLOADS} payloads, got {problem.payloads}")) & _support(problem)
+
+    def run(
+        self,
+        problem: MoeDispatchProblem,
+        comm: Communicator,
+        received: list[torch.Tensor],
+        counts: torch.Tensor,
+        slots: torch.Tensor,
+        experts: torch.Tensor,
+        payloads: list[torch.Tensor],
+        landing: Landing | None,
+    ) -> None:
+        assert landing is not None, "chosen without memory for the rows"
+        sent = place_tokens(problem, comm, slots, experts)
+        payloads = [payload.contiguous() for payload in payloads]
+        unused = MAX_PAYLOADS - len(payloads)
+        row_bytes = [torch.Size(payload.shape[1:]).numel() * payload.element_size() for payload in payloads]
+        params = DirectDispatchParams(
+            payloads=[*payloads, *[None] * unused],
+            received=[*map(landing.offset_of, received), *[0] * unused],
+            row_bytes=[*row_bytes, *[0] * unused],
+            slots=slots,
+            sent=sent,
+            counts=counts,
+            tokens=slots.shape[0],
+            max_tokens=problem.max_tokens,
+            num_payloads=len(payloads),
+        )
+        launch(comm, self.spec(problem.size), _SHAPE, landing.params, params)
+
+
+class DirectCombine(Backend):
+    """Rows go back to where they are added."""
+
+    name = "direct"
+    needs_gpu = True
+    min_arch = 80
+
+    @staticmethod
+    @functools.cache
+    def spec(dtype: torch.dtype, size: int) -> KernelSpec:
+        """The instance for a dtype and a number of ranks."""
+        return peer_spec(
+            "moe_direct",
+            "direct_combine_kernel",
+            size,
+            LandingParams,
+            DirectCombineParams,
+            expect_sass=(),
+            T=cpp_type(dtype),
+        )
+
+    def supports(self, problem: MoeCombineProblem) -> Support:
+        whole = problem.row_bytes % PACKET_BYTES == 0
+        return Support.of(
+            (problem.dtype in DTYPES, f"adds 16-bit and 32-bit floats, not {problem.dtype}"),
+            (whole, f"takes rows of whole {PACKET_BYTES} bytes, not of {problem.row_bytes}"),
+        ) & _support(problem)
+
+    def run(
+        self,
+        problem: MoeCombineProblem,
+        comm: Communicator,
+        out: torch.Tensor,
+        payload: torch.Tensor,
+        slots: torch.Tensor,
+        counts: torch.Tensor,
+        landing: Landing | None,
+    ) -> None:
+        assert landing is not None, "chosen without memory for the rows"
+        target, payload = (x if x.data_ptr() % PACKET_BYTES == 0 else x.clone() for x in (out, payload))
+        params = DirectCombineParams(
+            payload=payload,
+            output=target,
+            returned=landing.rows_offset,
+            slots=slots,
+            counts=counts,
+            tokens=slots.shape[0],
+            max_tokens=problem.max_tokens,
+            packets=problem.row_bytes // PACKET_BYTES,
+        )
+        launch(comm, self.spec(problem.dtype, problem.size), _SHAPE, landing.params, params)
+        if target is not out:
+            out.copy_(target)

@@ -1,0 +1,225 @@
+// Expert parallelism over peer memory, for many tokens: rows go straight to where they are read, with a flag behind each.
+//
+// Every rank has a second symmetric buffer: numbers of rows, a flag for each row that may come, and the rows. A warp copies
+// a row with ordinary stores and releases its flag, the number of the call; who waits for the flag acquires it and reads
+// the row. Nothing has to be emptied, and what lands is not copied again.
+//
+// When rows may be overwritten: dispatch and combine take turns. A peer's next dispatch begins after its combine has ended,
+// thus after this rank's combine had begun (call.cuh), which is after its experts have read what the last dispatch brought.
+// What a combine brings is read by that combine, and the next one of a peer begins after another dispatch of both.
+#pragma once
+
+#include "warploom/comm/message.cuh"
+#include "warploom/comm/moe.cuh"
+
+namespace warploom::comm {
+
+// The second buffer of every rank, which has the same layout on all.
+struct Landing {
+  uint8_t* buffers[kMaxRanks];
+  int64_t numbers;  // where in a buffer: uint64 [kRanks], rows from each rank and the number of the call
+  int64_t flags;    // uint32 [kRanks, capacity]
+  int capacity;     // most rows that a rank sends to another one
+
+  WL_DEVICE uint64_t* number(int owner, int from) const {
+    return reinterpret_cast<uint64_t*>(buffers[owner] + numbers) + from;
+  }
+  WL_DEVICE uint32_t* flag(int owner, int from, int64_t place) const {
+    return reinterpret_cast<uint32_t*>(buffers[owner] + flags) + int64_t(from) * capacity + place;
+  }
+};
+
+WL_DEVICE uint32_t flag_of(const Call& call) { return call.number + 1; }  // zero is none
+
+// Copy a row, by a warp. Loads are issued ahead of the stores, whose way may be long.
+template <class Word>
+WL_DEVICE void copy_words(uint8_t* to, const uint8_t* from, int64_t bytes) {
+  constexpr int kAhead = 4;
+  const int64_t words = bytes / int64_t(sizeof(Word));
+  const Word* source = reinterpret_cast<const Word*>(from);
+  Word* target = reinterpret_cast<Word*>(to);
+  for (int64_t first = lane_id(); first < words; first += kAhead * kWarpSize) {
+    Word ahead[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (first + i * kWarpSize < words) ahead[i] = source[first + i * kWarpSize];
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (first + i * kWarpSize < words) target[first + i * kWarpSize] = ahead[i];
+    }
+  }
+}
+
+WL_DEVICE void copy_row(uint8_t* to, const uint8_t* from, int64_t bytes) {
+  const uint64_t together = reinterpret_cast<uint64_t>(to) | reinterpret_cast<uint64_t>(from) | uint64_t(bytes);
+  if (together % sizeof(uint4) == 0) {
+    copy_words<uint4>(to, from, bytes);
+  } else if (together % sizeof(uint32_t) == 0) {
+    copy_words<uint32_t>(to, from, bytes);
+  } else {
+    copy_words<uint8_t>(to, from, bytes);
+  }
+}
+
+// Say that a row is there, by the warp that has copied it.
+WL_DEVICE void release_row(const Landing& landing, int owner, int from, int64_t place, const Call& call) {
+  __syncwarp();
+  if (lane_id() == 0) store_release_system(landing.flag(owner, from, place), flag_of(call));
+}
+
+// Wait for a row. Returns false after giving up.
+WL_DEVICE bool await_row(const Landing& landing, const Mailboxes& boxes, const Call& call, int from, int64_t place) {
+  Patience patience;
+  while (load_acquire_system(landing.flag(boxes.rank, from, place)) != flag_of(call)) {
+    if (!patience.is_over(boxes, call)) continue;
+    give_up(boxes, call, from, 1);
+    return false;
+  }
+  return true;
+}
+
+// Tell a peer how many rows it gets; one thread for each.
+WL_DEVICE void send_number(const Landing& landing, int peer, int from, int rows, const Call& call) {
+  store_relaxed_system(landing.number(peer, from), uint64_t(flag_of(call)) << 32 | uint32_t(rows));
+}
+
+// How many rows come from a peer; none after giving up.
+WL_DEVICE int await_number(const Landing& landing, const Mailboxes& boxes, const Call& call, int from) {
+  Patience patience;
+  for (;;) {
+    const uint64_t word = load_relaxed_system(landing.number(boxes.rank, from));
+    if (word >> 32 == flag_of(call)) return min(int(uint32_t(word)), landing.capacity);
+    if (!patience.is_over(boxes, call)) continue;
+    give_up(boxes, call, from, 0);
+    return 0;
+  }
+}
+
+struct DirectDispatchParams {
+  const void* payloads[kMaxPayloads];  // [tokens, row_bytes[i]]
+  int64_t received[kMaxPayloads];      // where in a buffer: [kRanks, max_tokens, row_bytes[i]]
+  int64_t row_bytes[kMaxPayloads];
+  const int* slots;                    // [tokens, kRanks]
+  const int* sent;                     // [kRanks]
+  int* counts;                         // [kRanks]: rows that came from each rank
+  int tokens;
+  int max_tokens;
+  int num_payloads;
+};
+
+// Config: kRanks; kMaxThreads, whole warps.
+template <class Config>
+__global__ void __launch_bounds__(Config::kMaxThreads, 1)
+    direct_dispatch_kernel(const __grid_constant__ Mailboxes boxes, const __grid_constant__ Landing landing,
+                           const __grid_constant__ DirectDispatchParams params) {
+  constexpr int kRanks = Config::kRanks;
+  const int rank = boxes.rank;
+  const int first = int(blockIdx.x * blockDim.x + threadIdx.x), threads = int(gridDim.x * blockDim.x);
+  Call call{0, {kDirectDispatch, 0, uint32_t(params.max_tokens * params.num_payloads)}};
+  if (!begin_call(call, boxes)) return;
+
+  if (first < kRanks && first != rank) send_number(landing, first, rank, params.sent[first], call);
+  for (int at = first / kWarpSize; at < params.tokens * kRanks; at += threads / kWarpSize) {
+    const int token = at / kRanks, peer = (at + rank) % kRanks, place = params.slots[token * kRanks + peer];
+    if (place < 0) continue;
+    for (int payload = 0; payload < params.num_payloads; ++payload) {
+      const int64_t bytes = params.row_bytes[payload], row = int64_t(rank) * params.max_tokens + place;
+      copy_row(landing.buffers[peer] + params.received[payload] + row * bytes,
+               static_cast<const uint8_t*>(params.payloads[payload]) + token * bytes, bytes);
+    }
+    if (peer != rank) release_row(landing, peer, rank, place, call);
+  }
+  const uint64_t terms = look_at_terms(boxes, call);
+  __shared__ int numbers[kRanks];
+  if (threadIdx.x < kRanks) {
+    const int from = threadIdx.x;
+    numbers[from] = from == rank ? 0 : await_number(landing, boxes, call, from);
+    if (blockIdx.x == 0) params.counts[from] = from == rank ? params.sent[rank] : numbers[from];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int from = 0; from < kRanks; ++from) {
+    for (int place = first; place < numbers[from]; place += threads) {
+      if (!await_row(landing, boxes, call, from, place)) break;
+    }
+  }
+  end_call(boxes, call, terms);
+}
+
+struct DirectCombineParams {
+  const void* payload;  // [kRanks, max_tokens, packets], aligned to 16 bytes
+  void* output;         // [tokens, packets]
+  int64_t returned;     // where in a buffer: [kRanks, max_tokens, packets]
+  const int* slots;     // [tokens, kRanks], of the dispatch
+  const int* counts;    // [kRanks]
+  int tokens;
+  int max_tokens;
+  int packets;          // of a row
+};
+
+// Half of the warps send rows back while the others add those that come.
+// Config: T, the element type; kRanks; kMaxThreads, whole pairs of warps.
+template <class Config>
+__global__ void __launch_bounds__(Config::kMaxThreads, 1)
+    direct_combine_kernel(const __grid_constant__ Mailboxes boxes, const __grid_constant__ Landing landing,
+                          const __grid_constant__ DirectCombineParams params) {
+  using T = typename Config::T;
+  using Packet = Vec<T, kVecWidth<T>>;
+  constexpr int kRanks = Config::kRanks;
+  const int rank = boxes.rank;
+  const int pairs = int(gridDim.x * blockDim.x) / (2 * kWarpSize);
+  const int pair = int(blockIdx.x * blockDim.x + threadIdx.x) / (2 * kWarpSize);
+  const uint4* payload = static_cast<const uint4*>(params.payload);
+  const int64_t row_bytes = int64_t(params.packets) * sizeof(uint4);
+  Call call = call_of<T>(kDirectCombine, params.max_tokens * params.packets);
+  if (!begin_call(call, boxes)) return;
+
+  if (warp_id() % 2 == 0) {
+    for (int at = pair; at < params.max_tokens * kRanks; at += pairs) {
+      const int peer = (at + rank) % kRanks, place = at / kRanks;
+      if (peer == rank || place >= params.counts[peer]) continue;
+      uint8_t* to = landing.buffers[peer] + params.returned + (int64_t(rank) * params.max_tokens + place) * row_bytes;
+      const uint4* from = payload + (int64_t(peer) * params.max_tokens + place) * params.packets;
+      copy_row(to, reinterpret_cast<const uint8_t*>(from), row_bytes);
+      release_row(landing, peer, rank, place, call);
+    }
+  } else {
+    const uint4* returned = reinterpret_cast<const uint4*>(landing.buffers[rank] + params.returned);
+    for (int token = pair; token < params.tokens; token += pairs) {
+      const int* places = params.slots + int64_t(token) * kRanks;
+      const int from_lane = lane_id();  // a lane waits for each rank's row
+      const bool waits = from_lane < kRanks && from_lane != rank && places[from_lane] >= 0;
+      const bool came = !waits || await_row(landing, boxes, call, from_lane, places[from_lane]);
+      const bool complete = __ballot_sync(kFullMask, !came) == 0;
+      const uint4* rows[kRanks];  // null for ranks that have none
+#pragma unroll
+      for (int from = 0; from < kRanks; ++from) {
+        const int64_t row = (int64_t(from) * params.max_tokens + places[from]) * params.packets;
+        rows[from] = places[from] < 0 ? nullptr : (from == rank ? payload : returned) + row;
+      }
+      for (int packet = lane_id(); packet < params.packets; packet += kWarpSize) {
+        uint4 parts[kRanks];
+#pragma unroll
+        for (int from = 0; from < kRanks; ++from) {
+          if (rows[from] != nullptr) parts[from] = rows[from][packet];
+        }
+        float sum[kVecWidth<T>] = {};
+#pragma unroll
+        for (int from = 0; from < kRanks; ++from) {
+          if (rows[from] == nullptr) continue;
+          const Packet part = Packet::from_raw(parts[from]);
+#pragma unroll
+          for (int i = 0; i < kVecWidth<T>; ++i) sum[i] += to_float(part[i]);
+        }
+        Packet result;
+#pragma unroll
+        for (int i = 0; i < kVecWidth<T>; ++i) result[i] = from_float<T>(sum[i]);
+        static_cast<uint4*>(params.output)[int64_t(token) * params.packets + packet] = complete ? result.raw() : nan_packet();
+      }
+    }
+  }
+  end_call(boxes, call, look_at_terms(boxes, call));
+}
+
+}  // namespace warploom::comm
