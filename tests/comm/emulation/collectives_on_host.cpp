@@ -221,9 +221,11 @@ struct Mixture {
   }
 };
 
+constexpr int kParts = 4;  // most of a row that lands
+
 // Numbers and flags before the rows of a landing.
 template <int kRanks>
-constexpr int64_t kLandingHead = 64 + 4 * kRanks * Mixture<kRanks>::kMaxTokens;
+constexpr int64_t kLandingHead = 64 + 4 * kRanks * Mixture<kRanks>::kMaxTokens * kParts;
 
 template <class T_, int kRanks_>
 struct WarpConfig : Config<T_, kRanks_> {
@@ -282,6 +284,7 @@ bool moe(Rank& rank, int call, const Draw& draw, bool direct) {
     }
     params.slots = slots.data(), params.sent = sent.data(), params.counts = counts.data();
     params.tokens = tokens, params.max_tokens = M::kMaxTokens, params.num_payloads = M::kPayloads;
+    params.parts = 1 + draw.bits / 4096 % kParts;
     launch(draw.blocks(), C::kThreads, direct_dispatch_kernel<C>, rank.boxes, rank.landings[0], params);
     for (int payload = 0; payload < M::kPayloads; ++payload) {
       const uint8_t* landed = rank.rows[0].data() + params.received[payload];
@@ -306,7 +309,7 @@ bool moe(Rank& rank, int call, const Draw& draw, bool direct) {
   if (direct) {
     launch(1 + draw.bits / 2048 % 3, C::kThreads, direct_combine_kernel<C>, rank.boxes, rank.landings[1],
            DirectCombineParams{results.data(), output.data(), kLandingHead<kRanks>, slots.data(), counts.data(), tokens,
-                               M::kMaxTokens, kPackets});
+                               M::kMaxTokens, kPackets, int(1 + draw.bits / 8192 % kParts)});
   } else {
     launch(1 + draw.bits / 2048 % 3, C::kThreads, combine_kernel<C>, rank.boxes,
            CombineParams{results.data(), output.data(), slots.data(), counts.data(), tokens, M::kMaxTokens, kPackets});
@@ -361,7 +364,7 @@ int run(int calls, uint32_t seed, bool missing, bool other) {
       }
       for (int which = 0; which < 2; ++which) {
         Landing& landing = ranks[r].landings[which];
-        landing.flags = 64, landing.capacity = Mixture<kRanks>::kMaxTokens;
+        landing.flags = 64, landing.capacity = Mixture<kRanks>::kMaxTokens, landing.parts = kParts;
         for (int peer = 0; peer < kRanks; ++peer) landing.buffers[peer] = ranks[peer].rows[which].data();
       }
       boxes.report = &ranks[r].report, boxes.rank = r, boxes.half_bytes = kHalfBytes;

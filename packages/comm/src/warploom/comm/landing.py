@@ -13,9 +13,10 @@ from warploom.comm.communicator import Communicator
 from warploom.comm.topology import MAX_PEERS
 from warploom.core.jit import ParamStruct, i32, i64, ptr
 
-__all__ = ["Landing", "LandingParams", "find_landing"]
+__all__ = ["MOST_PARTS", "Landing", "LandingParams", "find_landing"]
 
 _ALIGNMENT = 256
+MOST_PARTS = 8  # of a row
 _MOST_TENSORS = 8  # that share the memory for rows
 
 
@@ -28,10 +29,11 @@ class LandingParams(ParamStruct):
     numbers: i64
     flags: i64
     capacity: i32
+    parts: i32
 
 
 class Landing:
-    """A symmetric buffer with numbers of rows, a flag for each row that may come, and memory for the rows. Collective.
+    """A symmetric buffer with numbers of rows, flags for parts of rows, and memory for rows. Collective.
 
     Parameters
     ----------
@@ -53,7 +55,7 @@ class Landing:
     def __init__(self, comm: Communicator, capacity: int, row_bytes: int) -> None:
         self.capacity, self.row_bytes = capacity, row_bytes
         flags = _ALIGNMENT
-        self._rows = flags + _aligned(4 * comm.size * capacity)
+        self._rows = flags + _aligned(4 * comm.size * capacity * MOST_PARTS)
         self._size = comm.size
         nbytes = self._rows + comm.size * capacity * row_bytes + _MOST_TENSORS * _ALIGNMENT
         self._buffer = comm.symmetric_buffer(nbytes)
@@ -62,7 +64,11 @@ class Landing:
         comm.barrier()  # no rank sends before all flags are down
         pointers = self._buffer.pointers
         self.params = LandingParams(
-            buffers=[*pointers, *[None] * (MAX_PEERS - len(pointers))], numbers=0, flags=flags, capacity=capacity
+            buffers=[*pointers, *[None] * (MAX_PEERS - len(pointers))],
+            numbers=0,
+            flags=flags,
+            capacity=capacity,
+            parts=MOST_PARTS,
         )
         self.handle = next(_numbers)
         _landings[self.handle] = self

@@ -10,7 +10,7 @@ import torch
 from warploom.comm.backends.oneshot.moe_all_to_all import MAX_PAYLOADS, place_tokens
 from warploom.comm.backends.peer_kernel import DTYPES, PACKET_BYTES, launch, peer_spec
 from warploom.comm.communicator import Communicator
-from warploom.comm.landing import Landing, LandingParams
+from warploom.comm.landing import MOST_PARTS, Landing, LandingParams
 from warploom.comm.peer_workspace import MAX_BLOCKS
 from warploom.comm.problems.moe_all_to_all import MoeCombineProblem, MoeDispatchProblem
 from warploom.core.backends import Backend, Support
@@ -35,6 +35,7 @@ class DirectDispatchParams(ParamStruct):
     tokens: i32
     max_tokens: i32
     num_payloads: i32
+    parts: i32
 
 
 class DirectCombineParams(ParamStruct):
@@ -50,6 +51,7 @@ class DirectCombineParams(ParamStruct):
     tokens: i32
     max_tokens: i32
     packets: i32
+    parts: i32
 
 
 def _support(problem: MoeDispatchProblem | MoeCombineProblem) -> Support:
@@ -60,6 +62,12 @@ def _support(problem: MoeDispatchProblem | MoeCombineProblem) -> Support:
         (problem.size > 1, "moves rows between ranks, there is one"),
         (problem.lands, "needs symmetric memory for the rows, which MoeAlltoAll could not get"),
     )
+
+
+def _parts(problem: MoeDispatchProblem | MoeCombineProblem) -> int:
+    """Parts of a row, the same on all ranks: enough for all warps where rows are few."""
+    warps = _SHAPE[0] * _SHAPE[1] // 32
+    return max(1, min(MOST_PARTS, 2 * warps // max(1, problem.max_tokens * problem.size)))
 
 
 class DirectDispatch(Backend):
@@ -107,6 +115,7 @@ class DirectDispatch(Backend):
             tokens=slots.shape[0],
             max_tokens=problem.max_tokens,
             num_payloads=len(payloads),
+            parts=_parts(problem),
         )
         launch(comm, self.spec(problem.size), _SHAPE, landing.params, params)
 
@@ -160,6 +169,7 @@ class DirectCombine(Backend):
             tokens=slots.shape[0],
             max_tokens=problem.max_tokens,
             packets=problem.row_bytes // PACKET_BYTES,
+            parts=_parts(problem),
         )
         launch(comm, self.spec(problem.dtype, problem.size), _SHAPE, landing.params, params)
         if target is not out:

@@ -19,7 +19,7 @@ __all__ = ["MAX_PAYLOADS", "CombineParams", "DispatchParams", "OneShotCombine", 
 __all__ += ["dispatch_params", "place_tokens", "routing_spec"]
 
 MAX_PAYLOADS = 8  # kMaxPayloads
-_ROUTING_THREADS = 256
+_ROUTING_THREADS = 1024
 _DISPATCH_SHAPE = MAX_BLOCKS, 512
 
 
@@ -94,7 +94,7 @@ def place_tokens(
         num_experts=problem.num_experts,
         words=experts.element_size() // 4,
     )
-    routing_spec(problem.size).load(comm.device).launch(1, _ROUTING_THREADS, routing)
+    routing_spec(problem.size).load(comm.device).launch(1, _ROUTING_THREADS, routing, pdl=problem.arch >= 90)
     return sent
 
 

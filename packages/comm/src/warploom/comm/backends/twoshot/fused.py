@@ -10,6 +10,8 @@ from warploom.comm.problems.fusion import FusionProblem
 
 __all__ = ["FusedTwoShot"]
 
+_LONG = 3  # rounds of half the blocks over a chunk, from which on the other half has rows to finish meanwhile
+
 
 class FusedTwoShot(PeerFusion):
     """Less traffic, for more tokens."""
@@ -21,5 +23,7 @@ class FusedTwoShot(PeerFusion):
     @staticmethod
     def blocks(problem: FusionProblem, threads: int) -> tuple[int, int]:
         packets = -(-problem.nbytes // (PACKET_BYTES * problem.size))  # of a chunk
-        most = MAX_BLOCKS // 2
-        return min(most, problem.tokens), min(most, -(-packets // threads))
+        half = MAX_BLOCKS // 2
+        if packets < _LONG * half * threads:
+            return min(MAX_BLOCKS, problem.tokens), 0
+        return half, half

@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   const int64_t pieces = ceil_div(params.bytes, int64_t(kPieceBytes));
   const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  Call call{0, {kAllGather, 0, uint32_t(params.bytes)}};
+  Call call(kAllGather, 0, params.bytes);
   if (!begin_call(call, boxes)) return;
   const FlaggedPackets kind(call);
 
@@ -64,7 +64,6 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
     store_piece(output + rank * params.bytes, i, params.bytes, aligned, piece);
   }
   // Where a peer's data never came the output gets the pattern that is no number in any float type.
-  const uint64_t terms = look_at_terms(boxes, call);
   const uint4 none = make_uint4(kEmpty, 0, kEmpty, 0);
   for (int64_t i = first; i < pieces; i += step) {
     uint4 taken[kRanks];
@@ -76,7 +75,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
       store_piece(output + peer * params.bytes, i, params.bytes, aligned, {packet.x, packet.z});
     }
   }
-  end_call(boxes, call, terms);
+  end_call(call, boxes);
 }
 
 }  // namespace warploom::comm

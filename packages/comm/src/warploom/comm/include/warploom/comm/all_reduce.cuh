@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   const int64_t packets = packet_count<T>(message);
   const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  Call call = call_of<T>(kOneShotAllReduce, message.numel);
+  Call call(kOneShotAllReduce, kElement<T>, message.numel);
   if (!begin_call(call, boxes)) return;
 
   // Slot of sender r in any rank's half: packets [r * packets, (r + 1) * packets).
@@ -31,7 +31,6 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
       send_packet(boxes.half(peer, call) + boxes.rank * packets + i, own);
     }
   }
-  const uint64_t terms = look_at_terms(boxes, call);
   for (int64_t i = first; i < packets; i += step) {
     uint4 taken[kRanks];
     set_own(taken, boxes.rank, load_packet<T>(message, i, aligned));
@@ -39,7 +38,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
         take_packets(taken, boxes.half(boxes.rank, call) + i, packets, boxes, call, 0);
     store_packet<T>(message, i, aligned, complete ? sum_packets<T>(taken) : nan_packet());
   }
-  end_call(boxes, call, terms);
+  end_call(call, boxes);
 }
 
 // Config: T, the element type; kRanks; kMaxThreads.
@@ -55,7 +54,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   const int64_t chunk = ceil_div(packet_count<T>(message), int64_t(kRanks));
   const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  Call call = call_of<T>(kTwoShotAllReduce, message.numel);
+  Call call(kTwoShotAllReduce, kElement<T>, message.numel);
   if (!begin_call(call, boxes)) return;
   const int64_t gathered = kRanks * chunk;  // the half holds `kRanks` chunks to reduce, then as many reduced ones
 
@@ -88,16 +87,13 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
     }
   };
 
-  uint64_t terms = 0;
   for (int64_t i = first; i < chunk + 2 * kLag * step; i += step) {
     const int64_t to_reduce = i - kLag * step, to_gather = i - 2 * kLag * step;
     if (i < chunk) scatter(i);
     if (to_reduce >= 0 && to_reduce < chunk) reduce(to_reduce);
-    if (to_gather < 0) continue;
-    if (to_gather == first) terms = look_at_terms(boxes, call);
-    gather(to_gather);
+    if (to_gather >= 0) gather(to_gather);
   }
-  end_call(boxes, call, terms);
+  end_call(call, boxes);
 }
 
 }  // namespace warploom::comm

@@ -48,10 +48,16 @@ struct Terms {
   WL_DEVICE static bool is_of(uint64_t word, uint32_t call) { return word >> 48 == ((call + 1) & 0xffff); }
 };
 
-// A call as one block sees it.
+// A call as one thread sees it.
 struct Call {
   uint32_t number;
   Terms terms;
+  bool watches;   // a few threads look at what a peer calls, each at another one's
+  uint64_t seen;  // last
+
+  WL_DEVICE Call(Operation operation, uint32_t element, int64_t count)
+      : number(0), terms{operation, element, uint32_t(count)}, watches(false), seen(0) {}
+  WL_DEVICE uint64_t word() const { return terms.word(number); }
 };
 
 // First bytes of each rank's buffer.
@@ -98,7 +104,7 @@ WL_DEVICE int peer_of_other_terms(const Mailboxes& boxes, const Call& call) {
   for (int peer = 0; peer < kMaxRanks; ++peer) {
     if (!boxes.is_peer(peer)) continue;
     const uint64_t word = load_relaxed_system(boxes.terms(boxes.rank, peer, call.number));
-    if (Terms::is_of(word, call.number) && word != call.terms.word(call.number)) return peer;
+    if (Terms::is_of(word, call.number) && word != call.word()) return peer;
   }
   return -1;
 }
@@ -115,7 +121,7 @@ WL_DEVICE void give_up(const Mailboxes& boxes, const Call& call, uint32_t peer, 
   store_relaxed_system(&report->peer, peer);
   store_relaxed_system(&report->stage, stage);
   store_relaxed_system(&report->aborted_by, aborted_by);
-  store_relaxed_system(&report->own, call.terms.word(call.number));
+  store_relaxed_system(&report->own, call.word());
   store_relaxed_system(&report->others, load_relaxed_system(boxes.terms(boxes.rank, int(peer), call.number)));
   store_release_system(&report->failed, 1u);
   if (aborted_by != 0) return;
@@ -153,30 +159,27 @@ WL_DEVICE bool begin_call(Call& call, const Mailboxes& boxes) {
     if (aborted_by != 0) give_up(boxes, call, aborted_by - 1, 0);
     return false;
   }
-  if (blockIdx.x == 0 && boxes.is_peer(threadIdx.x)) {
-    store_relaxed_system(boxes.terms(threadIdx.x, boxes.rank, call.number), call.terms.word(call.number));
-  }
+  call.watches = blockIdx.x == 0 && boxes.is_peer(threadIdx.x);
+  if (call.watches) store_relaxed_system(boxes.terms(threadIdx.x, boxes.rank, call.number), call.word());
   return true;
 }
 
-// A look at what a peer calls, each of a few threads at another one: on its way while they wait for data.
-WL_DEVICE uint64_t look_at_terms(const Mailboxes& boxes, const Call& call) {
-  if (blockIdx.x != 0 || !boxes.is_peer(threadIdx.x)) return 0;
-  return load_relaxed_system(boxes.terms(boxes.rank, threadIdx.x, call.number));
+// A look at what a peer calls, beside every poll for data: when that has come, this has, too.
+WL_DEVICE void look_at_terms(Call& call, const Mailboxes& boxes) {
+  if (call.watches && call.seen != call.word()) {
+    call.seen = load_relaxed_system(boxes.terms(boxes.rank, threadIdx.x, call.number));
+  }
 }
 
-// End a block's waits, by all its threads with what `look_at_terms` has seen: all peers have begun the call and mean the
-// same. The next kernel of the stream may come now; earlier it could take the place of another communicator's blocks, for
-// which a peer may be waiting.
-WL_DEVICE void end_call(const Mailboxes& boxes, const Call& call, uint64_t seen) {
-  if (blockIdx.x == 0 && boxes.is_peer(threadIdx.x)) {
-    Patience patience;
-    while (seen != call.terms.word(call.number)) {
-      if (Terms::is_of(seen, call.number) || patience.is_over(boxes, call)) {
-        give_up(boxes, call, threadIdx.x, 0);
-        break;
-      }
-      seen = look_at_terms(boxes, call);
+// End a block's waits, by all its threads: all peers have begun the call and mean the same. The next kernel of the stream
+// may come now; earlier it could take the place of another communicator's blocks, for which a peer may be waiting.
+WL_DEVICE void end_call(Call& call, const Mailboxes& boxes) {
+  Patience patience;
+  while (call.watches && call.seen != call.word()) {
+    look_at_terms(call, boxes);
+    if ((Terms::is_of(call.seen, call.number) && call.seen != call.word()) || patience.is_over(boxes, call)) {
+      give_up(boxes, call, threadIdx.x, 0);
+      break;
     }
   }
   allow_next_kernel();

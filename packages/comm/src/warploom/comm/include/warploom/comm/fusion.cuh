@@ -26,7 +26,7 @@ struct FusionParams {
   void* codes;           // e4m3 [tokens, hidden]
   float* scales;         // [tokens, groups] to write, or the one that was given
   int64_t tokens;
-  int reducers;          // blocks that sum, in two trips; the other blocks finish rows
+  int reducers;          // in two trips: blocks that sum while the others finish rows; 0 if all do both
   float eps;
   float gamma_bias;
 };
@@ -159,10 +159,9 @@ struct FusedRows {
 // next of each. After its last row a block waits for no one.
 template <class Config, class Take>
 WL_DEVICE void finish_rows(FusedRows<Config>& rows, int first, int step, int64_t chunk_rows, const Mailboxes& boxes,
-                           const Call& call, Take take) {
+                           Call& call, Take take) {
   using Rows = FusedRows<Config>;
   const int64_t tokens = rows.params.tokens, chunks = ceil_div(tokens, chunk_rows);
-  const uint64_t terms = look_at_terms(boxes, call);
   for (int64_t k = first; k < chunks * chunk_rows; k += step) {
     const int64_t token = k % chunks * chunk_rows + k / chunks;  // past the end in the last chunk
     typename Rows::Row row;
@@ -170,7 +169,7 @@ WL_DEVICE void finish_rows(FusedRows<Config>& rows, int first, int step, int64_t
     for (int each = 0; each < Rows::kEach; ++each) {
       if (token < tokens && Rows::has(each)) row[each] = take(Rows::place(token, each));
     }
-    if (k + step >= chunks * chunk_rows) end_call(boxes, call, terms);
+    if (k + step >= chunks * chunk_rows) end_call(call, boxes);
     if (token < tokens) rows.finish(token, row);
   }
 }
@@ -186,7 +185,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   Rows rows{params, scratch};
   const uint4* input = static_cast<const uint4*>(params.input);
   const int64_t packets = params.tokens * Config::kPackets;
-  Call call = call_of<T>(kOneShotFusion, packets);
+  Call call(kOneShotFusion, kElement<T>, packets);
   if (!begin_call(call, boxes)) return;
 
   for (int64_t token = blockIdx.x; token < params.tokens; token += gridDim.x) {
@@ -210,8 +209,8 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   });
 }
 
-// Some blocks sum this rank's chunk of all packets and send it to all ranks, to this one as well, since rows cross chunks;
-// the others finish rows meanwhile.
+// Every rank sums a chunk of all packets and sends it to all, to itself as well: rows cross chunks. With many tokens some
+// blocks do that while the others finish rows.
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1)
     two_shot_fusion_kernel(const __grid_constant__ Mailboxes boxes, const __grid_constant__ FusionParams params) {
@@ -221,24 +220,16 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   __shared__ float scratch[2][Rows::kWarps];
   Rows rows{params, scratch};
   const uint4* input = static_cast<const uint4*>(params.input);
-  const int rank = boxes.rank, reducers = params.reducers;
+  const int rank = boxes.rank, finisher = int(blockIdx.x) - params.reducers;
+  const int reducers = params.reducers == 0 ? int(gridDim.x) : params.reducers;
   const int64_t packets = params.tokens * Config::kPackets, chunk = ceil_div(packets, int64_t(kRanks));
   const int64_t gathered = kRanks * chunk;
   const auto packet_or_zeros = [&](int64_t i) { return i < packets ? input[i] : make_uint4(0, 0, 0, 0); };
-  Call call = call_of<T>(kTwoShotFusion, packets);
+  Call call(kTwoShotFusion, kElement<T>, packets);
   if (!begin_call(call, boxes)) return;
 
-  if (int(blockIdx.x) >= reducers) {
-    const int64_t chunk_rows = ceil_div(params.tokens, int64_t(kRanks));  // about: rows cross chunks
-    finish_rows(rows, blockIdx.x - reducers, gridDim.x - reducers, chunk_rows, boxes, call, [&](int64_t place) {
-      uint4 packet;
-      uint4* slot = boxes.half(rank, call) + gathered + place;
-      return take_packet(packet, slot, boxes, call, uint32_t(place / chunk), 1) ? packet : nan_packet();
-    });
-    return;
-  }
   const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, step = int64_t(reducers) * blockDim.x;
-  for (int64_t i = first; i < chunk + kLag * step; i += step) {
+  for (int64_t i = first; i < chunk + kLag * step && int(blockIdx.x) < reducers; i += step) {
     if (i < chunk) {
 #pragma unroll
       for (int hop = 1; hop < kRanks; ++hop) {
@@ -258,7 +249,16 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       send_packet(boxes.half((rank + hop) % kRanks, call) + gathered + rank * chunk + to_reduce, sum);
     }
   }
-  end_call(boxes, call, look_at_terms(boxes, call));
+  if (finisher < 0) {
+    end_call(call, boxes);
+    return;
+  }
+  const int64_t chunk_rows = ceil_div(params.tokens, int64_t(kRanks));  // about: rows cross chunks
+  finish_rows(rows, finisher, gridDim.x - params.reducers, chunk_rows, boxes, call, [&](int64_t place) {
+    uint4 packet;
+    uint4* slot = boxes.half(rank, call) + gathered + place;
+    return take_packet(packet, slot, boxes, call, uint32_t(place / chunk), 1) ? packet : nan_packet();
+  });
 }
 
 }  // namespace warploom::comm

@@ -53,7 +53,7 @@ struct FlaggedPackets {
 // is left alone. Returns false after giving up.
 template <int kRanks, class Kind = PlainPackets>
 WL_DEVICE bool take_packets(uint4 (&packets)[kRanks], uint4* slots, int64_t stride, const Mailboxes& boxes,
-                            const Call& call, uint32_t stage, Kind kind = {}) {
+                            Call& call, uint32_t stage, Kind kind = {}) {
   const uint4 empty = make_uint4(kEmpty, kEmpty, kEmpty, kEmpty);
   Patience patience;
   uint32_t missing;
@@ -63,6 +63,7 @@ WL_DEVICE bool take_packets(uint4 (&packets)[kRanks], uint4* slots, int64_t stri
     for (int peer = 0; peer < kRanks; ++peer) {
       if (peer != boxes.rank) packets[peer] = kind.load(slots + peer * stride);
     }
+    look_at_terms(call, boxes);
 #pragma unroll
     for (int peer = 0; peer < kRanks; ++peer) {
       if (peer != boxes.rank && !kind.arrived(packets[peer])) missing |= 1u << peer;
@@ -81,10 +82,13 @@ WL_DEVICE bool take_packets(uint4 (&packets)[kRanks], uint4* slots, int64_t stri
 
 // Take the packet of one rank, which may be this one.
 template <class Kind = PlainPackets>
-WL_DEVICE bool take_packet(uint4& packet, uint4* slot, const Mailboxes& boxes, const Call& call, uint32_t peer,
+WL_DEVICE bool take_packet(uint4& packet, uint4* slot, const Mailboxes& boxes, Call& call, uint32_t peer,
                            uint32_t stage, Kind kind = {}) {
   Patience patience;
-  while (!kind.arrived(packet = kind.load(slot))) {
+  for (;;) {
+    packet = kind.load(slot);
+    look_at_terms(call, boxes);
+    if (kind.arrived(packet)) break;
     if (patience.is_over(boxes, call)) {
       give_up(boxes, call, peer, stage);
       return false;

@@ -23,11 +23,6 @@ constexpr uint32_t kElement<__half> = 2;
 template <>
 constexpr uint32_t kElement<__nv_bfloat16> = 3;
 
-template <class T>
-WL_DEVICE Call call_of(Operation operation, int64_t count) {
-  return {0, {operation, kElement<T>, uint32_t(count)}};
-}
-
 // Bit 0 to 3 of both addresses are zero: packets move as 16-byte accesses.
 WL_DEVICE bool is_aligned(const Message& message) {
   return ((reinterpret_cast<uint64_t>(message.input) | reinterpret_cast<uint64_t>(message.output)) & 15) == 0;

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   constexpr int kRanks = Config::kRanks;
   const int rank = boxes.rank;
   const int warp = int(blockIdx.x * blockDim.x + threadIdx.x) / kWarpSize, warps = int(gridDim.x * blockDim.x) / kWarpSize;
-  Call call{0, {kDispatch, 0, uint32_t(params.max_tokens * params.row_pieces)}};
+  Call call(kDispatch, 0, params.max_tokens * params.row_pieces);
   if (!begin_call(call, boxes)) return;
   const FlaggedPackets kind(call);
   // A half: for each block of the launch the number of rows of every rank, then the rows of every rank.
@@ -76,7 +76,6 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
       }
     });
   }
-  const uint64_t terms = look_at_terms(boxes, call);
   // Numbers of all peers, then their rows. A block takes the numbers that were sent for blocks which were not launched, too.
   __shared__ int numbers[kRanks];
   if (threadIdx.x < kRanks) {
@@ -101,7 +100,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
       store_piece(to, i, bytes, rows_are_aligned(params.received[payload], bytes), {packet.x, packet.z});
     });
   }
-  end_call(boxes, call, terms);
+  end_call(call, boxes);
 }
 
 struct CombineParams {
@@ -122,7 +121,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   constexpr int kRanks = Config::kRanks;
   const int rank = boxes.rank;
   const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, step = int64_t(gridDim.x) * blockDim.x;
-  Call call = call_of<T>(kCombine, params.max_tokens * params.packets);
+  Call call(kCombine, kElement<T>, params.max_tokens * params.packets);
   if (!begin_call(call, boxes)) return;
   const uint4* payload = static_cast<const uint4*>(params.payload);
   const auto slot = [&](int owner, int from, int64_t place, int64_t packet) {
@@ -137,7 +136,6 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
       send_packet(slot(peer, rank, 0, i), packet);
     }
   }
-  const uint64_t terms = look_at_terms(boxes, call);
   for (int64_t i = first; i < int64_t(params.tokens) * params.packets; i += step) {
     const int64_t token = i / params.packets, packet = i % params.packets;
     float sum[kVecWidth<T>] = {};
@@ -159,7 +157,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
     for (int j = 0; j < kVecWidth<T>; ++j) result[j] = from_float<T>(sum[j]);
     static_cast<uint4*>(params.output)[i] = result.raw();
   }
-  end_call(boxes, call, terms);
+  end_call(call, boxes);
 }
 
 }  // namespace warploom::comm

@@ -1,8 +1,8 @@
 // Expert parallelism over peer memory, for many tokens: rows go straight to where they are read, with a flag behind each.
 //
-// Every rank has a second symmetric buffer: numbers of rows, a flag for each row that may come, and the rows. A warp copies
-// a row with ordinary stores and releases its flag, the number of the call; who waits for the flag acquires it and reads
-// the row. Nothing has to be emptied, and what lands is not copied again.
+// Every rank has a second symmetric buffer: numbers of rows, flags, and the rows. A warp copies a part of a row with ordinary
+// stores and releases its flag, the number of the call; who waits for the flag acquires it and reads the part. Nothing has to
+// be emptied, and what lands is not copied again. Few rows have several parts each, so that all warps have some.
 //
 // When rows may be overwritten: dispatch and combine take turns. A peer's next dispatch begins after its combine has ended,
 // thus after this rank's combine had begun (call.cuh), which is after its experts have read what the last dispatch brought.
@@ -18,60 +18,68 @@ namespace warploom::comm {
 struct Landing {
   uint8_t* buffers[kMaxRanks];
   int64_t numbers;  // where in a buffer: uint64 [kRanks], rows from each rank and the number of the call
-  int64_t flags;    // uint32 [kRanks, capacity]
+  int64_t flags;    // uint32 [kRanks, capacity, parts]
   int capacity;     // most rows that a rank sends to another one
+  int parts;        // most parts of a row
 
   WL_DEVICE uint64_t* number(int owner, int from) const {
     return reinterpret_cast<uint64_t*>(buffers[owner] + numbers) + from;
   }
-  WL_DEVICE uint32_t* flag(int owner, int from, int64_t place) const {
-    return reinterpret_cast<uint32_t*>(buffers[owner] + flags) + int64_t(from) * capacity + place;
+  // `part` counts those of all rows.
+  WL_DEVICE uint32_t* flag(int owner, int from, int64_t part) const {
+    return reinterpret_cast<uint32_t*>(buffers[owner] + flags) + int64_t(from) * capacity * parts + part;
   }
 };
 
 WL_DEVICE uint32_t flag_of(const Call& call) { return call.number + 1; }  // zero is none
 
-// Copy a row, by a warp. Loads are issued ahead of the stores, whose way may be long.
+// Part `part` of `parts` of some words.
+struct Range {
+  int64_t begin, end;
+  WL_DEVICE Range(int64_t words, int part, int parts) : begin(words * part / parts), end(words * (part + 1) / parts) {}
+};
+
+// Copy a part of a row, by a warp. Loads are issued ahead of the stores, whose way may be long.
 template <class Word>
-WL_DEVICE void copy_words(uint8_t* to, const uint8_t* from, int64_t bytes) {
+WL_DEVICE void copy_words(uint8_t* to, const uint8_t* from, int64_t bytes, int part, int parts) {
   constexpr int kAhead = 4;
-  const int64_t words = bytes / int64_t(sizeof(Word));
+  const Range words(bytes / int64_t(sizeof(Word)), part, parts);
   const Word* source = reinterpret_cast<const Word*>(from);
   Word* target = reinterpret_cast<Word*>(to);
-  for (int64_t first = lane_id(); first < words; first += kAhead * kWarpSize) {
+  for (int64_t first = words.begin + lane_id(); first < words.end; first += kAhead * kWarpSize) {
     Word ahead[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      if (first + i * kWarpSize < words) ahead[i] = source[first + i * kWarpSize];
+      if (first + i * kWarpSize < words.end) ahead[i] = source[first + i * kWarpSize];
     }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      if (first + i * kWarpSize < words) target[first + i * kWarpSize] = ahead[i];
+      if (first + i * kWarpSize < words.end) target[first + i * kWarpSize] = ahead[i];
     }
   }
 }
 
-WL_DEVICE void copy_row(uint8_t* to, const uint8_t* from, int64_t bytes) {
+WL_DEVICE void copy_part(uint8_t* to, const uint8_t* from, int64_t bytes, int part, int parts) {
   const uint64_t together = reinterpret_cast<uint64_t>(to) | reinterpret_cast<uint64_t>(from) | uint64_t(bytes);
   if (together % sizeof(uint4) == 0) {
-    copy_words<uint4>(to, from, bytes);
+    copy_words<uint4>(to, from, bytes, part, parts);
   } else if (together % sizeof(uint32_t) == 0) {
-    copy_words<uint32_t>(to, from, bytes);
+    copy_words<uint32_t>(to, from, bytes, part, parts);
   } else {
-    copy_words<uint8_t>(to, from, bytes);
+    copy_words<uint8_t>(to, from, bytes, part, parts);
   }
 }
 
-// Say that a row is there, by the warp that has copied it.
-WL_DEVICE void release_row(const Landing& landing, int owner, int from, int64_t place, const Call& call) {
+// Say that a part is there, by the warp that has copied it.
+WL_DEVICE void release_part(const Landing& landing, int owner, int from, int64_t part, const Call& call) {
   __syncwarp();
-  if (lane_id() == 0) store_release_system(landing.flag(owner, from, place), flag_of(call));
+  if (lane_id() == 0) store_release_system(landing.flag(owner, from, part), flag_of(call));
 }
 
-// Wait for a row. Returns false after giving up.
-WL_DEVICE bool await_row(const Landing& landing, const Mailboxes& boxes, const Call& call, int from, int64_t place) {
+// Wait for a part. Returns false after giving up.
+WL_DEVICE bool await_part(const Landing& landing, const Mailboxes& boxes, const Call& call, int from, int64_t part) {
   Patience patience;
-  while (load_acquire_system(landing.flag(boxes.rank, from, place)) != flag_of(call)) {
+  while (load_acquire_system(landing.flag(boxes.rank, from, part)) != flag_of(call)) {
     if (!patience.is_over(boxes, call)) continue;
     give_up(boxes, call, from, 1);
     return false;
@@ -106,6 +114,7 @@ struct DirectDispatchParams {
   int tokens;
   int max_tokens;
   int num_payloads;
+  int parts;
 };
 
 // Config: kRanks; kMaxThreads, whole warps.
@@ -116,21 +125,22 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   constexpr int kRanks = Config::kRanks;
   const int rank = boxes.rank;
   const int first = int(blockIdx.x * blockDim.x + threadIdx.x), threads = int(gridDim.x * blockDim.x);
-  Call call{0, {kDirectDispatch, 0, uint32_t(params.max_tokens * params.num_payloads)}};
+  const int parts = params.parts;
+  Call call(kDirectDispatch, 0, params.max_tokens * params.num_payloads);
   if (!begin_call(call, boxes)) return;
 
   if (first < kRanks && first != rank) send_number(landing, first, rank, params.sent[first], call);
-  for (int at = first / kWarpSize; at < params.tokens * kRanks; at += threads / kWarpSize) {
-    const int token = at / kRanks, peer = (at + rank) % kRanks, place = params.slots[token * kRanks + peer];
+  for (int at = first / kWarpSize; at < params.tokens * kRanks * parts; at += threads / kWarpSize) {
+    const int part = at % parts, peer = (at / parts + rank) % kRanks, token = at / parts / kRanks;
+    const int place = params.slots[token * kRanks + peer];
     if (place < 0) continue;
     for (int payload = 0; payload < params.num_payloads; ++payload) {
       const int64_t bytes = params.row_bytes[payload], row = int64_t(rank) * params.max_tokens + place;
-      copy_row(landing.buffers[peer] + params.received[payload] + row * bytes,
-               static_cast<const uint8_t*>(params.payloads[payload]) + token * bytes, bytes);
+      copy_part(landing.buffers[peer] + params.received[payload] + row * bytes,
+                static_cast<const uint8_t*>(params.payloads[payload]) + token * bytes, bytes, part, parts);
     }
-    if (peer != rank) release_row(landing, peer, rank, place, call);
+    if (peer != rank) release_part(landing, peer, rank, place * parts + part, call);
   }
-  const uint64_t terms = look_at_terms(boxes, call);
   __shared__ int numbers[kRanks];
   if (threadIdx.x < kRanks) {
     const int from = threadIdx.x;
@@ -140,11 +150,11 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   __syncthreads();
 #pragma unroll
   for (int from = 0; from < kRanks; ++from) {
-    for (int place = first; place < numbers[from]; place += threads) {
-      if (!await_row(landing, boxes, call, from, place)) break;
+    for (int part = first; part < numbers[from] * parts; part += threads) {
+      if (!await_part(landing, boxes, call, from, part)) break;
     }
   }
-  end_call(boxes, call, terms);
+  end_call(call, boxes);
 }
 
 struct DirectCombineParams {
@@ -156,6 +166,7 @@ struct DirectCombineParams {
   int tokens;
   int max_tokens;
   int packets;          // of a row
+  int parts;
 };
 
 // Half of the warps send rows back while the others add those that come.
@@ -172,25 +183,27 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   const int pair = int(blockIdx.x * blockDim.x + threadIdx.x) / (2 * kWarpSize);
   const uint4* payload = static_cast<const uint4*>(params.payload);
   const int64_t row_bytes = int64_t(params.packets) * sizeof(uint4);
-  Call call = call_of<T>(kDirectCombine, params.max_tokens * params.packets);
+  const int parts = params.parts;
+  Call call(kDirectCombine, kElement<T>, params.max_tokens * params.packets);
   if (!begin_call(call, boxes)) return;
 
   if (warp_id() % 2 == 0) {
-    for (int at = pair; at < params.max_tokens * kRanks; at += pairs) {
-      const int peer = (at + rank) % kRanks, place = at / kRanks;
+    for (int at = pair; at < params.max_tokens * kRanks * parts; at += pairs) {
+      const int part = at % parts, peer = (at / parts + rank) % kRanks, place = at / parts / kRanks;
       if (peer == rank || place >= params.counts[peer]) continue;
       uint8_t* to = landing.buffers[peer] + params.returned + (int64_t(rank) * params.max_tokens + place) * row_bytes;
       const uint4* from = payload + (int64_t(peer) * params.max_tokens + place) * params.packets;
-      copy_row(to, reinterpret_cast<const uint8_t*>(from), row_bytes);
-      release_row(landing, peer, rank, place, call);
+      copy_part(to, reinterpret_cast<const uint8_t*>(from), row_bytes, part, parts);
+      release_part(landing, peer, rank, place * parts + part, call);
     }
   } else {
     const uint4* returned = reinterpret_cast<const uint4*>(landing.buffers[rank] + params.returned);
-    for (int token = pair; token < params.tokens; token += pairs) {
+    for (int at = pair; at < params.tokens * parts; at += pairs) {
+      const int token = at / parts, part = at % parts;
       const int* places = params.slots + int64_t(token) * kRanks;
-      const int from_lane = lane_id();  // a lane waits for each rank's row
+      const int from_lane = lane_id();  // a lane waits for each rank's part
       const bool waits = from_lane < kRanks && from_lane != rank && places[from_lane] >= 0;
-      const bool came = !waits || await_row(landing, boxes, call, from_lane, places[from_lane]);
+      const bool came = !waits || await_part(landing, boxes, call, from_lane, places[from_lane] * parts + part);
       const bool complete = __ballot_sync(kFullMask, !came) == 0;
       const uint4* rows[kRanks];  // null for ranks that have none
 #pragma unroll
@@ -198,7 +211,8 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
         const int64_t row = (int64_t(from) * params.max_tokens + places[from]) * params.packets;
         rows[from] = places[from] < 0 ? nullptr : (from == rank ? payload : returned) + row;
       }
-      for (int packet = lane_id(); packet < params.packets; packet += kWarpSize) {
+      const Range packets(params.packets, part, parts);
+      for (int packet = int(packets.begin) + lane_id(); packet < packets.end; packet += kWarpSize) {
         uint4 parts[kRanks];
 #pragma unroll
         for (int from = 0; from < kRanks; ++from) {
@@ -219,7 +233,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
       }
     }
   }
-  end_call(boxes, call, look_at_terms(boxes, call));
+  end_call(call, boxes);
 }
 
 }  // namespace warploom::comm

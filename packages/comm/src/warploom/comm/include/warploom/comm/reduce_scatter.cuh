@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   const int64_t packets = packet_count<T>(message);
   const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  Call call = call_of<T>(kReduceScatter, message.numel);
+  Call call(kReduceScatter, kElement<T>, message.numel);
   if (!begin_call(call, boxes)) return;
 
   for (int64_t i = first; i < packets; i += step) {
@@ -34,14 +34,13 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   }
   const Message own = part_of<T>(message, rank);
   const bool aligned = is_aligned(own);
-  const uint64_t terms = look_at_terms(boxes, call);
   for (int64_t i = first; i < packets; i += step) {
     uint4 taken[kRanks];
     set_own(taken, rank, load_packet<T>(own, i, aligned));
     const bool complete = take_packets(taken, boxes.half(rank, call) + i, packets, boxes, call, 0);
     store_packet<T>(own, i, aligned, complete ? sum_packets<T>(taken) : nan_packet());
   }
-  end_call(boxes, call, terms);
+  end_call(call, boxes);
 }
 
 }  // namespace warploom::comm

@@ -33,32 +33,41 @@ WL_DEVICE uint32_t ranks_of_token(const RoutingParams& params, int token) {
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1) route_tokens_kernel(const __grid_constant__ RoutingParams params) {
   constexpr int kRanks = Config::kRanks, kWarps = Config::kThreads / kWarpSize;
-  __shared__ int of_warps[2][kWarps][kRanks];
+  __shared__ int of_warps[kRanks][kWarps];  // tokens for a rank: of a warp, then of those before it
+  __shared__ int of_round[kRanks];
   int before[kRanks];  // tokens of earlier rounds
+  wait_for_previous_kernel();
+  allow_next_kernel();  // it waits for the end of this one, which waits for no one
 #pragma unroll
   for (int rank = 0; rank < kRanks; ++rank) before[rank] = 0;
 
-  for (int first = 0, turn = 0; first < params.tokens; first += Config::kThreads, turn ^= 1) {
+  for (int first = 0; first < params.tokens; first += Config::kThreads) {
     const int token = first + int(threadIdx.x);
     const uint32_t ranks = token < params.tokens ? ranks_of_token<kRanks>(params, token) : 0;
     int place[kRanks];
 #pragma unroll
     for (int rank = 0; rank < kRanks; ++rank) {
       const uint32_t chosen = __ballot_sync(kFullMask, ranks >> rank & 1);
-      place[rank] = __popc(chosen & ((1u << lane_id()) - 1));
-      if (lane_id() == 0) of_warps[turn][warp_id()][rank] = __popc(chosen);
+      place[rank] = before[rank] + __popc(chosen & ((1u << lane_id()) - 1));
+      if (lane_id() == 0) of_warps[rank][warp_id()] = __popc(chosen);
+    }
+    __syncthreads();
+    if (threadIdx.x < kRanks) {
+      int sum = 0;
+      for (int& number : of_warps[threadIdx.x]) {
+        const int own = number;
+        number = sum, sum += own;
+      }
+      of_round[threadIdx.x] = sum;
     }
     __syncthreads();
 #pragma unroll
     for (int rank = 0; rank < kRanks; ++rank) {
-      place[rank] += before[rank];
-      for (int warp = 0; warp < kWarps; ++warp) {
-        const int count = of_warps[turn][warp][rank];
-        if (warp < warp_id()) place[rank] += count;
-        before[rank] += count;
-      }
+      place[rank] += of_warps[rank][warp_id()];
+      before[rank] += of_round[rank];
       if (token < params.tokens) params.slots[int64_t(token) * kRanks + rank] = ranks >> rank & 1 ? place[rank] : -1;
     }
+    __syncthreads();  // all have read before the next round writes
   }
 #pragma unroll
   for (int rank = 0; rank < kRanks; ++rank) {
