@@ -1,9 +1,9 @@
 // Mailboxes in peer memory: 16-byte packets whose payload is its own flag.
 //
-// Every rank owns a symmetric buffer that all GPUs of the host map: a header, then two halves of packets. An empty word
-// holds a bit pattern that no payload may hold: `kEmpty`, a NaN, which senders turn into another NaN. A sender writes
-// packets without empty words, the owner spins on its own memory until no word of a packet is empty, takes the payload
-// and empties the words again. No flag is sent and no barrier closes a call.
+// Every rank owns a symmetric buffer that all GPUs of the host map: a header, two halves of packets, and staging memory, which
+// has a protocol of its own (exchange.cuh). An empty word holds a bit pattern that no payload may hold: `kEmpty`, a NaN, which
+// senders turn into another NaN. A sender writes packets without empty words, the owner spins on its own memory until no word
+// of a packet is empty, takes the payload and empties the words again. No flag is sent and no barrier closes a call.
 //
 // Why this is right under the PTX memory model:
 // * Arrival. Words are written and polled with relaxed operations of system scope, 32 bits each (a vector access is
@@ -38,6 +38,7 @@ enum Operation : uint32_t {
   kTwoShotFusion = 6,
   kDispatch = 7,
   kCombine = 8,
+  kExchange = 9,
 };
 
 constexpr uint32_t kEmpty = 0xffffffffu;   // NaN as fp32, and two NaNs as fp16 or bf16 pair
@@ -75,6 +76,8 @@ struct Mailboxes {
   WL_DEVICE uint4* half(int owner, uint32_t call) const {
     return reinterpret_cast<uint4*>(buffers[owner] + kHeaderBytes + (call & 1) * half_bytes);
   }
+  // Behind both halves.
+  WL_DEVICE uint8_t* staging(int owner) const { return buffers[owner] + kHeaderBytes + 2 * half_bytes; }
 };
 
 WL_DEVICE void send_packet(uint4* slot, uint4 packet) {
