@@ -42,7 +42,7 @@ def exchange_spec(size: int) -> KernelSpec:
         "exchange_kernel",
         size,
         ExchangeParams,
-        expect_sass=("LDG.E.128", "STG.E.128", "LDG.E.STRONG.SYS", "STG.E.STRONG.SYS"),
+        expect_sass=("LDG.E.128", "STG.E.128", "LDG.E.STRONG.SYS", "STG.E.STRONG.SYS", "MEMBAR"),
         kChunkBytes=CHUNK_BYTES,
         kSlots=SLOTS,
     )
