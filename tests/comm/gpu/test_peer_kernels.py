@@ -119,19 +119,22 @@ def test_kernels_share_their_mailboxes():
     xs = inputs(4, 4000, torch.float32)
     total, gathered = in_rank_order(torch.stack(xs)), torch.stack(xs)
     outs, parts = [torch.zeros_like(x) for x in xs], [torch.zeros(1000, device="cuda") for _ in xs]
-    rows = [torch.zeros_like(gathered) for _ in xs]
+    rows, exchanged_rows = ([torch.zeros_like(gathered) for _ in xs] for _ in range(2))
     torch.cuda.synchronize()
     for _ in range(20):
         ranks.reduce("oneshot", outs, xs)
         ranks.all_gather(rows, xs)
         ranks.reduce("reduce_scatter", parts, xs)
         ranks.reduce("twoshot", outs, xs)
-        ranks.exchange_all_gather(rows, xs)
+        ranks.all_gather(rows, xs)
+        ranks.exchange_all_gather(exchanged_rows, xs)
+        ranks.exchange_all_gather(exchanged_rows, xs)
     ranks.check()
     for rank in range(4):
         assert torch.equal(outs[rank], total)
         assert torch.equal(parts[rank], total[1000 * rank : 1000 * rank + 1000])
         assert torch.equal(rows[rank], gathered)
+        assert torch.equal(exchanged_rows[rank], gathered)
 
 
 PATTERNS = [pattern for pattern in AllReduceFusionPattern if "Out" in pattern.name or not pattern.quantisation]

@@ -1,13 +1,14 @@
-// Exchange over peer memory: every rank sends some bytes to each peer and receives some of each. All-to-all with any splits, and
-// all-gather of large tensors.
+// Exchange over peer memory: every rank sends some bytes to each peer and receives some of each. All-to-all with any
+// splits, and all-gather of large tensors.
 //
 // A channel is a sending warp of one rank, a receiving warp of another, and a ring of slots in the receiver's staging memory.
 // Chunks go into slots by ordinary 16-byte stores; behind each the sender tells the receiver how many it has filled, and the
 // receiver, when it has read one, how many it has freed. Why this is right:
-// * Order. A warp's accesses, its barrier, then the count with release order; the peer acquires the count, then its warp's barrier.
-// * Reuse. Both ends count a channel's chunks from the first call on, and a slot is filled again, in this call or a later one,
-//   only when the peer has freed it. Nothing is emptied and no call waits for the end of the last one. Only this kernel uses
-//   staging memory, since the mailboxes must be empty between calls, which would cost another store for each that is read.
+// * Order. A warp's accesses, its barrier, then the count with release order; the peer acquires the count, then its own
+//   warp's barrier.
+// * Reuse. Both ends count a channel's chunks from the first call on, and a slot is filled again, in this call or a later
+//   one, only when the peer has freed it. Nothing is emptied and no call waits for the end of the last one. Only this kernel
+//   uses staging memory: in the mailboxes, which are empty between calls, each access here would cost another store.
 // * Mailboxes. Each call must take something of every peer, so every message has a first chunk, if an empty one.
 // Ranks may launch with other shapes in other calls, but all alike in one call.
 #pragma once
