@@ -8,15 +8,17 @@ from warploom.comm.backends.oneshot.all_gather import GatherParams, OneShotAllGa
 from warploom.comm.backends.oneshot.all_reduce import OneShotAllReduce
 from warploom.comm.backends.oneshot.fused import FusedOneShot
 from warploom.comm.backends.oneshot.reduce_scatter import OneShotReduceScatter
+from warploom.comm.backends.peer_exchange import all_gather_params, all_to_all_params, exchange_spec
 from warploom.comm.backends.peer_fusion import fusion_params
 from warploom.comm.backends.peer_kernel import Message
 from warploom.comm.backends.twoshot.all_reduce import TwoShotAllReduce
 from warploom.comm.backends.twoshot.fused import FusedTwoShot
-from warploom.comm.peer_workspace import HEADER_BYTES, PeerWorkspace
+from warploom.comm.peer_workspace import HEADER_BYTES, STAGING_BYTES, PeerWorkspace
 
 REDUCTIONS = {"oneshot": OneShotAllReduce, "twoshot": TwoShotAllReduce, "reduce_scatter": OneShotReduceScatter}
 FUSIONS = {"oneshot": FusedOneShot, "twoshot": FusedTwoShot}
 HALF = 4 << 20
+EXCHANGE_THREADS = 512
 BLOCKS = 8  # a rank; the blocks of all ranks must be resident at once
 
 
@@ -26,7 +28,8 @@ class Streams:
     def __init__(self, size, timeout=20.0):
         self.size = size
         self.device = torch.device("cuda", torch.cuda.current_device())
-        memory = [torch.empty(HEADER_BYTES + 2 * HALF, dtype=torch.uint8, device=self.device) for _ in range(size)]
+        nbytes = HEADER_BYTES + 2 * HALF + STAGING_BYTES
+        memory = [torch.empty(nbytes, dtype=torch.uint8, device=self.device) for _ in range(size)]
         pointers = tuple(buffer.data_ptr() for buffer in memory)
         self.workspaces = [
             PeerWorkspace(
@@ -49,6 +52,20 @@ class Streams:
         for rank in range(self.size) if ranks is None else ranks:
             params = GatherParams(input=xs[rank], output=outs[rank], bytes=xs[rank].nbytes)
             self._launch(OneShotAllGather.spec(self.size), rank, params, threads)
+
+    def exchange_all_to_all(self, outs, xs, table, ranks=None):
+        """The same with all-to-all; ``table[i][j]`` rows go from rank i to rank j."""
+        for rank in range(self.size) if ranks is None else ranks:
+            x, received = xs[rank], [row[rank] for row in table]
+            row_bytes = x.element_size() * torch.Size(x.shape[1:]).numel()
+            params = all_to_all_params(outs[rank], x, received, table[rank], row_bytes)
+            self._launch(exchange_spec(self.size), rank, params, EXCHANGE_THREADS)
+
+    def exchange_all_gather(self, outs, xs, ranks=None):
+        """The same with all-gather by that kernel."""
+        for rank in range(self.size) if ranks is None else ranks:
+            params = all_gather_params(outs[rank], xs[rank])
+            self._launch(exchange_spec(self.size), rank, params, EXCHANGE_THREADS)
 
     def fuse(self, kernel, problem, tensors, ranks=None):
         """The same with one of `FUSIONS`; a problem for all, tensors of each."""

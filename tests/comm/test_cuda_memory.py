@@ -138,9 +138,12 @@ def test_the_mirrors_agree_with_the_header():
     from pathlib import Path
 
     folder = Path(peer_workspace.__file__).parent / "include/warploom/comm"
-    headers = [(folder / name).read_text() for name in ("call.cuh", "mailbox.cuh")]
+    headers = [(folder / name).read_text() for name in ("call.cuh", "mailbox.cuh", "exchange.cuh")]
     constants = dict(re.findall(r"constexpr \w+ (k\w+) = (\w+);", "".join(headers)))
     assert int(constants["kHeaderBytes"]) == peer_workspace.HEADER_BYTES
     assert int(constants["kMaxBlocks"]) == peer_workspace.MAX_BLOCKS
     assert int(constants["kMaxRanks"]) == peer_workspace.MAX_PEERS
     assert int(constants["kEmpty"].rstrip("u"), 16) == int.from_bytes(bytes([peer_workspace._EMPTY]) * 4, "little")
+    counters = int(constants["kCounterBytes"]) * len(re.findall(r"^  k\w+,", text, re.MULTILINE)[:-1])
+    slots = peer_workspace.SLOTS * peer_workspace.CHUNK_BYTES
+    assert int(constants["kMaxChannels"]) * (counters + slots) == peer_workspace.STAGING_BYTES

@@ -10,6 +10,7 @@ import pytest
 from warploom import comm, core
 
 HERE = Path(__file__).parent / "emulation"
+EXCHANGE = 7  # number of the kernel in collectives_on_host.cpp
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +40,14 @@ def test_thousands_of_mixed_calls_with_skewed_ranks(program, ranks):
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_a_missing_rank_is_reported_by_all_others(program, ranks):
-    output = run(program, ranks, 10, 1, "missing")
+def test_exchanges_of_messages_many_times_the_rings(program, ranks):
+    run(program, ranks, 100, ranks, "all", EXCHANGE)
+
+
+@pytest.mark.parametrize("only", [(), (EXCHANGE,)], ids=["mixed", "exchange"])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_missing_rank_is_reported_by_all_others(program, ranks, only):
+    output = run(program, ranks, 10, 1, "missing", *only)
     reports = [tuple(map(int, re.findall(r"\d+", line))) for line in output.splitlines()]
     for rank, failed, call, peer, *_ in reports[:-1]:
         assert (failed, call, peer) == (1, 5, ranks - 1), f"rank {rank}: {output}"

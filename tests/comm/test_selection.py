@@ -8,12 +8,14 @@ import torch
 
 from warploom.comm.all_gather import ALL_GATHER
 from warploom.comm.all_reduce import ALL_REDUCE
+from warploom.comm.all_to_all import ALL_TO_ALL
 from warploom.comm.backends.peer_kernel import launch_shape
 from warploom.comm.fusion import ALLREDUCE_FUSION
 from warploom.comm.moe_all_to_all import MOE_COMBINE, MOE_DISPATCH
 from warploom.comm.peer_workspace import HEADER_BYTES, MAX_BLOCKS, PeerWorkspace
 from warploom.comm.problems.all_gather import AllGatherProblem
 from warploom.comm.problems.all_reduce import AllReduceProblem
+from warploom.comm.problems.all_to_all import AllToAllProblem
 from warploom.comm.problems.fusion import AllReduceFusionPattern, FusionProblem
 from warploom.comm.problems.moe_all_to_all import MoeCombineProblem, MoeDispatchProblem
 from warploom.comm.problems.reduce_scatter import ReduceScatterProblem
@@ -83,6 +85,18 @@ def test_what_is_not_measured_is_taken_by_name():
         assert operator.select(problem, "oneshot").name == "oneshot"
         assert operator.select(replace(problem, no_nccl="ranks share a GPU", capturing=True)).name == "oneshot"
     assert not REDUCE_SCATTER.backends["oneshot"].supports(replace(scatter, op="max"))
+
+
+def test_exchanges_take_any_size():
+    gather = AllGatherProblem(**{**ON_GPU, "nbytes": 1 << 30})
+    to_all = AllToAllProblem(**{**ON_GPU, "row_bytes": 1 << 20})
+    for operator, problem in ((ALL_GATHER, gather), (ALL_TO_ALL, to_all)):
+        assert operator.select(problem).name == "nccl"
+        assert operator.select(problem, "exchange").name == "exchange"
+        assert operator.select(replace(problem, no_nccl="ranks share a GPU", capturing=True)).name == "exchange"
+        refused = operator.backends["exchange"].check(replace(problem, no_peer_kernels="two hosts"))
+        assert refused.reasons == ("two hosts",)
+    assert not set(AllToAllProblem.__dataclass_fields__) & {"rows", "nbytes", "sent", "received"}
 
 
 def test_dispatch_and_combine_over_peer_memory():

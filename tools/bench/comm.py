@@ -21,6 +21,7 @@ from warploom.comm import (
     MoeAlltoAll,
     all_gather,
     all_reduce,
+    all_to_all,
     allreduce_fusion,
     create_allreduce_fusion_workspace,
     reduce_scatter,
@@ -149,7 +150,7 @@ ALL_REDUCE = Benchmark(
     flush=False,
 )
 
-# All-gather and reduce-scatter
+# All-gather, reduce-scatter and all-to-all
 
 
 def make_moving(case: SimpleNamespace, device: torch.device) -> Work:
@@ -167,6 +168,12 @@ def nccl_all_gather(work: Any) -> torch.Tensor:
     gathered = torch.empty(work.ranks.comm.size * work.x.numel(), dtype=work.x.dtype, device=work.x.device)
     dist.all_gather_into_tensor(gathered, work.x)
     return gathered
+
+
+def nccl_all_to_all(work: Any) -> torch.Tensor:
+    received = torch.empty_like(work.x)
+    dist.all_to_all_single(received, work.x)
+    return received
 
 
 def nccl_reduce_scatter(work: Any) -> torch.Tensor:
@@ -193,6 +200,17 @@ REDUCE_SCATTER = Benchmark(
     reference=lambda work: my_part(work, total(work.messages)),
     peers=[Peer("nccl", nccl_reduce_scatter, no_nccl)],
     check=check_sum,
+    calls=CALLS,
+    flush=False,
+)
+
+ALL_TO_ALL = Benchmark(
+    "all_to_all",
+    cases=grid(nbytes=[16 * KIB, MIB, 16 * MIB]),
+    make=make_moving,
+    ours=lambda work, backend: all_to_all(work.x, work.ranks.comm, backend=backend),
+    reference=lambda work: torch.cat([my_part(work, message) for message in work.messages]),
+    peers=[Peer("nccl", nccl_all_to_all, no_nccl)],
     calls=CALLS,
     flush=False,
 )
@@ -330,4 +348,4 @@ MOE = Benchmark(
     flush=False,
 )
 
-BENCHMARKS = [ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, FUSION, MOE_DISPATCH, MOE]
+BENCHMARKS = [ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL, FUSION, MOE_DISPATCH, MOE]

@@ -3,6 +3,7 @@
 //   collectives_on_host <ranks> <calls> <seed>            mixed kernels, dtypes, sizes and alignments, skewed ranks
 //   collectives_on_host <ranks> <calls> <seed> missing    the last rank stops half way; prints the reports of the others
 //   collectives_on_host <ranks> <calls> <seed> other      the last rank calls another thing half way; prints all reports
+//   ... <kernel>                                          of one kernel only, by its number in `run_call`
 #include "cuda_on_host.h"
 
 #include <cstdio>
@@ -12,6 +13,7 @@
 
 #include "warploom/comm/all_gather.cuh"
 #include "warploom/comm/all_reduce.cuh"
+#include "warploom/comm/exchange.cuh"
 #include "warploom/comm/fusion_fp8.cuh"
 #include "warploom/comm/moe.cuh"
 #include "warploom/comm/moe_direct.cuh"
@@ -74,7 +76,11 @@ bool is_sum(const T* output, int call, int64_t first, int64_t numel) {
 // What one call is, drawn alike by all ranks.
 struct Draw {
   uint32_t bits;
-  int kernel() const { return bits % 64 < 6 ? 4 + bits % 64 / 2 : bits % 4; }  // large ones take long here
+  int only;  // kernel, or -1
+  int kernel() const {
+    if (only >= 0) return only;
+    return bits % 64 < 8 ? 4 + bits % 64 / 2 : bits % 4;  // large ones take long here
+  }
   bool in_place() const { return bits & 64; }
   int64_t offset() const { return bits & 128 ? 1 : 0; }  // elements: unaligned
   bool is_float() const { return bits & 256; }
@@ -333,6 +339,73 @@ bool moe(Rank& rank, int call, const Draw& draw, bool direct) {
   return true;
 }
 
+// Small rings, which messages go around many times.
+template <int kRanks_>
+struct ExchangeConfig {
+  static constexpr int kRanks = kRanks_, kMaxThreads = 512, kChunkBytes = 512, kSlots = 2;
+};
+
+// What ranks send to each other in a call: nothing, less than a chunk, whole chunks, or many.
+int64_t exchanged_bytes(int call, int from, int to) {
+  uint32_t bits = uint32_t((call * 16 + from) * 16 + to) * 2654435761u;
+  bits = (bits ^ bits >> 15) * 2246822519u;
+  const int64_t drawn = bits >> 12;
+  if (call % 4 == 2) return 0;  // of all
+  switch (bits % 4) {
+    case 0: return 0;
+    case 1: return 1 + drawn % 40;
+    case 2: return 512 * (drawn % 9);
+    default: return drawn % 24'000;
+  }
+}
+
+// One message behind the other in memory, 16-byte aligned or not, with a gap behind each.
+struct Parts {
+  std::vector<uint4> memory;
+  std::vector<int64_t> first;
+  int64_t end;
+
+  Parts(const std::vector<int64_t>& bytes, bool aligned) : end(aligned ? 0 : 1) {
+    for (const int64_t number : bytes) {
+      if (aligned) end = (end + 15) / 16 * 16;
+      first.push_back(end), end += number + 3;
+    }
+    memory.resize(end / 16 + 1), std::memset(data(), 0xee, end);
+  }
+  uint8_t* data() { return reinterpret_cast<uint8_t*>(memory.data()); }
+};
+
+template <int kRanks>
+bool exchange(Rank& rank, int call, const Draw& draw) {
+  const int own = rank.boxes.rank;
+  std::vector<int64_t> sent, received;
+  for (int peer = 0; peer < kRanks; ++peer) {
+    sent.push_back(exchanged_bytes(call, own, peer)), received.push_back(exchanged_bytes(call, peer, own));
+  }
+  Parts inputs(sent, draw.in_place()), outputs(received, draw.offset() == 0);
+  ExchangeParams params{};
+  for (int peer = 0; peer < kRanks; ++peer) {
+    uint8_t* input = inputs.data() + inputs.first[peer];
+    for (int64_t i = 0; i < sent[peer]; ++i) input[i] = byte_of(own * kRanks + peer, call, i);
+    params.inputs[peer] = input, params.sent_bytes[peer] = sent[peer];
+    params.outputs[peer] = outputs.data() + outputs.first[peer], params.received_bytes[peer] = received[peer];
+  }
+  const unsigned blocks = draw.blocks(), pairs = (kRanks - 2 + blocks) / blocks + draw.threads() % 2;  // of warps
+  launch(blocks, 64 * pairs, exchange_kernel<ExchangeConfig<kRanks>>, rank.boxes, params);
+
+  std::vector<uint8_t> expected(outputs.end, 0xee);
+  for (int peer = 0; peer < kRanks; ++peer) {
+    for (int64_t i = 0; i < received[peer]; ++i) expected[outputs.first[peer] + i] = byte_of(peer * kRanks + own, call, i);
+  }
+  for (int64_t i = 0; i < outputs.end; ++i) {
+    const uint8_t byte = outputs.data()[i];
+    if (byte == expected[i] || (rank.report.failed && byte == 0xff)) continue;  // what a missing rank did not send
+    std::printf("call %d: rank %d got another byte\n", call, own);
+    return false;
+  }
+  return true;
+}
+
 template <class T, int kRanks>
 bool run_call(Rank& rank, int call, const Draw& draw) {
   switch (draw.kernel()) {
@@ -342,17 +415,24 @@ bool run_call(Rank& rank, int call, const Draw& draw) {
     case 3: return all_gather<kRanks>(rank, call, draw);
     case 4: return fusion<T, kRanks>(rank, call, draw, false);
     case 5: return fusion<T, kRanks>(rank, call, draw, true);
-    default: return moe<T, kRanks>(rank, call, draw, draw.bits / 1024 % 2);
+    case 6: return moe<T, kRanks>(rank, call, draw, draw.bits / 1024 % 2);
+    default: return exchange<kRanks>(rank, call, draw);
   }
 }
 
 template <int kRanks>
-int run(int calls, uint32_t seed, bool missing, bool other) {
+int run(int calls, uint32_t seed, bool missing, bool other, int only) {
+  using E = ExchangeConfig<kRanks>;
+  constexpr int64_t kStaging = kMaxChannels * (kCounters * kCounterBytes + E::kSlots * E::kChunkBytes);
   std::vector<Rank> ranks(kRanks);
   for (Rank& rank : ranks) {
     rank.buffer.assign((kHeaderBytes + 2 * kHalfBytes) / 16, make_uint4(kEmpty, kEmpty, kEmpty, kEmpty));
     std::memset(rank.buffer.data(), 0, kHeaderBytes);
     for (auto& rows : rank.rows) rows.resize(kLandingHead<kRanks> + kRanks * Mixture<kRanks>::kMaxTokens * 64);
+    const size_t mailboxes = rank.buffer.size();
+    rank.buffer.resize(mailboxes + kStaging / 16);
+    uint32_t* counters = reinterpret_cast<uint32_t*>(&rank.buffer[mailboxes]);
+    std::fill_n(counters, kCounters * kMaxChannels * kCounterBytes / 4, uint32_t(-20));  // they pass 2^32
   }
   std::atomic<int> wrong = 0;
   {
@@ -375,7 +455,7 @@ int run(int calls, uint32_t seed, bool missing, bool other) {
           const bool strays = r == kRanks - 1 && call == calls / 2;
           if (missing && strays) return;
           if (own() % 8 == 0) std::this_thread::sleep_for(std::chrono::microseconds(own() % 2000));
-          Draw draw{uint32_t(shared())};
+          Draw draw{uint32_t(shared()), only};
           if (other && call >= calls / 2) draw.bits = strays ? 256 + 2 : 256;  // fused in two trips instead of one
           const bool right = draw.is_float() ? run_call<float, kRanks>(ranks[r], call, draw)
                                              : run_call<HostBf16, kRanks>(ranks[r], call, draw);
@@ -405,10 +485,11 @@ int main(int argc, char** argv) {
   const unsigned seed = std::atoi(argv[3]);
   const std::string fault = argc > 4 ? argv[4] : "";
   const bool missing = fault == "missing", other = fault == "other";
+  const int only = argc > 5 ? std::atoi(argv[5]) : -1;
   switch (ranks) {
-    case 2: return warploom::comm::run<2>(calls, seed, missing, other);
-    case 3: return warploom::comm::run<3>(calls, seed, missing, other);
-    case 4: return warploom::comm::run<4>(calls, seed, missing, other);
+    case 2: return warploom::comm::run<2>(calls, seed, missing, other, only);
+    case 3: return warploom::comm::run<3>(calls, seed, missing, other, only);
+    case 4: return warploom::comm::run<4>(calls, seed, missing, other, only);
     default: return 2;
   }
 }

@@ -71,7 +71,7 @@ inline void DeviceBlock::run() {
   block = this;
   for (DeviceThread& thread : threads) {
     thread.number = unsigned(&thread - threads.data());
-    thread.stack = std::make_unique<char[]>(kStackBytes);
+    thread.stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
     getcontext(&thread.context);
     thread.context.uc_stack.ss_sp = thread.stack.get();
     thread.context.uc_stack.ss_size = kStackBytes;
@@ -116,6 +116,14 @@ inline unsigned __ballot_sync(unsigned, unsigned chosen) {
   for (unsigned lane = 0; lane < 32 && first + lane < blockDim.x; ++lane) mask |= unsigned(block->lanes[first + lane]) << lane;
   __syncwarp();
   return mask;
+}
+
+inline unsigned __shfl_sync(unsigned, unsigned value, unsigned lane) {
+  block->lanes[threadIdx.x] = std::bit_cast<float>(value);
+  __syncwarp();
+  const float chosen = block->lanes[threadIdx.x / 32 * 32 + lane];
+  __syncwarp();
+  return std::bit_cast<unsigned>(chosen);
 }
 
 inline int __ffs(unsigned bits) { return bits == 0 ? 0 : std::countr_zero(bits) + 1; }

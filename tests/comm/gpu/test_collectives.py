@@ -72,6 +72,39 @@ def test_all_gather_over_peer_memory(gpus, dtype, rows):
         assert torch.equal(gathered.cpu().view(torch.uint8), expected.view(torch.uint8))
 
 
+@pytest.mark.parametrize("rows", [1, 5, 300_000])
+def test_all_gather_in_chunks(gpus, rows):
+    gathered = all_gather(own(gpus, (rows, 7), torch.bfloat16), gpus, backend="exchange")
+    assert torch.equal(gathered.cpu(), messages(gpus.size, (rows, 7), torch.bfloat16).flatten(0, 1))
+
+
+@pytest.mark.parametrize(*cases(dtype=[torch.bfloat16, torch.uint8, torch.int64], columns=[1, 3, 1024]))
+def test_all_to_all_over_peer_memory(gpus, case):
+    for largest in (1, 30, 3000):
+        table = torch.randint(0, largest + 1, (gpus.size, gpus.size), generator=torch.Generator().manual_seed(largest))
+        table *= torch.arange(gpus.size**2).view_as(table) % 3 != 0  # some get nothing
+        sent, received = table[gpus.rank].tolist(), table[:, gpus.rank].tolist()
+        rows = [message(rank, (int(row.sum()), case.columns), case.dtype, largest) for rank, row in enumerate(table)]
+        parts = [of_rank.split(row.tolist())[gpus.rank] for of_rank, row in zip(rows, table, strict=True)]
+        result = all_to_all(rows[gpus.rank].to(gpus.device), gpus, received, sent, backend="exchange")
+        assert torch.equal(result.cpu().view(torch.uint8), torch.cat(parts).view(torch.uint8))
+    torch.cuda.synchronize()
+    gpus.check()
+
+
+def test_all_to_all_in_a_graph(gpus):
+    x = own(gpus, (8 * gpus.size, 512), torch.bfloat16)
+    out = all_to_all(x, gpus, backend="exchange")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        all_to_all(x, gpus, out=out, backend="exchange")
+    for replay in range(3):
+        x.fill_(replay * gpus.size + gpus.rank)
+        graph.replay()
+        senders = torch.arange(gpus.size, device=gpus.device).repeat_interleave(8) + replay * gpus.size
+        assert out.eq(senders[:, None]).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.int64])
 def test_moving_data(gpus, backend, dtype):
     shape = (2 * gpus.size, 16)

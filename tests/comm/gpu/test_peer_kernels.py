@@ -76,12 +76,50 @@ def test_all_gather_moves_any_bytes(size):
                 assert torch.equal(out, memory[:, offset:]), f"rank {rank}, {number} bytes, offset {offset}"
 
 
+def exchanged(size, largest, columns, seed):
+    """A table of row counts, many of them 0, the rows of all ranks, and what each rank must get."""
+    draw = random.Random(seed)
+    table = [[draw.choice((0, 1, draw.randrange(largest))) for _ in range(size)] for _ in range(size)]
+    xs = [torch.randint(0, 256, (sum(row), columns), dtype=torch.uint8, device="cuda") for row in table]
+    parts = [x.split(row) for x, row in zip(xs, table, strict=True)]
+    return table, xs, [torch.cat([part[rank] for part in parts]) for rank in range(size)]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 8])
+def test_exchange_of_uneven_splits(size):
+    ranks = Streams(size)
+    # Rows of whole packets, of whole words and of single bytes; the largest go around the rings of 8 blocks many times.
+    for seed, (largest, columns) in enumerate(((40, 16), (3000, 2048), (5000, 36), (100_001, 1), (60_000, 7))):
+        table, xs, expected = exchanged(size, largest, columns, seed)
+        outs = [torch.zeros_like(want) for want in expected]
+        torch.cuda.synchronize()
+        ranks.exchange_all_to_all(outs, xs, table)
+        ranks.check()
+        for rank, out in enumerate(outs):
+            assert torch.equal(out, expected[rank]), f"rank {rank}, up to {largest} rows of {columns} bytes"
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_exchange_gathers_any_bytes(size):
+    ranks = Streams(size)
+    for number in (1, 4096, 5_000_000, 5_000_001):
+        for offset in (0, 1):
+            memory = torch.randint(0, 256, (size, number + offset), dtype=torch.uint8, device="cuda")
+            xs = [row[offset:] for row in memory]
+            outs = [torch.zeros(size, number, dtype=torch.uint8, device="cuda") for _ in xs]
+            torch.cuda.synchronize()
+            ranks.exchange_all_gather(outs, xs)
+            ranks.check()
+            for rank, out in enumerate(outs):
+                assert torch.equal(out, memory[:, offset:]), f"rank {rank}, {number} bytes, offset {offset}"
+
+
 def test_kernels_share_their_mailboxes():
     ranks = Streams(4)
     xs = inputs(4, 4000, torch.float32)
     total, gathered = in_rank_order(torch.stack(xs)), torch.stack(xs)
     outs, parts = [torch.zeros_like(x) for x in xs], [torch.zeros(1000, device="cuda") for _ in xs]
-    rows = [torch.zeros_like(gathered) for _ in xs]
+    rows, exchanged_rows = ([torch.zeros_like(gathered) for _ in xs] for _ in range(2))
     torch.cuda.synchronize()
     for _ in range(20):
         ranks.reduce("oneshot", outs, xs)
@@ -89,11 +127,14 @@ def test_kernels_share_their_mailboxes():
         ranks.reduce("reduce_scatter", parts, xs)
         ranks.reduce("twoshot", outs, xs)
         ranks.all_gather(rows, xs)
+        ranks.exchange_all_gather(exchanged_rows, xs)
+        ranks.exchange_all_gather(exchanged_rows, xs)
     ranks.check()
     for rank in range(4):
         assert torch.equal(outs[rank], total)
         assert torch.equal(parts[rank], total[1000 * rank : 1000 * rank + 1000])
         assert torch.equal(rows[rank], gathered)
+        assert torch.equal(exchanged_rows[rank], gathered)
 
 
 PATTERNS = [pattern for pattern in AllReduceFusionPattern if "Out" in pattern.name or not pattern.quantisation]
@@ -216,6 +257,69 @@ def test_back_to_back_calls_of_skewed_ranks():
     assert [int(count) for count in wrong] == [0] * size
 
 
+def test_back_to_back_exchanges_of_skewed_ranks():
+    size, calls = 4, 600
+    ranks = Streams(size)
+    draw = random.Random(3)
+    sets = [exchanged(size, largest, 48, largest) for largest in (1, 50, 9000)]
+    numbers = inputs(size, 5000, torch.float32)
+    total = in_rank_order(torch.stack(numbers))
+    wrong = [torch.zeros((), dtype=torch.int64, device="cuda") for _ in range(size)]
+
+    def step(chosen, rank):
+        """One exchange and an all-reduce, which needs mailboxes that its peers have emptied."""
+        table, xs, expected = sets[chosen]
+        out, reduced = torch.zeros_like(expected[rank]), torch.zeros_like(total)
+        ranks.exchange_all_to_all({rank: out}, xs, table, ranks=[rank])
+        ranks.reduce("oneshot", {rank: reduced}, numbers, ranks=[rank])
+        wrong[rank].add_((out != expected[rank]).sum()).add_((reduced != total).sum())
+
+    # As above: what is used here is loaded while no rank waits.
+    for table, xs, expected in sets:
+        outs, reduced = [torch.zeros_like(want) for want in expected], [torch.zeros_like(total) for _ in numbers]
+        torch.cuda.synchronize()
+        ranks.exchange_all_to_all(outs, xs, table)
+        ranks.reduce("oneshot", reduced, numbers)
+        ranks.check()
+        for rank in range(size):
+            wrong[rank].add_((outs[rank] != expected[rank]).sum()).add_((reduced[rank] != total).sum())
+    torch.cuda._sleep(1)
+    torch.cuda.synchronize()
+    for _ in range(calls):
+        chosen, late = draw.randrange(len(sets)), draw.randrange(size)
+        for rank in range(size):
+            with torch.cuda.stream(ranks.streams[rank]):
+                if rank == late:
+                    torch.cuda._sleep(draw.randrange(50_000))
+                step(chosen, rank)
+    ranks.check()
+    assert [int(count) for count in wrong] == [0] * size
+
+
+def test_exchanges_in_replayed_graphs():
+    size = 2
+    ranks = Streams(size)
+    table, xs, expected = exchanged(size, 9000, 64, 5)
+    outs = [torch.zeros_like(want) for want in expected]
+    torch.cuda.synchronize()
+    ranks.exchange_all_to_all(outs, xs, table)
+    ranks.check()
+    graphs = []
+    for rank in range(size):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=ranks.streams[rank]):
+            ranks.exchange_all_to_all(outs, xs, table, ranks=[rank])
+            ranks.exchange_all_to_all(outs, xs, table, ranks=[rank])
+        graphs.append(graph)
+    for _ in range(50):
+        for rank in range(size):
+            with torch.cuda.stream(ranks.streams[rank]):
+                outs[rank].zero_()
+                graphs[rank].replay()
+    ranks.check()
+    assert all(torch.equal(out, want) for out, want in zip(outs, expected, strict=True))
+
+
 def test_replayed_graphs_go_on_counting():
     size = 2
     ranks = Streams(size)
@@ -258,3 +362,17 @@ def test_a_missing_rank_is_reported_and_leaves_nan():
     ranks.workspaces[2].check()
     ranks.reduce("twoshot", outs, xs)  # what follows ends at once instead of waiting again
     torch.cuda.synchronize()
+
+
+def test_an_exchange_with_a_missing_rank_is_reported():
+    ranks = Streams(4, timeout=0.3)
+    xs = [torch.zeros(100_000, dtype=torch.uint8, device="cuda") for _ in range(4)]
+    outs = [torch.zeros(4, 100_000, dtype=torch.uint8, device="cuda") for _ in xs]
+    torch.cuda.synchronize()
+    ranks.exchange_all_gather(outs, xs, ranks=[0, 1, 3])
+    torch.cuda.synchronize()
+    for rank in (0, 1, 3):
+        with pytest.raises(CommunicationError, match=f"rank {rank}: .* \\(exchange\\), call 1 .* data of rank 2"):
+            ranks.workspaces[rank].check()
+        assert outs[rank][2].eq(0xFF).all()
+        assert outs[rank][[0, 1, 3]].eq(0).all()

@@ -8,15 +8,16 @@ namespace warploom {
 WL_DEVICE uint32_t load_relaxed_system(const uint32_t* pointer) {
   return std::atomic_ref(*const_cast<uint32_t*>(pointer)).load(std::memory_order_relaxed);
 }
+WL_DEVICE uint32_t load_acquire_system(const uint32_t* pointer) {
+  give_way();  // this is where warps wait
+  return std::atomic_ref(*const_cast<uint32_t*>(pointer)).load(std::memory_order_acquire);
+}
 WL_DEVICE void store_relaxed_system(uint32_t* pointer, uint32_t value) {
   std::atomic_ref(*pointer).store(value, std::memory_order_relaxed);
 }
-WL_DEVICE uint32_t load_acquire_system(const uint32_t* pointer) {
-  give_way();
-  return std::atomic_ref(*const_cast<uint32_t*>(pointer)).load(std::memory_order_acquire);
-}
 WL_DEVICE void store_release_system(uint32_t* pointer, uint32_t value) {
   std::atomic_ref(*pointer).store(value, std::memory_order_release);
+  give_way();  // whoever waits for it may run before what should have come first
 }
 WL_DEVICE uint64_t load_relaxed_system(const uint64_t* pointer) {
   give_way();

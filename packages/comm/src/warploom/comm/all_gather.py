@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from warploom.comm.backends.exchange.all_gather import ExchangeAllGather
 from warploom.comm.backends.mpi.all_gather import MpiAllGather
 from warploom.comm.backends.nccl.all_gather import NcclAllGather
 from warploom.comm.backends.oneshot.all_gather import OneShotAllGather
@@ -25,7 +26,8 @@ ALL_GATHER = Operator(
         NcclAllGather(),
         MpiAllGather(),
         ReferenceAllGather(),
-        OneShotAllGather(),  # by name, until it is measured
+        OneShotAllGather(),  # these two by name, until they are measured
+        ExchangeAllGather(),
     ),
 )
 
@@ -46,7 +48,7 @@ def all_gather(
     out : torch.Tensor, optional
         Receives the result: the shape of `x` with dimension `dim` times the number of ranks. It must not overlap `x`.
     backend : str
-        "auto", "nccl", "oneshot", "mpi" or "reference".
+        "auto", "nccl", "oneshot", "exchange", "mpi" or "reference".
 
     Returns
     -------

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from warploom.comm.backends.exchange.all_to_all import ExchangeAllToAll
 from warploom.comm.backends.mpi.all_to_all import MpiAllToAll
 from warploom.comm.backends.nccl.all_to_all import NcclAllToAll
 from warploom.comm.backends.reference.all_to_all import ReferenceAllToAll
@@ -20,7 +21,16 @@ from warploom.core.torch_ops import register_op
 
 __all__ = ["ALL_TO_ALL", "all_to_all"]
 
-ALL_TO_ALL = Operator("all_to_all", family="comm", backends=(NcclAllToAll(), MpiAllToAll(), ReferenceAllToAll()))
+ALL_TO_ALL = Operator(
+    "all_to_all",
+    family="comm",
+    backends=(
+        NcclAllToAll(),
+        MpiAllToAll(),
+        ReferenceAllToAll(),
+        ExchangeAllToAll(),  # by name, until it is measured
+    ),
+)
 
 
 def all_to_all(
@@ -47,7 +57,7 @@ def all_to_all(
     out : torch.Tensor, optional
         ``[sum(output_split_sizes), ...]``, receives the rows in the order of their senders. It must not overlap `x`.
     backend : str
-        "auto", "nccl", "mpi" or "reference".
+        "auto", "nccl", "exchange", "mpi" or "reference".
 
     Returns
     -------

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from warploom.comm import handles
-from warploom.comm.peer_workspace import HEADER_BYTES, PeerWorkspace
+from warploom.comm.peer_workspace import HEADER_BYTES, STAGING_BYTES, PeerWorkspace
 from warploom.comm.symmetric import SymmetricBuffer
 from warploom.comm.topology import MAX_PEERS, Topology, choose_device
 from warploom.comm.torch_collectives import TorchCollectives, nccl_beside
@@ -89,8 +89,8 @@ class Communicator:
         timeout : float, optional
             Seconds to wait for a peer; default the setting ``WARPLOOM_COMM_TIMEOUT``.
         workspace_bytes : int
-            GPU memory for the mailboxes of the peer-memory kernels; it bounds the messages that they take. 0 goes
-            without.
+            GPU memory for the mailboxes of the peer-memory kernels; it bounds the messages that they take, except those
+            of backend "exchange", for which each GPU gives 8 MiB more. 0 goes without.
 
         Raises
         ------
@@ -271,7 +271,8 @@ class Communicator:
 
     def _open_peer_workspace(self, workspace_bytes: int) -> None:
         try:
-            buffer = SymmetricBuffer(workspace_bytes, self.device, self.transport, self.topology)
+            nbytes = workspace_bytes + STAGING_BYTES
+            buffer = SymmetricBuffer(nbytes, self.device, self.transport, self.topology)
         except (CommunicationError, UnsupportedError) as error:
             if self.transport.failure:
                 raise

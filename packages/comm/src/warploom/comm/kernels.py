@@ -10,6 +10,7 @@ from warploom.comm.backends.oneshot.all_reduce import OneShotAllReduce
 from warploom.comm.backends.oneshot.fused import FusedOneShot
 from warploom.comm.backends.oneshot.moe_all_to_all import OneShotCombine, OneShotDispatch, routing_spec
 from warploom.comm.backends.oneshot.reduce_scatter import OneShotReduceScatter
+from warploom.comm.backends.peer_exchange import exchange_spec
 from warploom.comm.backends.peer_kernel import DTYPES
 from warploom.comm.backends.twoshot.all_reduce import TwoShotAllReduce
 from warploom.comm.backends.twoshot.fused import FusedTwoShot
@@ -26,6 +27,7 @@ SHIPPED = [
         for size in _SIZES
     ),
     *map(OneShotAllGather.spec, _SIZES),
+    *map(exchange_spec, _SIZES),
     *map(routing_spec, _SIZES),
     *map(OneShotDispatch.spec, _SIZES),
     *map(DirectDispatch.spec, _SIZES),

@@ -14,11 +14,18 @@ from warploom.comm.topology import MAX_PEERS
 from warploom.core.errors import CommunicationError
 from warploom.core.jit import ParamStruct, i32, i64, ptr, u64
 
-__all__ = ["HEADER_BYTES", "MAX_BLOCKS", "Mailboxes", "PeerWorkspace"]
+__all__ = ["CHUNK_BYTES", "HEADER_BYTES", "MAX_BLOCKS", "SLOTS", "STAGING_BYTES", "Mailboxes", "PeerWorkspace"]
 
 HEADER_BYTES = 1024  # kHeaderBytes
 MAX_BLOCKS = 64  # kMaxBlocks
 _EMPTY = 0xFF  # every byte of kEmpty
+
+# Of exchange.cuh: rings of slots, one for each channel, behind the mailboxes.
+CHUNK_BYTES = 4096
+SLOTS = 4
+_MAX_CHANNELS = 512  # kMaxChannels
+_COUNTERS_BYTES = 4 * 32  # kCounters * kCounterBytes
+STAGING_BYTES = _MAX_CHANNELS * (_COUNTERS_BYTES + SLOTS * CHUNK_BYTES)  # 8 MiB and a little
 
 _ELEMENTS = ("", "float32", "float16", "bfloat16")  # kElement of message.cuh
 _OPERATIONS = {
@@ -30,6 +37,7 @@ _OPERATIONS = {
     6: "allreduce_fusion (twoshot)",
     7: "moe_dispatch (oneshot)",
     8: "moe_combine (oneshot)",
+    9: "all_to_all or all_gather (exchange)",
     10: "moe_dispatch (direct)",
     11: "moe_combine (direct)",
 }  # Operation of call.cuh
@@ -53,7 +61,7 @@ class PeerWorkspace:
     Parameters
     ----------
     buffer : SymmetricBuffer
-        A header and two halves of packets.
+        A header, two halves of packets, and `STAGING_BYTES` for what is no packet.
     rank : int
         This rank.
     timeout : float
@@ -68,7 +76,7 @@ class PeerWorkspace:
     """
 
     def __init__(self, buffer: SymmetricBuffer, rank: int, timeout: float) -> None:
-        self.half_bytes = self.half_of(buffer.nbytes)
+        self.half_bytes = self.half_of(buffer.nbytes - STAGING_BYTES)
         self._rank = rank
         self._timeout = timeout
         self._buffer = buffer
@@ -78,7 +86,8 @@ class PeerWorkspace:
         self._fields = self._report.numpy()
         self._words = self._fields.view("uint64")
         buffer.local[:HEADER_BYTES].zero_()
-        buffer.local[HEADER_BYTES:].fill_(_EMPTY)
+        buffer.local[HEADER_BYTES : HEADER_BYTES + 2 * self.half_bytes].fill_(_EMPTY)
+        buffer.local[HEADER_BYTES + 2 * self.half_bytes :].zero_()  # counts of chunks
         torch.cuda.synchronize(buffer.device)
         self.arguments = Mailboxes(
             buffers=[*buffer.pointers, *[None] * (MAX_PEERS - len(buffer.pointers))],
@@ -90,7 +99,7 @@ class PeerWorkspace:
 
     @staticmethod
     def half_of(nbytes: int) -> int:
-        """Bytes of one half in a buffer of `nbytes`; a multiple of 256."""
+        """Bytes of one half in `nbytes` of header and mailboxes; a multiple of 256."""
         return max(0, (nbytes - HEADER_BYTES) // 2 // 256 * 256)
 
     def check(self) -> None:
@@ -100,7 +109,7 @@ class PeerWorkspace:
         _, call, peer, stage, aborted_by = self._fields[:5].tolist()
         own, others = (_terms(int(word), call) for word in self._words[3:5])
         what = f"rank {self._rank}: {own[0]}, call {call + 1} over peer memory"
-        if others and others != own:
+        if others:
             problem = f"ranks disagree: this one called {' '.join(own)}, rank {peer} called {' '.join(others)}"
         else:
             end = f"when rank {aborted_by - 1} gave up" if aborted_by else f"for {self._timeout:g} s"

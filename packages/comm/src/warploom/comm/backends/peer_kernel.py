@@ -14,13 +14,13 @@ from warploom.core.backends import Backend, Support
 from warploom.core.device import arch_number
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i64, ptr
 
-__all__ = ["DTYPES", "PACKET_BYTES", "PIECE_BYTES", "Message", "PeerKernel", "PeerReduction", "launch"]
-__all__ += ["launch_shape", "peer_spec"]
+__all__ = ["DTYPES", "MAX_THREADS", "PACKET_BYTES", "PIECE_BYTES", "Message", "PeerKernel", "PeerReduction"]
+__all__ += ["launch", "launch_shape", "peer_spec"]
 
 PACKET_BYTES = 16
 PIECE_BYTES = 8  # of a packet whose other half are flags, because bytes may have any pattern
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_MAX_THREADS = 512
+MAX_THREADS = 512
 _MIN_THREADS = 128
 
 
@@ -50,7 +50,7 @@ def peer_spec(
         family="comm",
         header=f"warploom/comm/{header}.cuh",
         kernel=f"warploom::comm::{kernel}",
-        config={**config, "kRanks": size, "kMaxThreads": _MAX_THREADS},
+        config={**config, "kRanks": size, "kMaxThreads": MAX_THREADS},
         params=(Mailboxes, *params),
         expect_sass=expect_sass,
     )
@@ -63,7 +63,7 @@ def launch_shape(packets: int) -> tuple[int, int]:
     """
     blocks = min(MAX_BLOCKS, -(-packets // _MIN_THREADS))
     threads = -(-packets // blocks)
-    return blocks, min(_MAX_THREADS, max(_MIN_THREADS, -(-threads // 32) * 32))
+    return blocks, min(MAX_THREADS, max(_MIN_THREADS, -(-threads // 32) * 32))
 
 
 def launch(comm: Communicator, spec: KernelSpec, shape: tuple[int, int], *params: ParamStruct) -> None:

@@ -1,6 +1,7 @@
 // The life of a call over peer memory: its number, what ranks must agree on, bounded waits, and the end of those that fail.
 //
-// Every rank owns a symmetric buffer that all GPUs of the host map: a header, then two halves. Call s uses half s % 2.
+// Every rank owns a symmetric buffer that all GPUs of the host map: a header, two halves of which call s uses
+// half s % 2, and staging memory, which has a protocol of its own (exchange.cuh).
 //
 // * Counting. The number of the call lives on the device and every call advances it, so a replayed graph goes on counting.
 // * Terms. At its start a rank tells every peer what it calls, and at its end it has read what they call: ranks that call
@@ -31,6 +32,7 @@ enum Operation : uint32_t {
   kTwoShotFusion = 6,
   kDispatch = 7,
   kCombine = 8,
+  kExchange = 9,
   kDirectDispatch = 10,
   kDirectCombine = 11,
 };
@@ -52,12 +54,18 @@ struct Terms {
 struct Call {
   uint32_t number;
   Terms terms;
-  bool watches;   // a few threads look at what a peer calls, each at another one's
-  uint64_t seen;  // last
+  bool is_of_pairs = false;  // counts are of two ranks: only a thread that watches a peer knows its terms with that
+  bool watches = false;      // a few threads look at what a peer calls, each at another one's
+  uint64_t seen = 0;         // last
 
   WL_DEVICE Call(Operation operation, uint32_t element, int64_t count)
-      : number(0), terms{operation, element, uint32_t(count)}, watches(false), seen(0) {}
+      : number(0), terms{operation, element, uint32_t(count)} {}
   WL_DEVICE uint64_t word() const { return terms.word(number); }
+  // Whether a peer's word is of this call and says something else.
+  WL_DEVICE bool contradicts(uint64_t others) const {
+    const int unknown = is_of_pairs && !watches ? 32 : 0;
+    return Terms::is_of(others, number) && others >> unknown != word() >> unknown;
+  }
 };
 
 // First bytes of each rank's buffer.
@@ -78,8 +86,8 @@ struct Report {
   uint32_t stage;
   uint32_t aborted_by;  // 1 + the rank that gave up first and so ended this rank's wait; 0 if it did not
   uint32_t padding;
-  uint64_t own;         // the words of this rank's terms and of the peer's, if they have come
-  uint64_t others;
+  uint64_t own;         // the word of this rank's terms
+  uint64_t others;      // and of the peer's, if they differ
 };
 
 // What every kernel over peer memory is given.
@@ -91,6 +99,8 @@ struct Mailboxes {
   int rank;
 
   WL_DEVICE Header* header(int owner) const { return reinterpret_cast<Header*>(buffers[owner]); }
+  // Behind both halves.
+  WL_DEVICE uint8_t* staging(int owner) const { return buffers[owner] + kHeaderBytes + 2 * half_bytes; }
   // Packets of `owner`'s half that call number `call` uses.
   WL_DEVICE uint4* half(int owner, const Call& call) const {
     return reinterpret_cast<uint4*>(buffers[owner] + kHeaderBytes + (call.number & 1) * half_bytes);
@@ -102,9 +112,9 @@ struct Mailboxes {
 // The first peer that calls something else; -1 while none is known.
 WL_DEVICE int peer_of_other_terms(const Mailboxes& boxes, const Call& call) {
   for (int peer = 0; peer < kMaxRanks; ++peer) {
-    if (!boxes.is_peer(peer)) continue;
-    const uint64_t word = load_relaxed_system(boxes.terms(boxes.rank, peer, call.number));
-    if (Terms::is_of(word, call.number) && word != call.word()) return peer;
+    const bool is_known = !call.is_of_pairs || !call.watches || peer == int(threadIdx.x);
+    if (!boxes.is_peer(peer) || !is_known) continue;
+    if (call.contradicts(load_relaxed_system(boxes.terms(boxes.rank, peer, call.number)))) return peer;
   }
   return -1;
 }
@@ -122,7 +132,8 @@ WL_DEVICE void give_up(const Mailboxes& boxes, const Call& call, uint32_t peer, 
   store_relaxed_system(&report->stage, stage);
   store_relaxed_system(&report->aborted_by, aborted_by);
   store_relaxed_system(&report->own, call.word());
-  store_relaxed_system(&report->others, load_relaxed_system(boxes.terms(boxes.rank, int(peer), call.number)));
+  const uint64_t others = load_relaxed_system(boxes.terms(boxes.rank, int(peer), call.number));
+  store_relaxed_system(&report->others, call.contradicts(others) ? others : 0);
   store_release_system(&report->failed, 1u);
   if (aborted_by != 0) return;
   for (int rank = 0; rank < kMaxRanks; ++rank) {
@@ -177,7 +188,7 @@ WL_DEVICE void end_call(Call& call, const Mailboxes& boxes) {
   Patience patience;
   while (call.watches && call.seen != call.word()) {
     look_at_terms(call, boxes);
-    if ((Terms::is_of(call.seen, call.number) && call.seen != call.word()) || patience.is_over(boxes, call)) {
+    if (call.contradicts(call.seen) || patience.is_over(boxes, call)) {
       give_up(boxes, call, threadIdx.x, 0);
       break;
     }

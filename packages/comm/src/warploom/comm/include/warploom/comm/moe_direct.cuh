@@ -9,6 +9,7 @@
 // What a combine brings is read by that combine, and the next one of a peer begins after another dispatch of both.
 #pragma once
 
+#include "warploom/comm/copy.cuh"
 #include "warploom/comm/message.cuh"
 #include "warploom/comm/moe.cuh"
 
@@ -33,41 +34,19 @@ struct Landing {
 
 WL_DEVICE uint32_t flag_of(const Call& call) { return call.number + 1; }  // zero is none
 
-// Part `part` of `parts` of some words.
+// Part `part` of `parts` of a row of so many packets, the last of which may be short.
 struct Range {
-  int64_t begin, end;
-  WL_DEVICE Range(int64_t words, int part, int parts) : begin(words * part / parts), end(words * (part + 1) / parts) {}
+  int begin, end;
+  WL_DEVICE Range(int64_t packets, int part, int parts)
+      : begin(int(packets * part / parts)), end(int(packets * (part + 1) / parts)) {}
 };
 
-// Copy a part of a row, by a warp. Loads are issued ahead of the stores, whose way may be long.
-template <class Word>
-WL_DEVICE void copy_words(uint8_t* to, const uint8_t* from, int64_t bytes, int part, int parts) {
-  constexpr int kAhead = 4;
-  const Range words(bytes / int64_t(sizeof(Word)), part, parts);
-  const Word* source = reinterpret_cast<const Word*>(from);
-  Word* target = reinterpret_cast<Word*>(to);
-  for (int64_t first = words.begin + lane_id(); first < words.end; first += kAhead * kWarpSize) {
-    Word ahead[kAhead];
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      if (first + i * kWarpSize < words.end) ahead[i] = source[first + i * kWarpSize];
-    }
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      if (first + i * kWarpSize < words.end) target[first + i * kWarpSize] = ahead[i];
-    }
-  }
-}
-
+// Copy a part of a row, by a warp.
 WL_DEVICE void copy_part(uint8_t* to, const uint8_t* from, int64_t bytes, int part, int parts) {
-  const uint64_t together = reinterpret_cast<uint64_t>(to) | reinterpret_cast<uint64_t>(from) | uint64_t(bytes);
-  if (together % sizeof(uint4) == 0) {
-    copy_words<uint4>(to, from, bytes, part, parts);
-  } else if (together % sizeof(uint32_t) == 0) {
-    copy_words<uint32_t>(to, from, bytes, part, parts);
-  } else {
-    copy_words<uint8_t>(to, from, bytes, part, parts);
-  }
+  constexpr int kPacketBytes = sizeof(uint4);
+  const Range range(ceil_div(bytes, int64_t(kPacketBytes)), part, parts);
+  const int begin = range.begin * kPacketBytes, end = int(min(int64_t(range.end) * kPacketBytes, bytes));
+  copy_bytes(to + begin, from + begin, end - begin);
 }
 
 // Say that a part is there, by the warp that has copied it.
@@ -211,8 +190,8 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
         const int64_t row = (int64_t(from) * params.max_tokens + places[from]) * params.packets;
         rows[from] = places[from] < 0 ? nullptr : (from == rank ? payload : returned) + row;
       }
-      const Range packets(params.packets, part, parts);
-      for (int packet = int(packets.begin) + lane_id(); packet < packets.end; packet += kWarpSize) {
+      const Range range(params.packets, part, parts);
+      for (int packet = range.begin + lane_id(); packet < range.end; packet += kWarpSize) {
         uint4 parts[kRanks];
 #pragma unroll
         for (int from = 0; from < kRanks; ++from) {

@@ -1,0 +1,29 @@
+"""All-to-all over peer memory: our kernel, any splits of any size."""
+
+from __future__ import annotations
+
+import torch
+
+from warploom.comm.backends.peer_exchange import PeerExchange, all_to_all_params
+from warploom.comm.communicator import Communicator
+from warploom.comm.problems.all_to_all import AllToAllProblem
+
+__all__ = ["ExchangeAllToAll"]
+
+
+class ExchangeAllToAll(PeerExchange):
+    """One launch, no host in between; rows of any dtype."""
+
+    def run(
+        self,
+        problem: AllToAllProblem,
+        comm: Communicator,
+        out: torch.Tensor,
+        x: torch.Tensor,
+        received: list[int],
+        sent: list[int],
+    ) -> None:
+        if comm.size == 1:
+            out.copy_(x)
+        elif problem.row_bytes:  # the same on all ranks, unlike the number of rows
+            self.exchange(comm, all_to_all_params(out, x, received, sent, problem.row_bytes))
