@@ -80,8 +80,8 @@ class Backend(ABC):
     def run(self, problem: Any, *args: Any, **kwargs: Any) -> Any:
         """Compute a supported problem into the output tensors among the arguments."""
 
-    def bind(self, problem: Any, *tensors: torch.Tensor | None) -> Callable[..., Any]:
-        """`run` for this problem and any tensors that lie as these do.
+    def bind(self, problem: Any, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        """`run` for this problem and any tensors that lie as those among the arguments do.
 
         What is returned is kept, so it must not keep the tensors.
         """
