@@ -67,7 +67,7 @@ def all_gather(
     >>> all_gather(torch.arange(3), comm)
     tensor([0, 1, 2])
     """
-    key = call_key(comm, x, out, "all_gather", dim, backend)
+    key = call_key(ALL_GATHER, comm, x, out, dim, backend)
     known = None if key is None else comm.repeated.get(key)
     if isinstance(known, RepeatedCollective):
         out = x.new_empty(_gathered_shape(x, comm, dim % x.dim())) if out is None else out

@@ -78,7 +78,7 @@ def all_reduce(
     >>> all_reduce(torch.arange(3.0), comm, op="max")
     tensor([0., 1., 2.])
     """
-    key = call_key(comm, x, out, "all_reduce", op, backend)
+    key = call_key(ALL_REDUCE, comm, x, out, op, backend)
     known = None if key is None else comm.repeated.get(key)
     if isinstance(known, RepeatedCollective):
         out = x.new_empty(x.shape) if out is None else out

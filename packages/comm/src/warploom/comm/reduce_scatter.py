@@ -68,7 +68,7 @@ def reduce_scatter(
     >>> reduce_scatter(torch.ones(2, 3), comm).shape
     torch.Size([2, 3])
     """
-    key = call_key(comm, x, out, "reduce_scatter", op, backend)
+    key = call_key(REDUCE_SCATTER, comm, x, out, op, backend)
     known = None if key is None else comm.repeated.get(key)
     if isinstance(known, RepeatedCollective):
         out = x.new_empty(x.shape[0] // comm.size, *x.shape[1:]) if out is None else out

@@ -24,7 +24,7 @@ from warploom.core.settings import settings
 __all__ = ["RepeatedCall", "call_key", "keep_call"]
 
 
-def call_key(comm: Any, x: Any, *arguments: Any) -> Hashable | None:
+def call_key(operator: Operator, comm: Any, x: Any, *arguments: Any) -> Hashable | None:
     """What a call is known by in `Communicator.repeated`; None if it has to be looked at.
 
     Parameters
@@ -32,7 +32,7 @@ def call_key(comm: Any, x: Any, *arguments: Any) -> Hashable | None:
     comm, x
         The communicator and the tensor to send, neither of them checked.
     *arguments
-        All else that the call was given, with the operator's name.
+        All else that the call was given.
     """
     if torch.compiler.is_compiling() or not isinstance(comm, Communicator) or not isinstance(x, torch.Tensor):
         return None
@@ -45,7 +45,8 @@ def call_key(comm: Any, x: Any, *arguments: Any) -> Hashable | None:
     layout = layout_key(x, *arguments)
     if layout is None:
         return None
-    return layout, torch.cuda.is_current_stream_capturing(), settings.key("backend", "debug_checks")
+    capturing = torch.cuda.is_current_stream_capturing()
+    return operator.name, operator.generation, capturing, settings.key("backend", "debug_checks"), layout
 
 
 class RepeatedCall:

@@ -182,6 +182,7 @@ class Operator:
         self.family = family
         self.backends: dict[str, Backend] = {backend.name: backend for backend in backends}
         self.last: Selection | None = None
+        self.generation = 0  # counts `forget`; what is kept elsewhere of calls compares it
         self._selections: Kept[Any, Selection] = Kept(_MOST_SELECTIONS)
         self._calls: Kept[Any, tuple[Selection, Callable[..., Any]]] = Kept(_MOST_SELECTIONS)
         self._warned = False
@@ -263,6 +264,7 @@ class Operator:
 
     def forget(self) -> None:
         """Describe, select and prepare all calls anew."""
+        self.generation += 1
         self._selections.clear()
         self._calls.clear()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import operator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 
 from warploom.comm.backends.composed_fusion import ComposedFusion
-from warploom.comm.backends.peer_kernel import PACKET_BYTES, launch, peer_spec
+from warploom.comm.backends.peer_kernel import PACKET_BYTES, launch, peer_spec, prepare
 from warploom.comm.communicator import Communicator
 from warploom.comm.epilogue import FusionTensors
 from warploom.comm.peer_workspace import MAX_BLOCKS
@@ -22,6 +24,7 @@ _MAX_THREADS = 512
 _MOST_BYTES = 4 * _MAX_THREADS * PACKET_BYTES  # of a row: what a thread keeps in registers
 _WARP = 32
 _SCALES = ("", "tensor", "token", "group")  # Scales of fusion.cuh
+_POINTERS = ("input", "output", "residual", "residual_out", "gamma", "norm_out", "codes", "scales")
 
 
 class FusionParams(ParamStruct):
@@ -81,25 +84,48 @@ class PeerFusion(ComposedFusion):
             super().run(problem, comm, tensors)
             return
         spec = self.spec_of(problem)
-        shape = min(MAX_BLOCKS, problem.tokens), int(spec.config["kThreads"])
-        launch(comm, spec, shape, fusion_params(problem, tensors))
+        launch(comm, spec, self._shape(problem, spec), fusion_params(problem, tensors))
+
+    def bind(self, problem: FusionProblem, comm: Communicator, tensors: FusionTensors) -> Callable[..., None]:
+        if not fits_kernel(problem, tensors):
+            return super().bind(problem)
+        spec = self.spec_of(problem)
+        params = fusion_params(problem, tensors)
+        launch_at = prepare(comm, spec, self._shape(problem, spec), params, len(_POINTERS))
+
+        def run(comm: Communicator, tensors: FusionTensors) -> None:
+            addresses = [0 if tensor is None else tensor.data_ptr() for tensor in kernel_tensors(tensors)]
+            *packets, _ = addresses
+            if functools.reduce(operator.or_, packets) % PACKET_BYTES:
+                self.run(problem, comm, tensors)
+            else:
+                launch_at(*addresses)
+
+        return run
+
+    @staticmethod
+    def _shape(problem: FusionProblem, spec: KernelSpec) -> tuple[int, int]:
+        return min(MAX_BLOCKS, problem.tokens), int(spec.config["kThreads"])
+
+
+def kernel_tensors(tensors: FusionTensors) -> tuple[torch.Tensor | None, ...]:
+    """What the kernels read and write, in the order of `_POINTERS`."""
+    return (
+        tensors.input,
+        tensors.output,
+        tensors.residual_in,
+        tensors.residual_out,
+        tensors.rms_gamma,
+        tensors.norm_out,
+        tensors.quant_out,
+        tensors.scale_factor if tensors.scale_out is None else tensors.scale_out,
+    )
 
 
 def fusion_params(problem: FusionProblem, tensors: FusionTensors) -> FusionParams:
     """What a rank launches a kernel with."""
-    return FusionParams(
-        input=tensors.input,
-        output=tensors.output,
-        residual=tensors.residual_in,
-        residual_out=tensors.residual_out,
-        gamma=tensors.rms_gamma,
-        norm_out=tensors.norm_out,
-        codes=tensors.quant_out,
-        scales=tensors.scale_factor if tensors.scale_out is None else tensors.scale_out,
-        tokens=problem.tokens,
-        eps=tensors.rms_eps,
-        gamma_bias=tensors.weight_bias,
-    )
+    pointers = dict(zip(_POINTERS, kernel_tensors(tensors), strict=True))
+    return FusionParams(**pointers, tokens=problem.tokens, eps=tensors.rms_eps, gamma_bias=tensors.weight_bias)
 
 
 def row_support(problem: FusionProblem) -> Support:
@@ -118,16 +144,8 @@ def row_support(problem: FusionProblem) -> Support:
 
 def fits_kernel(problem: FusionProblem, tensors: FusionTensors) -> bool:
     """Whether the tensors are contiguous, aligned and of one type, and there is something to reduce."""
-    wanted = (
-        tensors.input,
-        tensors.output,
-        tensors.residual_in,
-        tensors.residual_out,
-        tensors.rms_gamma,
-        tensors.norm_out,
-        tensors.quant_out,
-    )
-    given = [tensor for tensor in wanted if tensor is not None]
+    *packets, _ = kernel_tensors(tensors)  # scales may begin anywhere
+    given = [tensor for tensor in packets if tensor is not None]
     of_type = (tensors.residual_in, tensors.rms_gamma)
     return (
         problem.size > 1

@@ -7,8 +7,16 @@ from collections.abc import Callable
 
 import torch
 
-from warploom.comm.backends.peer_kernel import PACKET_BYTES, PIECE_BYTES, PeerKernel, between, launch, launch_shape
-from warploom.comm.backends.peer_kernel import peer_spec, prepare
+from warploom.comm.backends.peer_kernel import (
+    PACKET_BYTES,
+    PIECE_BYTES,
+    PeerKernel,
+    between,
+    launch,
+    launch_shape,
+    peer_spec,
+    prepare,
+)
 from warploom.comm.communicator import Communicator
 from warploom.comm.problems.all_gather import AllGatherProblem
 from warploom.core.jit import KernelSpec, ParamStruct, i64, ptr
