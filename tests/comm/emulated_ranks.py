@@ -5,16 +5,16 @@ import struct
 from types import SimpleNamespace
 
 import torch
+import torch._dynamo  # its tables are made of torch's own functions, before some are replaced here
 
-from warploom.comm import Communicator, communicator
+from warploom.comm import Communicator, communicator, peer_workspace, repeated_fusion
 from warploom.comm.peer_workspace import HEADER_BYTES, Mailboxes, PeerWorkspace
 from warploom.comm.topology import Topology
-from warploom.core import calls, device
+from warploom.core import calls, device, tensors
 from warploom.core.jit import KernelSpec
 from warploom.core.jit import kernel as kernel_module
 
 DEVICE = torch.device("cuda", 0)
-EMPTY, FULL = torch.empty, torch.full
 
 
 class OnGpu(torch.Tensor):
@@ -33,6 +33,22 @@ def on_gpu(*shape, dtype=torch.bfloat16):
 def as_gpu(tensor):
     """The same memory; views of tensors on the emulated GPU need it too."""
     return tensor.as_subclass(OnGpu)
+
+
+class TorchOnGpu:
+    """The module torch, which makes tensors for the emulated GPU too."""
+
+    def __getattr__(self, name):
+        found = getattr(torch, name)
+        if name not in ("empty", "full", "zeros"):
+            return found
+
+        def make(*arguments, device=None, pin_memory=False, **options):
+            if device != DEVICE:
+                return found(*arguments, device=device, **options)
+            return as_gpu(found(*arguments, **options))
+
+        return make
 
 
 class EmulatedStream:
@@ -60,17 +76,10 @@ class EmulatedRanks:
         def load(spec, where):
             return kernels.setdefault(spec.name, EmulatedKernel(spec, self))
 
-        def made_by(make):
-            def made(*arguments, device=None, **options):
-                tensor = make(*arguments, **options)
-                return as_gpu(tensor) if device == DEVICE else tensor
-
-            return made
-
         monkeypatch.setattr(calls, "_TENSORS", frozenset({*calls._TENSORS, OnGpu}))
         monkeypatch.setattr(device, "_properties", lambda index: (90, "emulated", 132))
-        monkeypatch.setattr(torch, "empty", made_by(EMPTY))
-        monkeypatch.setattr(torch, "full", made_by(FULL))
+        for module in (tensors, repeated_fusion, peer_workspace):
+            monkeypatch.setattr(module, "torch", TorchOnGpu())
         monkeypatch.setattr(torch.cuda, "current_device", lambda: self.current)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda at=None: EmulatedStream(self.stream, self.events))
@@ -81,8 +90,6 @@ class EmulatedRanks:
         monkeypatch.setattr(communicator, "nccl_beside", lambda *_: SimpleNamespace(close=lambda: None))
         monkeypatch.setattr(kernel_module, "ensure_context", lambda at: None)
         monkeypatch.setattr(KernelSpec, "load", load)
-        self._zeros = torch.zeros
-        self._monkeypatch = monkeypatch
 
     def communicator(self):
         """Rank 0 of two."""
@@ -90,11 +97,9 @@ class EmulatedRanks:
         comm.size = comm.transport.size = 2
         comm.device, comm.why_no_peer_kernels = DEVICE, ""
         comm.topology = Topology(("here", "here"), ("0", "1"), ((True, True), (True, True)))
-        local = EMPTY(HEADER_BYTES + (1 << 20), dtype=torch.uint8)
+        local = torch.empty(HEADER_BYTES + (1 << 20), dtype=torch.uint8)
         buffer = SimpleNamespace(nbytes=local.numel(), local=local, pointers=(1, 2), device=DEVICE)
-        with self._monkeypatch.context() as patch:
-            patch.setattr(torch, "zeros", lambda *shape, pin_memory, **options: self._zeros(*shape, **options))
-            comm.peer_workspace = PeerWorkspace(buffer, 0, 30.0)
+        comm.peer_workspace = PeerWorkspace(buffer, 0, 30.0)
         return comm
 
 
