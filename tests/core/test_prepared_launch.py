@@ -66,6 +66,15 @@ def test_other_arguments_can_be_replaced(kernel):
     assert kernel.launches[0].map == b"b" * 128
 
 
+def test_any_parameter_can_have_the_pointers(kernel):
+    args = CopyParams(out=1, x=2, n=3), SimpleNamespace(buffer=ctypes.create_string_buffer(b"b" * 128, 128))
+    shape = (5, 1, 1), (128, 1, 1), 0
+    PreparedLaunch(kernel, shape, args, config=None, pointers=2, parameter=1).launch(10, 20)
+    assert kernel.launches[0].params == args[0].packed
+    assert kernel.launches[0].map == b"".join(value.to_bytes(8, "little") for value in (10, 20)) + b"b" * 112
+    assert args[1].buffer.raw == b"b" * 128
+
+
 def test_clusters_are_launched_by_their_configuration(kernel):
     config, said = SimpleNamespace(hStream=None), []
     kernel._driver.cuLaunchKernelEx = lambda *rest: said.append((rest[0], rest[0].hStream, rest[1])) or (0,)

@@ -9,12 +9,13 @@ import torch
 
 from warploom.comm.communicator import Communicator
 from warploom.comm.problems.base import CommProblem
+from warploom.comm.repeated import RepeatedCall
 from warploom.core.backends import Backend, Operator
 from warploom.core.device import device_guard
 from warploom.core.errors import CommunicationError
 from warploom.core.tensors import Checker
 
-__all__ = ["agree_on", "check_choice", "check_comm", "dense", "run_into"]
+__all__ = ["RepeatedCollective", "agree_on", "check_choice", "check_comm", "dense", "run_into"]
 
 
 def check_comm(check: Checker, comm: Any) -> Communicator:
@@ -64,5 +65,31 @@ def run_into(
     with device_guard(out):
         buffer = dense(out)
         run(chosen, buffer)
+        if buffer is not out:
+            out.copy_(buffer)
+
+
+class RepeatedCollective(RepeatedCall):
+    """Of operators that fill one tensor from another."""
+
+    def __init__(
+        self,
+        operator: Operator,
+        problem: CommProblem,
+        backend: str,
+        comm: Communicator,
+        out: torch.Tensor,
+        x: torch.Tensor,
+    ) -> None:
+        self._is_dense = out.is_contiguous() and x.is_contiguous()
+        super().__init__(operator, problem, backend, comm, dense(out), dense(x))
+
+    def fill(self, comm: Communicator, out: torch.Tensor, x: torch.Tensor) -> None:
+        """What `run_into` does."""
+        if self._is_dense:
+            self.run(comm, out, x)
+            return
+        buffer = dense(out)
+        self.run(comm, buffer, x.contiguous())
         if buffer is not out:
             out.copy_(buffer)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,12 +14,17 @@ from warploom.comm.symmetric import SymmetricBuffer
 from warploom.comm.topology import MAX_PEERS, Topology, choose_device
 from warploom.comm.torch_collectives import TorchCollectives, nccl_beside
 from warploom.comm.transports import AloneTransport, MpiTransport, TorchTransport, Transport
+from warploom.core.calls import Kept
 from warploom.core.errors import CommunicationError, UnsupportedError
 from warploom.core.settings import settings
+
+if TYPE_CHECKING:
+    from warploom.comm.repeated import RepeatedCall
 
 __all__ = ["DEFAULT_WORKSPACE_BYTES", "Communicator"]
 
 DEFAULT_WORKSPACE_BYTES = HEADER_BYTES + (32 << 20)  # one-shot up to 2 MiB and two-shot up to 8 MiB on 8 ranks
+_MOST_REPEATED = 1024  # ragged shapes would otherwise make ever more
 
 
 class Communicator:
@@ -41,6 +47,8 @@ class Communicator:
         Seconds that a collective waits for a peer before it reports the fault.
     handle : int
         Its number among the communicators of this process.
+    repeated : Kept
+        Calls that were made before, by how their tensors lie (`repeated.py`).
 
     Examples
     --------
@@ -57,6 +65,7 @@ class Communicator:
         self.timeout = transport.timeout
         self.device = device
         self.calls = 0
+        self.repeated: Kept[Any, RepeatedCall] = Kept(_MOST_REPEATED)
         self._buffers: list[SymmetricBuffer] = []
         self._closed = False
         self._nccl: TorchCollectives | None = None
@@ -143,14 +152,14 @@ class Communicator:
         CommunicationError
             The ranks ask for different sizes, or one of them can't allocate or map.
         """
-        self._enter("symmetric_buffer")
+        self.enter("symmetric_buffer")
         buffer = SymmetricBuffer(nbytes, self.device, self.transport, self.topology)
         self._buffers.append(buffer)
         return buffer
 
     def barrier(self) -> None:
         """Return once every rank has come. Waits for the host only: queued GPU work may still run."""
-        self._enter("barrier")
+        self.enter("barrier")
         self.transport.barrier()
 
     def check(self) -> None:
@@ -172,23 +181,24 @@ class Communicator:
         if self._nccl is None:
             self._nccl = nccl_beside(self.transport, self.device, self.topology.one_host)
             self._owns_nccl = True
+            self.repeated.clear()  # backends were chosen without it
         return self._nccl
 
     def why_no_nccl(self, capturing: bool) -> str:
         """Why NCCL can't serve these ranks now; empty when it can."""
-        import torch.distributed as dist
-
         if self._nccl is not None:
             return ""
-        if not dist.is_available() or not dist.is_nccl_available():
-            return "this torch has no NCCL"
-        if self.device.type != "cuda":
-            return f"the communicator's device is the {self.device.type.upper()}"
-        if self.topology.shares_gpus:
-            return "NCCL refuses ranks that share a GPU"
+        if self._why_never_nccl:
+            return self._why_never_nccl
         if capturing:
             return "its group is made by the first call, which can't be captured: make one call before the capture"
         return ""
+
+    def enter(self, op: str) -> None:
+        """Count a call of an operation, and raise unless the communicator can serve it."""
+        self.require_open(op)
+        self.calls += 1
+        self.transport.activity = f"{op}, call {self.calls}"
 
     def agree(self, op: str, terms: Any, *, always: bool) -> list[Any]:
         """Count a collective, and compare its terms across ranks if the tensors are on the CPU or checks are on.
@@ -203,7 +213,7 @@ class Communicator:
         CommunicationError
             The ranks call different operations, or with different terms. All ranks raise and stay usable.
         """
-        self._enter(op)
+        self.enter(op)
         if self.size == 1 or not (always or settings.debug_checks):
             return [terms] * self.size
         everyone = self.transport.exchange_objects((self.calls, op, terms))
@@ -255,10 +265,16 @@ class Communicator:
         state = "closed" if self._closed else self.transport.name
         return f"Communicator(rank={self.rank}, size={self.size}, device={str(self.device)!r}, {state})"
 
-    def _enter(self, op: str) -> None:
-        self.require_open(op)
-        self.calls += 1
-        self.transport.activity = f"{op}, call {self.calls}"
+    @functools.cached_property
+    def _why_never_nccl(self) -> str:
+        """Why NCCL can't serve these ranks at all; empty when it can."""
+        import torch.distributed as dist
+
+        if not dist.is_available() or not dist.is_nccl_available():
+            return "this torch has no NCCL"
+        if self.device.type != "cuda":
+            return f"the communicator's device is the {self.device.type.upper()}"
+        return "NCCL refuses ranks that share a GPU" if self.topology.shares_gpus else ""
 
     def _refusal_of_peer_kernels(self, workspace_bytes: int) -> str:
         if self.device.type != "cuda":
@@ -286,6 +302,7 @@ class Communicator:
     def _release(self, wait: bool) -> None:
         self._closed = True
         self.peer_workspace = None
+        self.repeated.clear()
         try:
             for buffer in reversed(self._buffers):
                 buffer.close(wait)

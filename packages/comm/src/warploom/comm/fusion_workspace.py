@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -36,6 +38,11 @@ class AllReduceFusionWorkspace:
     hidden_dim: int
     dtype: torch.dtype
     backend: str
+
+    @functools.cached_property
+    def limits(self) -> tuple[Any, ...]:
+        """All but the communicator."""
+        return self.max_token_num, self.hidden_dim, self.dtype, self.backend
 
     def is_buffer_size_sufficient(self, tp_size: int, num_tokens: int, hidden_dim: int, dtype: torch.dtype) -> bool:
         """Whether a call of this size fits the workspace.

@@ -64,7 +64,7 @@ class Topology:
     def one_host(self) -> bool:
         return len(set(self.hosts)) == 1
 
-    @property
+    @functools.cached_property
     def shares_gpus(self) -> bool:
         """Whether two ranks use the same GPU."""
         places = list(zip(self.hosts, self.devices, strict=True))

@@ -80,8 +80,8 @@ class Backend(ABC):
     def run(self, problem: Any, *args: Any, **kwargs: Any) -> Any:
         """Compute a supported problem into the output tensors among the arguments."""
 
-    def bind(self, problem: Any, *tensors: torch.Tensor | None) -> Callable[..., Any]:
-        """`run` for this problem and any tensors that lie as these do.
+    def bind(self, problem: Any, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        """`run` for this problem and any tensors that lie as those among the arguments do.
 
         What is returned is kept, so it must not keep the tensors.
         """
@@ -182,6 +182,7 @@ class Operator:
         self.family = family
         self.backends: dict[str, Backend] = {backend.name: backend for backend in backends}
         self.last: Selection | None = None
+        self.generation = 0  # counts `forget`; what is kept elsewhere of calls compares it
         self._selections: Kept[Any, Selection] = Kept(_MOST_SELECTIONS)
         self._calls: Kept[Any, tuple[Selection, Callable[..., Any]]] = Kept(_MOST_SELECTIONS)
         self._warned = False
@@ -263,6 +264,7 @@ class Operator:
 
     def forget(self) -> None:
         """Describe, select and prepare all calls anew."""
+        self.generation += 1
         self._selections.clear()
         self._calls.clear()
 

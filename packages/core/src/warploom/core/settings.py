@@ -158,6 +158,18 @@ class Settings:
         except ValueError as error:
             raise ArgumentError.of("settings", row.variable, row.type, repr(text), str(error)) from error
 
+    def key(self, *names: str) -> tuple[Any, ...]:
+        """What the settings of these names follow from, for the key of what is kept as long as they stay.
+
+        Examples
+        --------
+        >>> before = settings.key("debug_checks")
+        >>> with settings.override(debug_checks=True):
+        ...     settings.key("debug_checks") == before
+        False
+        """
+        return (self.version, *[os.environ.get(SETTINGS[name].variable) for name in names])
+
     @contextlib.contextmanager
     def override(self, **values: Any) -> Iterator[None]:
         """Set settings (by their short names) for a block; nesting works, threads share them."""

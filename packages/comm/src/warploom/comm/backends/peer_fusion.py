@@ -1,14 +1,17 @@
-"""Fused all-reduce over peer memory in one kernel; tensors that it does not take go through the all-reduce's and torch."""
+"""Fused all-reduce over peer memory in one kernel; types that it does not take go through the all-reduce's and torch."""
 
 from __future__ import annotations
 
 import functools
+import operator
+from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 import torch
 
 from warploom.comm.backends.composed_fusion import ComposedFusion
-from warploom.comm.backends.peer_kernel import PACKET_BYTES, launch, peer_spec
+from warploom.comm.backends.peer_kernel import PACKET_BYTES, launch, peer_spec, prepare
 from warploom.comm.communicator import Communicator
 from warploom.comm.epilogue import FusionTensors
 from warploom.comm.peer_workspace import MAX_BLOCKS
@@ -21,7 +24,10 @@ __all__ = ["FusionParams", "PeerFusion", "fits_kernel", "fusion_params", "row_su
 _MAX_THREADS = 512
 _MOST_BYTES = 4 * _MAX_THREADS * PACKET_BYTES  # of a row: what a thread keeps in registers
 _WARP = 32
+_OUTPUTS = ("output", "residual_out", "norm_out", "quant_out", "scale_out")
+_SCALARS = ("scale_out", "scale_factor")  # read and written one by one
 _SCALES = ("", "tensor", "token", "group")  # Scales of fusion.cuh
+_POINTERS = ("input", "output", "residual", "residual_out", "gamma", "norm_out", "codes", "scales")
 
 
 class FusionParams(ParamStruct):
@@ -78,35 +84,68 @@ class PeerFusion(ComposedFusion):
         )
 
     def run(self, problem: FusionProblem, comm: Communicator, tensors: FusionTensors) -> None:
-        if not fits_kernel(problem, tensors):
+        if not is_reduced(problem, tensors):
             super().run(problem, comm, tensors)
             return
         spec = self.spec_of(problem)
+        reducers, shape = self._shape(problem, spec)
+        # Only this rank may have tensors that lie in another way: it must launch the same kernel all the same.
+        packed = in_packets(tensors)
+        launch(comm, spec, shape, fusion_params(problem, packed, reducers))
+        for name in _OUTPUTS:
+            wanted, written = getattr(tensors, name), getattr(packed, name)
+            if written is not wanted:
+                wanted.copy_(written)
+
+    def bind(self, problem: FusionProblem, comm: Communicator, tensors: FusionTensors) -> Callable[..., None]:
+        if not fits_kernel(problem, tensors):
+            return super().bind(problem)
+        spec = self.spec_of(problem)
+        reducers, shape = self._shape(problem, spec)
+        launch_at = prepare(comm, spec, shape, fusion_params(problem, tensors, reducers), len(_POINTERS))
+
+        def run(comm: Communicator, tensors: FusionTensors) -> None:
+            addresses = [0 if tensor is None else tensor.data_ptr() for tensor in kernel_tensors(tensors)]
+            *packets, _ = addresses
+            if functools.reduce(operator.or_, packets) % PACKET_BYTES:
+                self.run(problem, comm, tensors)
+            else:
+                launch_at(*addresses)
+
+        return run
+
+    @classmethod
+    def _shape(cls, problem: FusionProblem, spec: KernelSpec) -> tuple[int, tuple[int, int]]:
+        """Blocks that sum while others finish rows, and the launch."""
         threads = int(spec.config["kThreads"])
-        finishers, reducers = self.blocks(problem, threads)
-        launch(comm, spec, (reducers + finishers, threads), fusion_params(problem, tensors, reducers))
+        finishers, reducers = cls.blocks(problem, threads)
+        return reducers, (reducers + finishers, threads)
 
     @staticmethod
     def blocks(problem: FusionProblem, threads: int) -> tuple[int, int]:
-        """How many blocks finish rows, and how many others sum before."""
+        """How many blocks finish rows, and how many others sum meanwhile; if none, all do both."""
         return min(MAX_BLOCKS, problem.tokens), 0
 
 
+def kernel_tensors(tensors: FusionTensors) -> tuple[torch.Tensor | None, ...]:
+    """What the kernels read and write, in the order of `_POINTERS`."""
+    return (
+        tensors.input,
+        tensors.output,
+        tensors.residual_in,
+        tensors.residual_out,
+        tensors.rms_gamma,
+        tensors.norm_out,
+        tensors.quant_out,
+        tensors.scale_factor if tensors.scale_out is None else tensors.scale_out,
+    )
+
+
 def fusion_params(problem: FusionProblem, tensors: FusionTensors, reducers: int = 0) -> FusionParams:
-    """What a rank launches a kernel with; `reducers` blocks sum, in two trips."""
+    """What a rank launches a kernel with; `reducers` blocks sum while others finish rows."""
+    pointers = dict(zip(_POINTERS, kernel_tensors(tensors), strict=True))
     return FusionParams(
-        input=tensors.input,
-        output=tensors.output,
-        residual=tensors.residual_in,
-        residual_out=tensors.residual_out,
-        gamma=tensors.rms_gamma,
-        norm_out=tensors.norm_out,
-        codes=tensors.quant_out,
-        scales=tensors.scale_factor if tensors.scale_out is None else tensors.scale_out,
-        tokens=problem.tokens,
-        reducers=reducers,
-        eps=tensors.rms_eps,
-        gamma_bias=tensors.weight_bias,
+        **pointers, tokens=problem.tokens, reducers=reducers, eps=tensors.rms_eps, gamma_bias=tensors.weight_bias
     )
 
 
@@ -124,23 +163,27 @@ def row_support(problem: FusionProblem) -> Support:
     )
 
 
-def fits_kernel(problem: FusionProblem, tensors: FusionTensors) -> bool:
-    """Whether the tensors are contiguous, aligned and of one type, and there is something to reduce."""
-    wanted = (
-        tensors.input,
-        tensors.output,
-        tensors.residual_in,
-        tensors.residual_out,
-        tensors.rms_gamma,
-        tensors.norm_out,
-        tensors.quant_out,
-    )
-    given = [tensor for tensor in wanted if tensor is not None]
+def is_reduced(problem: FusionProblem, tensors: FusionTensors) -> bool:
+    """Whether there is something to reduce, all of one type."""
     of_type = (tensors.residual_in, tensors.rms_gamma)
-    return (
-        problem.size > 1
-        and problem.tokens > 0
-        and all(tensor.is_contiguous() and tensor.data_ptr() % PACKET_BYTES == 0 for tensor in given)
-        and all(tensor is None or tensor.dtype == problem.dtype for tensor in of_type)
-        and (tensors.scale_out is None or tensors.scale_out.is_contiguous())
-    )
+    same = all(tensor is None or tensor.dtype == problem.dtype for tensor in of_type)
+    return problem.size > 1 and problem.tokens > 0 and same
+
+
+def in_packets(tensors: FusionTensors) -> FusionTensors:
+    """The tensors, with copies of those that are not contiguous and aligned."""
+    changed = {}
+    for field in fields(tensors):
+        tensor = getattr(tensors, field.name)
+        if isinstance(tensor, torch.Tensor) and not _lies_in_packets(tensor, field.name):
+            changed[field.name] = tensor.clone(memory_format=torch.contiguous_format)
+    return replace(tensors, **changed) if changed else tensors
+
+
+def _lies_in_packets(tensor: torch.Tensor, name: str) -> bool:
+    return tensor.is_contiguous() and (name in _SCALARS or tensor.data_ptr() % PACKET_BYTES == 0)
+
+
+def fits_kernel(problem: FusionProblem, tensors: FusionTensors) -> bool:
+    """Whether the kernels take the tensors as they are."""
+    return is_reduced(problem, tensors) and in_packets(tensors) is tensors

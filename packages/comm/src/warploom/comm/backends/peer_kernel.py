@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from warploom.core.device import arch_number
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i64, ptr
 
 __all__ = ["DTYPES", "MAX_THREADS", "PACKET_BYTES", "PIECE_BYTES", "Message", "PeerKernel", "PeerReduction"]
-__all__ += ["launch", "launch_shape", "peer_spec"]
+__all__ += ["launch", "launch_shape", "peer_spec", "prepare"]
 
 PACKET_BYTES = 16
 PIECE_BYTES = 8  # of a packet whose other half are flags, because bytes may have any pattern
@@ -66,12 +67,34 @@ def launch_shape(packets: int) -> tuple[int, int]:
     return blocks, min(MAX_THREADS, max(_MIN_THREADS, -(-threads // 32) * 32))
 
 
+def _is_dependent(comm: Communicator) -> bool:
+    """Whether kernels are launched as dependent ones, which may start while the last one ends."""
+    return arch_number(comm.device) >= 90
+
+
 def launch(comm: Communicator, spec: KernelSpec, shape: tuple[int, int], *params: ParamStruct) -> None:
-    """Launch so many blocks and threads of a kernel over peer memory on the current stream, dependent where GPUs can."""
+    """Launch so many blocks and threads of a kernel over peer memory on the current stream."""
     workspace = comm.peer_workspace
     assert workspace is not None, "a kernel was chosen without mailboxes"
     workspace.follow_stream()
-    spec.load(comm.device).launch(*shape, workspace.arguments, *params, pdl=arch_number(comm.device) >= 90)
+    spec.load(comm.device).launch(*shape, workspace.arguments, *params, pdl=_is_dependent(comm))
+
+
+def prepare(
+    comm: Communicator, spec: KernelSpec, shape: tuple[int, int], params: ParamStruct, pointers: int
+) -> Callable[..., None]:
+    """`launch` again and again with other addresses, which are the first so many fields of the parameters."""
+    workspace = comm.peer_workspace
+    assert workspace is not None, "a kernel was chosen without mailboxes"
+    kernel = spec.load(comm.device)
+    arguments = (workspace.arguments, params)
+    prepared = kernel.prepare(*shape, *arguments, pointers=pointers, parameter=1, pdl=_is_dependent(comm))
+
+    def launch_at(*addresses: int) -> None:
+        workspace.follow_stream()
+        prepared.launch(*addresses)
+
+    return launch_at
 
 
 class PeerKernel(Backend):
@@ -99,6 +122,15 @@ class PeerKernel(Backend):
             f"takes up to {largest} bytes with this workspace, got {problem.nbytes}; more workspace_bytes lift that"
         )
         return serves & Support.of((problem.nbytes <= largest, reason))
+
+
+def between(launch_at: Callable[..., None]) -> Callable[..., None]:
+    """A bound `run` of a backend that fills one tensor from another, of a launch at their addresses."""
+
+    def run(comm: Communicator, out: torch.Tensor, x: torch.Tensor) -> None:
+        launch_at(x.data_ptr(), out.data_ptr())
+
+    return run
 
 
 class PeerReduction(PeerKernel):
@@ -135,3 +167,10 @@ class PeerReduction(PeerKernel):
             return
         message = Message(input=x, output=out, numel=out.numel())
         launch(comm, self.spec(problem.dtype, problem.size), launch_shape(self.packets_of_rank(problem)), message)
+
+    def bind(self, problem: Any, comm: Communicator, out: torch.Tensor, x: torch.Tensor) -> Callable[..., None]:
+        if problem.size == 1 or x.numel() == 0:
+            return super().bind(problem)
+        message = Message(input=None, output=None, numel=out.numel())
+        shape = launch_shape(self.packets_of_rank(problem))
+        return between(prepare(comm, self.spec(problem.dtype, problem.size), shape, message, pointers=2))

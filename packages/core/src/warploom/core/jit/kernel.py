@@ -133,20 +133,24 @@ class Kernel:
         *args: Any,
         smem: int = 0,
         cluster: int | tuple[int, ...] | None = None,
+        pdl: bool = False,
         pointers: int = 0,
+        parameter: int = 0,
     ) -> PreparedLaunch:
         """The same launch again and again, in a fraction of the time; arguments as `launch`.
 
         Parameters
         ----------
         pointers : int
-            How many pointers at the start of the first parameter are given anew each time.
+            How many pointers at the start of one parameter are given anew each time.
+        parameter : int
+            Which parameter that is.
         """
         if smem > self._smem_limit:
             self._raise_smem(smem)
         shape = _triple(grid), _triple(block), smem
-        config = None if cluster is None else self._new_config(*shape, cluster, False)
-        return PreparedLaunch(self, shape, args, config, pointers)
+        config = self._new_config(*shape, cluster, pdl) if pdl or cluster is not None else None
+        return PreparedLaunch(self, shape, args, config, pointers, parameter)
 
     def _config(self, blocks: Any, threads: Any, smem: int, cluster: int | tuple[int, ...] | None, pdl: bool) -> Any:
         """The extended launch configuration, built once for each shape."""
@@ -198,7 +202,7 @@ class Kernel:
 
 
 class PreparedLaunch:
-    """A launch whose parameters stay as they are, but for the first pointers."""
+    """A launch whose parameters stay as they are, but for the first pointers of one."""
 
     def __init__(
         self,
@@ -207,12 +211,15 @@ class PreparedLaunch:
         args: tuple[Any, ...],
         config: Any,
         pointers: int,
+        parameter: int = 0,
     ) -> None:
         self._kernel = kernel
-        self._config = config  # of a launch in clusters
+        self._config = config  # of a launch in clusters, or of a dependent one
         self._args = list(args)  # the launch reads their buffers
-        self._params = (ctypes.c_char * len(args[0].buffer)).from_buffer_copy(args[0].buffer)
-        addresses = [ctypes.addressof(self._params), *(ctypes.addressof(arg.buffer) for arg in args[1:])]
+        changing = args[parameter].buffer
+        self._params = (ctypes.c_char * len(changing)).from_buffer_copy(changing)
+        addresses = [ctypes.addressof(arg.buffer) for arg in args]
+        addresses[parameter] = ctypes.addressof(self._params)
         self._addresses = (ctypes.c_void_p * len(addresses))(*addresses)
         self._where = ctypes.addressof(self._addresses)
         self._head = struct.Struct(f"@{pointers}P")

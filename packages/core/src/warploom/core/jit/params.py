@@ -106,6 +106,7 @@ class ParamStruct:
     _fields: ClassVar[dict[str, tuple[str, int]]] = {}
     _offsets: ClassVar[dict[str, int]] = {}
     _packer: ClassVar[struct.Struct]
+    _memory: ClassVar[Any]  # the ctypes array that holds one
 
     def __init_subclass__(cls) -> None:
         annotations = inspect.get_annotations(cls, eval_str=True)
@@ -117,6 +118,7 @@ class ParamStruct:
             codes.append(f"{count}{code}" if count > 1 else code)
         # The closing "0Q" pads the size to 8 bytes; every struct holds a pointer or a 64-bit value, so C++ does too.
         cls._packer = struct.Struct("@" + "".join(codes) + "0Q")
+        cls._memory = ctypes.c_char * cls._packer.size
 
     def __init__(self, **values: Any) -> None:
         flat: list[Any] = []
@@ -129,7 +131,7 @@ class ParamStruct:
         if values:
             raise TypeError(f"{type(self).__name__} has no field {', '.join(values)}")
         self.packed = self._packer.pack(*flat)
-        self.buffer = ctypes.create_string_buffer(self.packed, len(self.packed))
+        self.buffer = self._memory.from_buffer_copy(self.packed)
 
     def replaced(self: _Params, name: str, value: Any) -> _Params:
         """A copy with another value of a field that is no array, for the next of several launches.
@@ -145,7 +147,7 @@ class ParamStruct:
         """
         code, _ = self._fields[name]
         other = type(self).__new__(type(self))
-        other.buffer = ctypes.create_string_buffer(self.packed, len(self.packed))
+        other.buffer = self._memory.from_buffer_copy(self.packed)
         struct.pack_into(f"@{code}", other.buffer, self._offsets[name], _address(value) if code == "P" else value)
         other.packed = other.buffer.raw
         return other

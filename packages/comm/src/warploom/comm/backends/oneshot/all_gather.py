@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 
-from warploom.comm.backends.peer_kernel import PACKET_BYTES, PIECE_BYTES, PeerKernel, launch, launch_shape, peer_spec
+from warploom.comm.backends.peer_kernel import (
+    PACKET_BYTES,
+    PIECE_BYTES,
+    PeerKernel,
+    between,
+    launch,
+    launch_shape,
+    peer_spec,
+    prepare,
+)
 from warploom.comm.communicator import Communicator
 from warploom.comm.problems.all_gather import AllGatherProblem
 from warploom.core.jit import KernelSpec, ParamStruct, i64, ptr
@@ -44,3 +54,12 @@ class OneShotAllGather(PeerKernel):
             return
         params = GatherParams(input=x, output=out, bytes=x.nbytes)
         launch(comm, self.spec(problem.size), launch_shape(-(-x.nbytes // PIECE_BYTES)), params)
+
+    def bind(
+        self, problem: AllGatherProblem, comm: Communicator, out: torch.Tensor, x: torch.Tensor
+    ) -> Callable[..., None]:
+        if problem.size == 1 or x.numel() == 0:
+            return super().bind(problem)
+        params = GatherParams(input=None, output=None, bytes=x.nbytes)
+        shape = launch_shape(-(-x.nbytes // PIECE_BYTES))
+        return between(prepare(comm, self.spec(problem.size), shape, params, pointers=2))
