@@ -8,7 +8,7 @@ import torch
 import torch._dynamo  # its tables are made of torch's own functions, before some are replaced here
 
 from warploom.comm import Communicator, communicator, peer_workspace, repeated_fusion
-from warploom.comm.peer_workspace import HEADER_BYTES, Mailboxes, PeerWorkspace
+from warploom.comm.peer_workspace import HEADER_BYTES, STAGING_BYTES, Mailboxes, PeerWorkspace
 from warploom.comm.topology import Topology
 from warploom.core import calls, device, tensors
 from warploom.core.jit import KernelSpec
@@ -97,7 +97,7 @@ class EmulatedRanks:
         comm.size = comm.transport.size = 2
         comm.device, comm.why_no_peer_kernels = DEVICE, ""
         comm.topology = Topology(("here", "here"), ("0", "1"), ((True, True), (True, True)))
-        local = torch.empty(HEADER_BYTES + (1 << 20), dtype=torch.uint8)
+        local = torch.empty(HEADER_BYTES + (1 << 20) + STAGING_BYTES, dtype=torch.uint8)
         buffer = SimpleNamespace(nbytes=local.numel(), local=local, pointers=(1, 2), device=DEVICE)
         comm.peer_workspace = PeerWorkspace(buffer, 0, 30.0)
         return comm
@@ -109,11 +109,16 @@ class EmulatedKernel(kernel_module.Kernel):
     def __init__(self, spec, ranks):
         self._spec, self._ranks = spec, ranks
         self.device, self.record = 0, {"name": spec.name}
-        self._driver = SimpleNamespace(cuLaunchKernel=self._launch)
+        self._driver = SimpleNamespace(cuLaunchKernelEx=self._launch)
         self._smem_limit, self._function = 1 << 20, spec.stem
+        self._configs = calls.Kept(16)
 
-    def _launch(self, function, *rest):
-        *shape, _smem, stream, where, _extra = rest
+    def _new_config(self, blocks, threads, smem, cluster, pdl):
+        assert pdl, "not launched as a dependent kernel"
+        return SimpleNamespace(shape=(*blocks, *threads), hStream=None)
+
+    def _launch(self, config, function, where, _extra):
+        shape, stream = config.shape, config.hStream
         addresses = struct.unpack("2P", ctypes.string_at(where, 16))
         mailboxes, fields = map(unpacked, self._spec.params, addresses)
         assert self._spec.params[0] is Mailboxes

@@ -172,7 +172,7 @@ def is_reduced(problem: FusionProblem, tensors: FusionTensors) -> bool:
 
 def in_packets(tensors: FusionTensors) -> FusionTensors:
     """The tensors, with copies of those that are not contiguous and aligned."""
-    changed = {}
+    changed: dict[str, Any] = {}
     for field in fields(tensors):
         tensor = getattr(tensors, field.name)
         if isinstance(tensor, torch.Tensor) and not _lies_in_packets(tensor, field.name):
