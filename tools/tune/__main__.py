@@ -2,6 +2,7 @@
 
     python tools/tune sampling gemm                 writes packages/<family>/src/warploom/<family>/tuning/<gpu>.yaml
     python tools/tune sampling --filter softmax     measures one benchmark and keeps the other operators' rows
+    python tools/tune comm --results a.json b.json  takes what tools/bench --backends has measured, here with 2 and 4 GPUs
 
 Run it on the GPU that the table is for, from a committed tree: the table names both.
 """
@@ -9,6 +10,7 @@ Run it on the GPU that the table is for, from a committed tree: the table names 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ from warploom.core.bench.environment import describe_environment, pick_device
 from warploom.core.bench.runner import CaseResult
 from warploom.core.bench.suites import load_suite, suite_names
 from warploom.core.bench.timing import make_timer
-from warploom.core.bench.tuner import measure_backends, write_table
+from warploom.core.bench.tuner import measure_backends, rows_of_results, write_table
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "tools" / "bench"
@@ -29,6 +31,8 @@ BENCHMARKS = ROOT / "tools" / "bench"
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
+    if options.results:
+        return tabulate(options)
     device = pick_device(options.device)
     timer = make_timer(device, budget_s=0.05 if options.quick else 0.2)
     environment = describe_environment(device, options.commit)
@@ -47,6 +51,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def tabulate(options: argparse.Namespace) -> int:
+    """Write the table of one family from saved results, of one GPU and commit."""
+    (family,) = options.families
+    operators = {benchmark.name: benchmark.operator for benchmark in load_suite(BENCHMARKS, family).BENCHMARKS}
+    documents = [json.loads(path.read_text()) for path in options.results]
+    environment = documents[0]["environment"]
+    rows = [row for document in documents for row in rows_of_results(document, operators)]
+    path = options.out / f"{family}.yaml" if options.out else table_path(family, environment["device"])
+    write_table(path, rows, environment["device"], environment)
+    print(f"{family}: wrote {len(rows)} rows to {path}")
+    return 0
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "tools/tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -56,12 +73,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="the quick cases and less time on each, to try the tool")
     parser.add_argument("--device", default="cuda", help="default: cuda")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write DIR/<family>.yaml instead of into the package")
+    parser.add_argument("--results", nargs="+", type=Path, metavar="JSON", help="saved results instead of measuring")
     parser.add_argument("--commit", default="", help="commit to name in the table, where git can't be asked")
     options = parser.parse_args(argv)
     for family in options.families:
         if family not in suite_names(BENCHMARKS):
             parser.error(f"no benchmarks of {family!r}; there are {', '.join(suite_names(BENCHMARKS))}")
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
+    if options.results and len(options.families) > 1:
+        parser.error("--results are of one family")
+    if not options.results and options.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("needs an NVIDIA GPU: a tuning table is measured, never guessed")
     return options
 

@@ -23,13 +23,7 @@ __all__ = ["ALL_GATHER", "all_gather"]
 ALL_GATHER = Operator(
     "all_gather",
     family="comm",
-    backends=(
-        NcclAllGather(),
-        MpiAllGather(),
-        ReferenceAllGather(),
-        OneShotAllGather(),  # these two by name, until they are measured
-        ExchangeAllGather(),
-    ),
+    backends=(OneShotAllGather(), ExchangeAllGather(), NcclAllGather(), MpiAllGather(), ReferenceAllGather()),
 )
 
 

@@ -24,12 +24,7 @@ __all__ = ["ALL_TO_ALL", "all_to_all"]
 ALL_TO_ALL = Operator(
     "all_to_all",
     family="comm",
-    backends=(
-        NcclAllToAll(),
-        MpiAllToAll(),
-        ReferenceAllToAll(),
-        ExchangeAllToAll(),  # by name, until it is measured
-    ),
+    backends=(ExchangeAllToAll(), NcclAllToAll(), MpiAllToAll(), ReferenceAllToAll()),
 )
 
 

@@ -32,14 +32,13 @@ ALLREDUCE_FUSION = Operator(
     "allreduce_fusion",
     family="comm",
     backends=(
+        FusedOneShot(),
+        FusedTwoShot(),
         OneShotFusion(),
         TwoShotFusion(),
         NcclFusion(),
         MpiFusion(),
         ReferenceFusion(),
-        # By name, until they are measured.
-        FusedOneShot(),
-        FusedTwoShot(),
     ),
 )
 _NAME = "allreduce_fusion"

@@ -28,12 +28,12 @@ __all__ = ["MOE_COMBINE", "MOE_DISPATCH", "MoeAlltoAll"]
 MOE_DISPATCH = Operator(
     "moe_dispatch",
     family="comm",
-    backends=(DirectDispatch(), OneShotDispatch(), NcclDispatch(), MpiDispatch(), ReferenceDispatch()),
+    backends=(OneShotDispatch(), DirectDispatch(), NcclDispatch(), MpiDispatch(), ReferenceDispatch()),
 )
 MOE_COMBINE = Operator(
     "moe_combine",
     family="comm",
-    backends=(DirectCombine(), OneShotCombine(), NcclCombine(), MpiCombine(), ReferenceCombine()),
+    backends=(OneShotCombine(), DirectCombine(), NcclCombine(), MpiCombine(), ReferenceCombine()),
 )
 
 _EXPERT_DTYPES = (torch.int32, torch.int64)

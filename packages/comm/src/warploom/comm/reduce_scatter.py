@@ -23,12 +23,7 @@ __all__ = ["REDUCE_SCATTER", "reduce_scatter"]
 REDUCE_SCATTER = Operator(
     "reduce_scatter",
     family="comm",
-    backends=(
-        NcclReduceScatter(),
-        MpiReduceScatter(),
-        ReferenceReduceScatter(),
-        OneShotReduceScatter(),  # by name, until it is measured
-    ),
+    backends=(OneShotReduceScatter(), NcclReduceScatter(), MpiReduceScatter(), ReferenceReduceScatter()),
 )
 
 

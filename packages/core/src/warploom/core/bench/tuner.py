@@ -18,7 +18,7 @@ from warploom.core.bench.timing import Timer
 from warploom.core.problem import Problem
 from warploom.core.tuning import SCHEMA
 
-__all__ = ["Measured", "measure_backends", "write_table"]
+__all__ = ["Measured", "measure_backends", "rows_of_results", "write_table"]
 
 _NO_CEILINGS = Ceilings(1.0, 1.0)  # tables hold times, not shares
 _OF_THE_DEVICE = ("device_type", "arch", "device_name")  # a table is of one GPU
@@ -69,6 +69,30 @@ def measure_backends(
                     operator.name, at, dict(sorted(us.items(), key=lambda item: item[1]))
                 )
     return list(rows.values())
+
+
+def rows_of_results(document: dict[str, Any], operators: dict[str, str]) -> list[Measured]:
+    """The rows that a saved benchmark of each backend gives: a run of several ranks can't write a table of all sizes.
+
+    Parameters
+    ----------
+    document : dict
+        What ``tools/bench --backends --out`` has written as JSON.
+    operators : dict
+        The operator of each benchmark.
+    """
+    gpus = int(document["environment"].get("gpus", 1))
+    rows = []
+    for result in document["results"]:
+        name = operators.get(result["benchmark"], "")
+        if name not in OPERATORS:
+            continue
+        timed = [one for one in result["contenders"] if one["name"].startswith("warploom:") and "us" in one]
+        us = {one["backend"]: round(one["us"], 1) for one in sorted(timed, key=lambda one: one["us"])}
+        at = {**({"size": gpus} if gpus > 1 else {}), **result["case"]}
+        if len(us) > 1:
+            rows.append(Measured(name, at, us))
+    return rows
 
 
 @contextlib.contextmanager

@@ -58,40 +58,60 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   if (!begin_call(call, boxes)) return;
   const int64_t gathered = kRanks * chunk;  // the half holds `kRanks` chunks to reduce, then as many reduced ones
 
-  const auto scatter = [&](int64_t i) {
-#pragma unroll
-    for (int hop = 1; hop < kRanks; ++hop) {
-      const int peer = (rank + hop) % kRanks;
-      send_packet(boxes.half(peer, call) + rank * chunk + i, load_packet<T>(message, peer * chunk + i, aligned));
-    }
-  };
-  const auto reduce = [&](int64_t i) {
-    uint4 taken[kRanks];
-    set_own(taken, rank, load_packet<T>(message, rank * chunk + i, aligned));
-    const bool complete = take_packets(taken, boxes.half(rank, call) + i, chunk, boxes, call, 0);
-    const uint4 sum = complete ? sum_packets<T>(taken) : nan_packet();
-#pragma unroll
-    for (int hop = 1; hop < kRanks; ++hop) {
-      const int peer = (rank + hop) % kRanks;
-      send_packet(boxes.half(peer, call) + gathered + rank * chunk + i, sum);
-    }
-    store_packet<T>(message, rank * chunk + i, aligned, sum);
-  };
-  // In place is safe: packet i of every chunk is read and written by one thread, and read first.
-  const auto gather = [&](int64_t i) {
-    uint4 taken[kRanks];
-    const bool complete = take_packets(taken, boxes.half(rank, call) + gathered + i, chunk, boxes, call, 1);
-#pragma unroll
-    for (int peer = 0; peer < kRanks; ++peer) {
-      if (peer != rank) store_packet<T>(message, peer * chunk + i, aligned, complete ? taken[peer] : nan_packet());
-    }
-  };
+  uint4* to_reduce = boxes.half(rank, call);
+  uint4* to_gather = to_reduce + gathered;
 
+  // Packet i of every chunk goes through three stages, each some iterations behind the one before.
   for (int64_t i = first; i < chunk + 2 * kLag * step; i += step) {
-    const int64_t to_reduce = i - kLag * step, to_gather = i - 2 * kLag * step;
-    if (i < chunk) scatter(i);
-    if (to_reduce >= 0 && to_reduce < chunk) reduce(to_reduce);
-    if (to_gather >= 0) gather(to_gather);
+    const int64_t reduced = i - kLag * step, done = i - 2 * kLag * step;
+    const bool scatters = i < chunk, reduces = reduced >= 0 && reduced < chunk, gathers = done >= 0;
+    uint4 sent[kRanks], parts[kRanks], sums[kRanks];
+    const auto load_sent = [&](int hop) {
+      if (scatters) sent[hop] = load_packet<T>(message, (rank + hop) % kRanks * chunk + i, aligned);
+    };
+    const auto scatter = [&](int hop) {
+      if (scatters) send_packet(boxes.half((rank + hop) % kRanks, call) + rank * chunk + i, sent[hop]);
+    };
+    const auto load_parts = [&] {
+      if (!reduces) return;
+      set_own(parts, rank, load_packet<T>(message, rank * chunk + reduced, aligned));
+      load_packets(parts, to_reduce + reduced, chunk, rank);
+    };
+    const auto reduce = [&] {
+      if (!reduces) return;
+      const bool complete = await_packets(parts, to_reduce + reduced, chunk, boxes, call, 0);
+      const uint4 sum = complete ? sum_packets<T>(parts) : nan_packet();
+#pragma unroll
+      for (int hop = 1; hop < kRanks; ++hop) {
+        send_packet(boxes.half((rank + hop) % kRanks, call) + gathered + rank * chunk + reduced, sum);
+      }
+      store_packet<T>(message, rank * chunk + reduced, aligned, sum);
+    };
+    const auto load_sums = [&] {
+      if (gathers) load_packets(sums, to_gather + done, chunk, rank);
+    };
+    // In place is safe: packet i of every chunk is read and written by one thread, and read first.
+    const auto gather = [&] {
+      if (!gathers) return;
+      const bool complete = await_packets(sums, to_gather + done, chunk, boxes, call, 1);
+#pragma unroll
+      for (int peer = 0; peer < kRanks; ++peer) {
+        if (peer != rank) store_packet<T>(message, peer * chunk + done, aligned, complete ? sums[peer] : nan_packet());
+      }
+    };
+    if constexpr (kRanks <= 4) {
+      // Few ranks have few accesses in flight in each stage: those of all three go together.
+#pragma unroll
+      for (int hop = 1; hop < kRanks; ++hop) load_sent(hop);
+      load_parts(), load_sums();
+#pragma unroll
+      for (int hop = 1; hop < kRanks; ++hop) scatter(hop);
+      reduce(), gather();
+    } else {
+#pragma unroll
+      for (int hop = 1; hop < kRanks; ++hop) load_sent(hop), scatter(hop);
+      load_parts(), reduce(), load_sums(), gather();
+    }
   }
   end_call(call, boxes);
 }

@@ -49,35 +49,48 @@ struct FlaggedPackets {
   WL_DEVICE void send(uint4* slot, uint2 words) const { store(slot, make_uint4(words.x, flag, words.y, flag)); }
 };
 
-// Take one packet of each peer: slots lie `stride` packets apart in rank order, and this rank's own place in `packets`
-// is left alone. Returns false after giving up.
+// A look at one packet of each peer: slots lie `stride` packets apart in rank order, and this rank's own place in `packets`
+// is left alone.
 template <int kRanks, class Kind = PlainPackets>
-WL_DEVICE bool take_packets(uint4 (&packets)[kRanks], uint4* slots, int64_t stride, const Mailboxes& boxes,
-                            Call& call, uint32_t stage, Kind kind = {}) {
+WL_DEVICE void load_packets(uint4 (&packets)[kRanks], const uint4* slots, int64_t stride, int rank, Kind kind = {}) {
+#pragma unroll
+  for (int peer = 0; peer < kRanks; ++peer) {
+    if (peer != rank) packets[peer] = kind.load(slots + peer * stride);
+  }
+}
+
+// Wait for those that had not come by `load_packets`, and empty all their places. Returns false after giving up.
+template <int kRanks, class Kind = PlainPackets>
+WL_DEVICE bool await_packets(uint4 (&packets)[kRanks], uint4* slots, int64_t stride, const Mailboxes& boxes, Call& call,
+                             uint32_t stage, Kind kind = {}) {
   const uint4 empty = make_uint4(kEmpty, kEmpty, kEmpty, kEmpty);
   Patience patience;
-  uint32_t missing;
-  do {
-    missing = 0;
-#pragma unroll
-    for (int peer = 0; peer < kRanks; ++peer) {
-      if (peer != boxes.rank) packets[peer] = kind.load(slots + peer * stride);
-    }
+  for (;;) {
     look_at_terms(call, boxes);
+    uint32_t missing = 0;
 #pragma unroll
     for (int peer = 0; peer < kRanks; ++peer) {
       if (peer != boxes.rank && !kind.arrived(packets[peer])) missing |= 1u << peer;
     }
-    if (missing != 0 && patience.is_over(boxes, call)) {
+    if (missing == 0) break;
+    if (patience.is_over(boxes, call)) {
       give_up(boxes, call, __ffs(missing) - 1, stage);
       return false;
     }
-  } while (missing != 0);
+    load_packets(packets, slots, stride, boxes.rank, kind);
+  }
 #pragma unroll
   for (int peer = 0; peer < kRanks; ++peer) {
     if (peer != boxes.rank) kind.store(slots + peer * stride, empty);
   }
   return true;
+}
+
+template <int kRanks, class Kind = PlainPackets>
+WL_DEVICE bool take_packets(uint4 (&packets)[kRanks], uint4* slots, int64_t stride, const Mailboxes& boxes, Call& call,
+                            uint32_t stage, Kind kind = {}) {
+  load_packets(packets, slots, stride, boxes.rank, kind);
+  return await_packets(packets, slots, stride, boxes, call, stage, kind);
 }
 
 // Take the packet of one rank, which may be this one.

@@ -22,35 +22,51 @@ struct DispatchParams {
   int row_pieces;                  // of all payloads, each in whole pieces
 };
 
-// A row's pieces, one payload after the other, each dealt to the lanes of a warp: `visit(payload, index in it, index in the row)`.
-template <class Visit>
-WL_DEVICE void for_pieces(const DispatchParams& params, Visit visit) {
-  int64_t first = 0;
-  for (int payload = 0; payload < params.num_payloads; ++payload) {
-    const int64_t pieces = ceil_div(params.row_bytes[payload], int64_t(kPieceBytes));
-    for (int64_t i = lane_id(); i < pieces; i += kWarpSize) visit(payload, i, first + i);
-    first += pieces;
+// A piece of a token's row: the payloads one after the other, each in whole pieces.
+struct RowPiece {
+  int payload;
+  int64_t index;  // in the payload's row
+
+  WL_DEVICE RowPiece(const DispatchParams& params, int64_t of_row) : payload(0), index(of_row) {
+    for (; payload + 1 < params.num_payloads; ++payload) {
+      const int64_t pieces = ceil_div(params.row_bytes[payload], int64_t(kPieceBytes));
+      if (index < pieces) break;
+      index -= pieces;
+    }
   }
-}
+};
 
 WL_DEVICE bool rows_are_aligned(const void* rows, int64_t row_bytes) {
   return (reinterpret_cast<uint64_t>(rows) | uint64_t(row_bytes)) % kPieceBytes == 0;
 }
 
-// Config: kRanks; kMaxThreads, whole warps.
+WL_DEVICE uint2 load_row_piece(const DispatchParams& params, int64_t token, const RowPiece& at) {
+  const int64_t bytes = params.row_bytes[at.payload];
+  const uint8_t* rows = static_cast<const uint8_t*>(params.payloads[at.payload]);
+  return load_piece(rows + token * bytes, at.index, bytes, rows_are_aligned(rows, bytes));
+}
+
+WL_DEVICE void store_row_piece(const DispatchParams& params, int64_t row, const RowPiece& at, uint2 piece) {
+  const int64_t bytes = params.row_bytes[at.payload];
+  uint8_t* rows = static_cast<uint8_t*>(params.received[at.payload]);
+  store_piece(rows + row * bytes, at.index, bytes, rows_are_aligned(rows, bytes), piece);
+}
+
+// Config: kRanks; kMaxThreads.
 template <class Config>
 __global__ void __launch_bounds__(Config::kMaxThreads, 1)
     dispatch_kernel(const __grid_constant__ Mailboxes boxes, const __grid_constant__ DispatchParams params) {
   constexpr int kRanks = Config::kRanks;
   const int rank = boxes.rank;
-  const int warp = int(blockIdx.x * blockDim.x + threadIdx.x) / kWarpSize, warps = int(gridDim.x * blockDim.x) / kWarpSize;
+  const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, step = int64_t(gridDim.x) * blockDim.x;
   Call call(kDispatch, 0, params.max_tokens * params.row_pieces);
   if (!begin_call(call, boxes)) return;
   const FlaggedPackets kind(call);
   // A half: for each block of the launch the number of rows of every rank, then the rows of every rank.
   const auto number_slot = [&](int owner, int from, int block) { return boxes.half(owner, call) + from * kMaxBlocks + block; };
-  const auto row_slots = [&](int owner, int from, int place) {
-    return boxes.half(owner, call) + kRanks * kMaxBlocks + (int64_t(from) * params.max_tokens + place) * params.row_pieces;
+  const auto row_slot = [&](int owner, int from, int64_t place, int64_t of_row) {
+    const int64_t row = int64_t(from) * params.max_tokens + place;
+    return boxes.half(owner, call) + kRanks * kMaxBlocks + row * params.row_pieces + of_row;
   };
 
   // All blocks wait for numbers, so that none needs another's.
@@ -60,21 +76,20 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
     }
   }
   // Rows to peers, and this rank's own straight to their places.
-  for (int at = warp; at < params.tokens * kRanks; at += warps) {
-    const int token = at / kRanks, peer = (at + rank) % kRanks, place = params.slots[token * kRanks + peer];
-    if (place < 0) continue;
-    uint4* slots = row_slots(peer, rank, place);
-    for_pieces(params, [&](int payload, int64_t i, int64_t of_row) {
-      const int64_t bytes = params.row_bytes[payload];
-      const uint8_t* from = static_cast<const uint8_t*>(params.payloads[payload]) + token * bytes;
-      const uint2 piece = load_piece(from, i, bytes, rows_are_aligned(params.payloads[payload], bytes));
-      if (peer != rank) {
-        kind.send(slots + of_row, piece);
+  for (int64_t i = first; i < int64_t(params.tokens) * params.row_pieces; i += step) {
+    const int64_t token = i / params.row_pieces, of_row = i % params.row_pieces;
+    const RowPiece at(params, of_row);
+    const uint2 piece = load_row_piece(params, token, at);
+#pragma unroll
+    for (int hop = 0; hop < kRanks; ++hop) {
+      const int peer = (rank + hop) % kRanks, place = params.slots[token * kRanks + peer];
+      if (place < 0) continue;
+      if (hop == 0) {
+        store_row_piece(params, int64_t(rank) * params.max_tokens + place, at, piece);
       } else {
-        uint8_t* to = static_cast<uint8_t*>(params.received[payload]) + (int64_t(rank) * params.max_tokens + place) * bytes;
-        store_piece(to, i, bytes, rows_are_aligned(params.received[payload], bytes), piece);
+        kind.send(row_slot(peer, rank, place, of_row), piece);
       }
-    });
+    }
   }
   // Numbers of all peers, then their rows. A block takes the numbers that were sent for blocks which were not launched, too.
   __shared__ int numbers[kRanks];
@@ -84,21 +99,22 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
     for (int block = blockIdx.x; block < kMaxBlocks && peer != rank; block += gridDim.x) {
       if (!take_packet(packet, number_slot(rank, peer, block), boxes, call, peer, 0, kind)) packet.x = 0;
     }
-    numbers[peer] = min(int(packet.x), params.max_tokens);
-    if (blockIdx.x == 0) params.counts[peer] = numbers[peer];
+    const int number = min(int(packet.x), params.max_tokens);
+    numbers[peer] = peer == rank ? 0 : number;
+    if (blockIdx.x == 0) params.counts[peer] = number;
   }
   __syncthreads();
-  for (int at = warp; at < params.max_tokens * kRanks; at += warps) {
-    const int place = at / kRanks, peer = (at + rank) % kRanks;
-    if (peer == rank || place >= numbers[peer]) continue;
-    uint4* slots = row_slots(rank, peer, place);
-    for_pieces(params, [&](int payload, int64_t i, int64_t of_row) {
-      const int64_t bytes = params.row_bytes[payload];
-      uint4 packet;
-      if (!take_packet(packet, slots + of_row, boxes, call, peer, 1, kind)) packet = nan_packet();
-      uint8_t* to = static_cast<uint8_t*>(params.received[payload]) + (int64_t(peer) * params.max_tokens + place) * bytes;
-      store_piece(to, i, bytes, rows_are_aligned(params.received[payload], bytes), {packet.x, packet.z});
-    });
+  int64_t rows = 0;
+#pragma unroll
+  for (int peer = 0; peer < kRanks; ++peer) rows += numbers[peer];
+  for (int64_t i = first; i < rows * params.row_pieces; i += step) {
+    const int64_t of_row = i % params.row_pieces;
+    int64_t place = i / params.row_pieces;
+    int peer = 0;
+    while (place >= numbers[peer]) place -= numbers[peer++];
+    uint4 packet;
+    if (!take_packet(packet, row_slot(rank, peer, place, of_row), boxes, call, peer, 1, kind)) packet = nan_packet();
+    store_row_piece(params, int64_t(peer) * params.max_tokens + place, RowPiece(params, of_row), {packet.x, packet.z});
   }
   end_call(call, boxes);
 }
