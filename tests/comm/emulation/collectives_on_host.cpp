@@ -29,6 +29,12 @@ struct Config {
   using T = T_;
   static constexpr int kRanks = kRanks_;
   static constexpr int kMaxThreads = 512;
+  static constexpr bool kLong = false;
+};
+
+template <class T, int kRanks>
+struct LongConfig : Config<T, kRanks> {
+  static constexpr bool kLong = true;
 };
 
 struct Rank {
@@ -83,6 +89,7 @@ struct Draw {
   }
   bool in_place() const { return bits & 64; }
   int64_t offset() const { return bits & 128 ? 1 : 0; }  // elements: unaligned
+  bool is_long() const { return bits >> 28 & 1; }
   bool is_float() const { return bits & 256; }
   int64_t numel(int64_t largest) const { return (bits >> 9) % 8 == 0 ? 1 : 1 + (bits >> 8) % largest; }
   unsigned blocks() const { return 1 + (bits >> 20) % 3; }
@@ -103,6 +110,7 @@ bool all_reduce(Rank& rank, int call, const Draw& draw, bool two_shot) {
   T* out = draw.in_place() ? x : reinterpret_cast<T*>(output.data()) + draw.offset();
   using C = Config<T, kRanks>;
   auto* kernel = two_shot ? two_shot_all_reduce_kernel<C> : one_shot_all_reduce_kernel<C>;
+  if (two_shot && draw.is_long()) kernel = two_shot_all_reduce_kernel<LongConfig<T, kRanks>>;
   launch(draw.blocks(), draw.threads(), kernel, rank.boxes, Message{x, out, numel});
   return rank.report.failed || is_sum<T, kRanks>(out, call, 0, numel);
 }
@@ -114,7 +122,8 @@ bool reduce_scatter(Rank& rank, int call, const Draw& draw) {
   T* x = reinterpret_cast<T*>(input.data()) + draw.offset();
   for (int64_t i = 0; i < kRanks * numel; ++i) x[i] = value_of<T>(rank.boxes.rank, call, i);
   T* out = draw.in_place() ? x + own : reinterpret_cast<T*>(output.data()) + draw.offset();
-  launch(draw.blocks(), draw.threads(), reduce_scatter_kernel<Config<T, kRanks>>, rank.boxes, Message{x, out, numel});
+  auto* kernel = draw.is_long() ? reduce_scatter_kernel<LongConfig<T, kRanks>> : reduce_scatter_kernel<Config<T, kRanks>>;
+  launch(draw.blocks(), draw.threads(), kernel, rank.boxes, Message{x, out, numel});
   return rank.report.failed || is_sum<T, kRanks>(out, call, own, numel);
 }
 

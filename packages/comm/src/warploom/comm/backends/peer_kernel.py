@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -23,6 +23,8 @@ PIECE_BYTES = 8  # of a packet whose other half are flags, because bytes may hav
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_THREADS = 512
 _MIN_THREADS = 128
+_LONG = 8 << 20  # bytes of a message, from which on stages overlap
+_LONG_SHAPE = MAX_BLOCKS, 256  # more would spread what is on its way over more than the L2 holds
 
 
 class Message(ParamStruct):
@@ -44,6 +46,7 @@ def peer_spec(
     size: int,
     *params: type[ParamStruct],
     expect_sass: tuple[str, ...] = _PACKET_ACCESSES,
+    threads: int = MAX_THREADS,
     **config: Any,
 ) -> KernelSpec:
     """The instance of a kernel for a number of ranks."""
@@ -51,7 +54,7 @@ def peer_spec(
         family="comm",
         header=f"warploom/comm/{header}.cuh",
         kernel=f"warploom::comm::{kernel}",
-        config={**config, "kRanks": size, "kMaxThreads": MAX_THREADS},
+        config={**config, "kRanks": size, "kMaxThreads": threads},
         params=(Mailboxes, *params),
         expect_sass=expect_sass,
     )
@@ -136,14 +139,23 @@ def between(launch_at: Callable[..., None]) -> Callable[..., None]:
 class PeerReduction(PeerKernel):
     """Base of those that sum: in float32 in rank order, the same bits on every rank."""
 
-    header: str
-    kernel: str
+    header: ClassVar[str]
+    kernel: ClassVar[str]
+    has_stages: ClassVar[bool] = False  # which overlap in long messages
 
     @classmethod
     @functools.cache
-    def spec(cls, dtype: torch.dtype, size: int) -> KernelSpec:
-        """The instance for a dtype and a number of ranks."""
-        return peer_spec(cls.header, cls.kernel, size, Message, T=cpp_type(dtype))
+    def spec(cls, dtype: torch.dtype, size: int, long: bool = False) -> KernelSpec:
+        """The instance for a dtype and a number of ranks, of two kinds if there are stages."""
+        stages = {"kLong": long} if cls.has_stages else {}
+        threads = _LONG_SHAPE[1] if long else MAX_THREADS
+        return peer_spec(cls.header, cls.kernel, size, Message, threads=threads, T=cpp_type(dtype), **stages)
+
+    def _launch(self, problem: Any) -> tuple[KernelSpec, tuple[int, int]]:
+        """The kernel and how to launch it."""
+        if self.has_stages and problem.nbytes >= _LONG:
+            return self.spec(problem.dtype, problem.size, True), _LONG_SHAPE
+        return self.spec(problem.dtype, problem.size), launch_shape(self.packets_of_rank(problem))
 
     @abstractmethod
     def packets_of_rank(self, problem: Any) -> int:
@@ -166,11 +178,10 @@ class PeerReduction(PeerKernel):
             out.copy_(x)
             return
         message = Message(input=x, output=out, numel=out.numel())
-        launch(comm, self.spec(problem.dtype, problem.size), launch_shape(self.packets_of_rank(problem)), message)
+        launch(comm, *self._launch(problem), message)
 
     def bind(self, problem: Any, comm: Communicator, out: torch.Tensor, x: torch.Tensor) -> Callable[..., None]:
         if problem.size == 1 or x.numel() == 0:
             return super().bind(problem)
         message = Message(input=None, output=None, numel=out.numel())
-        shape = launch_shape(self.packets_of_rank(problem))
-        return between(prepare(comm, self.spec(problem.dtype, problem.size), shape, message, pointers=2))
+        return between(prepare(comm, *self._launch(problem), message, pointers=2))

@@ -14,6 +14,7 @@ class TwoShotAllReduce(PeerReduction):
     name = "twoshot"
     header = "all_reduce"
     kernel = "two_shot_all_reduce_kernel"
+    has_stages = True
 
     def largest_message(self, problem: AllReduceProblem) -> int:
         # The half holds `size` chunks to reduce and `size` reduced ones, each a whole number of packets.

@@ -41,77 +41,100 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   end_call(call, boxes);
 }
 
-// Config: T, the element type; kRanks; kMaxThreads.
+// What happens to packet i of every chunk. The half holds `kRanks` chunks to reduce, then as many reduced ones.
+template <class T, int kRanks>
+struct TwoShotStages {
+  using Packets = uint4[kRanks];
+
+  const Mailboxes& boxes;
+  const Message& message;
+  Call& call;
+  const bool aligned;
+  // Every rank reduces one chunk; those past the end of a short message hold zeros.
+  const int64_t chunk;
+  uint4* const parts;
+  uint4* const sums;
+
+  WL_DEVICE TwoShotStages(const Mailboxes& boxes, const Message& message, Call& call)
+      : boxes(boxes), message(message), call(call), aligned(is_aligned(message)),
+        chunk(ceil_div(packet_count<T>(message), int64_t(kRanks))), parts(boxes.half(boxes.rank, call)),
+        sums(parts + kRanks * chunk) {}
+
+  WL_DEVICE int peer(int hop) const { return (boxes.rank + hop) % kRanks; }
+
+  WL_DEVICE void load_sent(int64_t i, Packets& packets, int hop) {
+    packets[hop] = load_packet<T>(message, peer(hop) * chunk + i, aligned);
+  }
+  WL_DEVICE void scatter(int64_t i, const Packets& packets, int hop) {
+    send_packet(boxes.half(peer(hop), call) + boxes.rank * chunk + i, packets[hop]);
+  }
+
+  WL_DEVICE void load_parts(int64_t i, Packets& packets) {
+    set_own(packets, boxes.rank, load_packet<T>(message, boxes.rank * chunk + i, aligned));
+    load_packets(packets, parts + i, chunk, boxes.rank);
+  }
+  WL_DEVICE void reduce(int64_t i, Packets& packets) {
+    const bool complete = await_packets(packets, parts + i, chunk, boxes, call, 0);
+    const uint4 sum = complete ? sum_packets<T>(packets) : nan_packet();
+#pragma unroll
+    for (int hop = 1; hop < kRanks; ++hop) {
+      send_packet(boxes.half(peer(hop), call) + (kRanks + boxes.rank) * chunk + i, sum);
+    }
+    store_packet<T>(message, boxes.rank * chunk + i, aligned, sum);
+  }
+
+  WL_DEVICE void load_sums(int64_t i, Packets& packets) { load_packets(packets, sums + i, chunk, boxes.rank); }
+  // In place is safe: packet i of every chunk is read and written by one thread, and read first.
+  WL_DEVICE void gather(int64_t i, Packets& packets) {
+    const bool complete = await_packets(packets, sums + i, chunk, boxes, call, 1);
+#pragma unroll
+    for (int peer = 0; peer < kRanks; ++peer) {
+      if (peer != boxes.rank) store_packet<T>(message, peer * chunk + i, aligned, complete ? packets[peer] : nan_packet());
+    }
+  }
+};
+
+// Config: T, the element type; kRanks; kMaxThreads; kLong, whether stages overlap.
 template <class Config>
 __global__ void __launch_bounds__(Config::kMaxThreads, 1)
     two_shot_all_reduce_kernel(const __grid_constant__ Mailboxes boxes,
                                const __grid_constant__ Message message) {
-  using T = typename Config::T;
+  using Stages = TwoShotStages<typename Config::T, Config::kRanks>;
+  using Packets = typename Stages::Packets;
   constexpr int kRanks = Config::kRanks;
-  const int rank = boxes.rank;
-  const bool aligned = is_aligned(message);
-  // Every rank reduces one chunk; those past the end of a short message hold zeros.
-  const int64_t chunk = ceil_div(packet_count<T>(message), int64_t(kRanks));
   const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  Call call(kTwoShotAllReduce, kElement<T>, message.numel);
+  Call call(kTwoShotAllReduce, kElement<typename Config::T>, message.numel);
   if (!begin_call(call, boxes)) return;
-  const int64_t gathered = kRanks * chunk;  // the half holds `kRanks` chunks to reduce, then as many reduced ones
+  Stages stages(boxes, message, call);
+  const int64_t chunk = stages.chunk;
 
-  uint4* to_reduce = boxes.half(rank, call);
-  uint4* to_gather = to_reduce + gathered;
-
-  // Packet i of every chunk goes through three stages, each some iterations behind the one before.
-  for (int64_t i = first; i < chunk + 2 * kLag * step; i += step) {
-    const int64_t reduced = i - kLag * step, done = i - 2 * kLag * step;
-    const bool scatters = i < chunk, reduces = reduced >= 0 && reduced < chunk, gathers = done >= 0;
-    uint4 sent[kRanks], parts[kRanks], sums[kRanks];
-    const auto load_sent = [&](int hop) {
-      if (scatters) sent[hop] = load_packet<T>(message, (rank + hop) % kRanks * chunk + i, aligned);
-    };
-    const auto scatter = [&](int hop) {
-      if (scatters) send_packet(boxes.half((rank + hop) % kRanks, call) + rank * chunk + i, sent[hop]);
-    };
-    const auto load_parts = [&] {
-      if (!reduces) return;
-      set_own(parts, rank, load_packet<T>(message, rank * chunk + reduced, aligned));
-      load_packets(parts, to_reduce + reduced, chunk, rank);
-    };
-    const auto reduce = [&] {
-      if (!reduces) return;
-      const bool complete = await_packets(parts, to_reduce + reduced, chunk, boxes, call, 0);
-      const uint4 sum = complete ? sum_packets<T>(parts) : nan_packet();
+  if constexpr (Config::kLong) {
+    for (int64_t i = first; i < chunk + 2 * kLag * step; i += step) {
+      const int64_t reduced = i - kLag * step, done = i - 2 * kLag * step;
+      const bool scatters = i < chunk, reduces = reduced >= 0 && reduced < chunk, gathers = done >= 0;
+      Packets sent, parts, sums;  // loads go ahead of the stores of all stages
 #pragma unroll
       for (int hop = 1; hop < kRanks; ++hop) {
-        send_packet(boxes.half((rank + hop) % kRanks, call) + gathered + rank * chunk + reduced, sum);
+        if (scatters) stages.load_sent(i, sent, hop);
       }
-      store_packet<T>(message, rank * chunk + reduced, aligned, sum);
-    };
-    const auto load_sums = [&] {
-      if (gathers) load_packets(sums, to_gather + done, chunk, rank);
-    };
-    // In place is safe: packet i of every chunk is read and written by one thread, and read first.
-    const auto gather = [&] {
-      if (!gathers) return;
-      const bool complete = await_packets(sums, to_gather + done, chunk, boxes, call, 1);
+      if (reduces) stages.load_parts(reduced, parts);
+      if (gathers) stages.load_sums(done, sums);
 #pragma unroll
-      for (int peer = 0; peer < kRanks; ++peer) {
-        if (peer != rank) store_packet<T>(message, peer * chunk + done, aligned, complete ? sums[peer] : nan_packet());
+      for (int hop = 1; hop < kRanks; ++hop) {
+        if (scatters) stages.scatter(i, sent, hop);
       }
-    };
-    if constexpr (kRanks <= 4) {
-      // Few ranks have few accesses in flight in each stage: those of all three go together.
-#pragma unroll
-      for (int hop = 1; hop < kRanks; ++hop) load_sent(hop);
-      load_parts(), load_sums();
-#pragma unroll
-      for (int hop = 1; hop < kRanks; ++hop) scatter(hop);
-      reduce(), gather();
-    } else {
-#pragma unroll
-      for (int hop = 1; hop < kRanks; ++hop) load_sent(hop), scatter(hop);
-      load_parts(), reduce(), load_sums(), gather();
+      if (reduces) stages.reduce(reduced, parts);
+      if (gathers) stages.gather(done, sums);
     }
+  } else {
+    Packets packets;
+    for (int64_t i = first; i < chunk; i += step) {
+#pragma unroll
+      for (int hop = 1; hop < kRanks; ++hop) stages.load_sent(i, packets, hop), stages.scatter(i, packets, hop);
+    }
+    for (int64_t i = first; i < chunk; i += step) stages.load_parts(i, packets), stages.reduce(i, packets);
+    for (int64_t i = first; i < chunk; i += step) stages.load_sums(i, packets), stages.gather(i, packets);
   }
   end_call(call, boxes);
 }

@@ -229,7 +229,8 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   if (!begin_call(call, boxes)) return;
 
   const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, step = int64_t(reducers) * blockDim.x;
-  for (int64_t i = first; i < chunk + kLag * step && int(blockIdx.x) < reducers; i += step) {
+  const int64_t behind = (params.reducers == 0 ? ceil_div(chunk, step) : kLag) * step;
+  for (int64_t i = first; i < chunk + behind && int(blockIdx.x) < reducers; i += step) {
     if (i < chunk) {
 #pragma unroll
       for (int hop = 1; hop < kRanks; ++hop) {
@@ -237,7 +238,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
         send_packet(boxes.half(peer, call) + rank * chunk + i, packet_or_zeros(peer * chunk + i));
       }
     }
-    const int64_t to_reduce = i - kLag * step;
+    const int64_t to_reduce = i - behind;
     if (to_reduce < 0) continue;
     uint4 taken[kRanks];
     set_own(taken, rank, packet_or_zeros(rank * chunk + to_reduce));
