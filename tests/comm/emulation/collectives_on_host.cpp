@@ -122,8 +122,7 @@ bool reduce_scatter(Rank& rank, int call, const Draw& draw) {
   T* x = reinterpret_cast<T*>(input.data()) + draw.offset();
   for (int64_t i = 0; i < kRanks * numel; ++i) x[i] = value_of<T>(rank.boxes.rank, call, i);
   T* out = draw.in_place() ? x + own : reinterpret_cast<T*>(output.data()) + draw.offset();
-  auto* kernel = draw.is_long() ? reduce_scatter_kernel<LongConfig<T, kRanks>> : reduce_scatter_kernel<Config<T, kRanks>>;
-  launch(draw.blocks(), draw.threads(), kernel, rank.boxes, Message{x, out, numel});
+  launch(draw.blocks(), draw.threads(), reduce_scatter_kernel<Config<T, kRanks>>, rank.boxes, Message{x, out, numel});
   return rank.report.failed || is_sum<T, kRanks>(out, call, own, numel);
 }
 

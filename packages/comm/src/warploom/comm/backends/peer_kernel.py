@@ -24,7 +24,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_THREADS = 512
 _MIN_THREADS = 128
 _LONG = 8 << 20  # bytes of a message, from which on stages overlap
-_LONG_SHAPE = MAX_BLOCKS, 256  # more would spread what is on its way over more than the L2 holds
+_REGISTERS_FOR = 4  # ranks, whose packets fit the registers of the most threads when stages overlap
 
 
 class Message(ParamStruct):
@@ -68,6 +68,11 @@ def launch_shape(packets: int) -> tuple[int, int]:
     blocks = min(MAX_BLOCKS, -(-packets // _MIN_THREADS))
     threads = -(-packets // blocks)
     return blocks, min(MAX_THREADS, max(_MIN_THREADS, -(-threads // 32) * 32))
+
+
+def _long_shape(size: int) -> tuple[int, int]:
+    """The launch for long messages: with more threads what is on its way would leave the L2 before it is taken."""
+    return (MAX_BLOCKS // 2, MAX_THREADS) if size <= _REGISTERS_FOR else (MAX_BLOCKS, MAX_THREADS // 2)
 
 
 def _is_dependent(comm: Communicator) -> bool:
@@ -147,14 +152,16 @@ class PeerReduction(PeerKernel):
     @functools.cache
     def spec(cls, dtype: torch.dtype, size: int, long: bool = False) -> KernelSpec:
         """The instance for a dtype and a number of ranks, of two kinds if there are stages."""
-        stages = {"kLong": long} if cls.has_stages else {}
-        threads = _LONG_SHAPE[1] if long else MAX_THREADS
-        return peer_spec(cls.header, cls.kernel, size, Message, threads=threads, T=cpp_type(dtype), **stages)
+        config: dict[str, Any] = {"T": cpp_type(dtype)}
+        if cls.has_stages:
+            config["kLong"] = long
+        threads = _long_shape(size)[1] if long else MAX_THREADS
+        return peer_spec(cls.header, cls.kernel, size, Message, threads=threads, **config)
 
     def _launch(self, problem: Any) -> tuple[KernelSpec, tuple[int, int]]:
         """The kernel and how to launch it."""
         if self.has_stages and problem.nbytes >= _LONG:
-            return self.spec(problem.dtype, problem.size, True), _LONG_SHAPE
+            return self.spec(problem.dtype, problem.size, True), _long_shape(problem.size)
         return self.spec(problem.dtype, problem.size), launch_shape(self.packets_of_rank(problem))
 
     @abstractmethod

@@ -11,7 +11,7 @@ WL_DEVICE Message part_of(const Message& message, int rank) {
   return {static_cast<const T*>(message.input) + rank * message.numel, message.output, message.numel};
 }
 
-// Config: T, the element type; kRanks; kMaxThreads; kLong, whether stages overlap.
+// Config: T, the element type; kRanks; kMaxThreads.
 template <class Config>
 __global__ void __launch_bounds__(Config::kMaxThreads, 1)
     reduce_scatter_kernel(const __grid_constant__ Mailboxes boxes, const __grid_constant__ Message message) {
@@ -24,26 +24,21 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   Call call(kReduceScatter, kElement<T>, message.numel);
   if (!begin_call(call, boxes)) return;
 
-  const Message own = part_of<T>(message, rank);
-  const bool aligned = is_aligned(own);
-  const int64_t behind = (Config::kLong ? kLag : ceil_div(packets, step)) * step;
-  for (int64_t i = first; i < packets + behind; i += step) {
-    const int64_t reduced = i - behind;
-    uint4 taken[kRanks];
-    if (reduced >= 0) {  // on their way while others are sent
-      set_own(taken, rank, load_packet<T>(own, reduced, aligned));
-      load_packets(taken, boxes.half(rank, call) + reduced, packets, rank);
-    }
+  for (int64_t i = first; i < packets; i += step) {
 #pragma unroll
     for (int hop = 1; hop < kRanks; ++hop) {
-      if (i >= packets) continue;
       const int peer = (rank + hop) % kRanks;
       const Message part = part_of<T>(message, peer);
       send_packet(boxes.half(peer, call) + rank * packets + i, load_packet<T>(part, i, is_aligned(part)));
     }
-    if (reduced < 0) continue;
-    const bool complete = await_packets(taken, boxes.half(rank, call) + reduced, packets, boxes, call, 0);
-    store_packet<T>(own, reduced, aligned, complete ? sum_packets<T>(taken) : nan_packet());
+  }
+  const Message own = part_of<T>(message, rank);
+  const bool aligned = is_aligned(own);
+  for (int64_t i = first; i < packets; i += step) {
+    uint4 taken[kRanks];
+    set_own(taken, rank, load_packet<T>(own, i, aligned));
+    const bool complete = take_packets(taken, boxes.half(rank, call) + i, packets, boxes, call, 0);
+    store_packet<T>(own, i, aligned, complete ? sum_packets<T>(taken) : nan_packet());
   }
   end_call(call, boxes);
 }
