@@ -142,7 +142,7 @@ class EmulatedKernel(kernel_module.Kernel):
         if first:  # all but the kernel that places tokens
             assert kinds[0] is Mailboxes
             assert first[0]["buffers"][:2] == [1, 2], "not the communicator's mailboxes"
-            fields |= {"landing": landing for landing in first[1:]}
+            fields["landing"] = first[-1] if len(first) > 1 else None
         self._ranks.launches.append((self._spec.name, tuple(shape), stream, fields))
         return (0,)
 
