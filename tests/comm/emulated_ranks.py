@@ -9,6 +9,7 @@ import torch._dynamo  # its tables are made of torch's own functions, before som
 
 from warploom.comm import Communicator, communicator, peer_workspace, repeated_fusion
 from warploom.comm.peer_workspace import HEADER_BYTES, STAGING_BYTES, Mailboxes, PeerWorkspace
+from warploom.comm.symmetric import SymmetricBuffer
 from warploom.comm.topology import Topology
 from warploom.core import calls, device, tensors
 from warploom.core.jit import KernelSpec
@@ -62,10 +63,25 @@ class EmulatedStream:
         self._events.append(f"{self.cuda_stream} after {event}")
 
 
+class EmulatedBuffer(SymmetricBuffer):
+    """Memory that a peer would map, too."""
+
+    def __init__(self, nbytes, device, transport, topology):
+        self.nbytes, self.device, self._closed = nbytes, device, False
+        self.local = torch.zeros(nbytes, dtype=torch.uint8)
+        self.pointers = (self.local.data_ptr(), 2)
+
+    def close(self, wait=True):
+        if wait and not self._closed:
+            del self.local
+        self._closed = True
+
+
 class EmulatedRanks:
     """Takes the place of the driver as long as the monkeypatch lasts.
 
-    `launches` are (kernel, grid and block, stream, fields of the parameters), `events` what a stream waits for.
+    `launches` are (kernel, grid and block, stream, fields of the parameters), those of symmetric memory under "landing";
+    `events` are what a stream waits for.
     """
 
     def __init__(self, monkeypatch):
@@ -87,6 +103,7 @@ class EmulatedRanks:
         monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: self.current, raising=False)
         monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda at: self.stream, raising=False)
         monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+        monkeypatch.setattr(communicator, "SymmetricBuffer", EmulatedBuffer)
         monkeypatch.setattr(communicator, "nccl_beside", lambda *_: SimpleNamespace(close=lambda: None))
         monkeypatch.setattr(kernel_module, "ensure_context", lambda at: None)
         monkeypatch.setattr(KernelSpec, "load", load)
@@ -119,10 +136,13 @@ class EmulatedKernel(kernel_module.Kernel):
 
     def _launch(self, config, function, where, _extra):
         shape, stream = config.shape, config.hStream
-        addresses = struct.unpack("2P", ctypes.string_at(where, 16))
-        mailboxes, fields = map(unpacked, self._spec.params, addresses)
-        assert self._spec.params[0] is Mailboxes
-        assert mailboxes["buffers"][:2] == [1, 2], "not the communicator's mailboxes"
+        kinds = self._spec.params
+        addresses = struct.unpack(f"{len(kinds)}P", ctypes.string_at(where, 8 * len(kinds)))
+        *first, fields = map(unpacked, kinds, addresses)
+        if first:  # all but the kernel that places tokens
+            assert kinds[0] is Mailboxes
+            assert first[0]["buffers"][:2] == [1, 2], "not the communicator's mailboxes"
+            fields["landing"] = first[-1] if len(first) > 1 else None
         self._ranks.launches.append((self._spec.name, tuple(shape), stream, fields))
         return (0,)
 

@@ -70,7 +70,7 @@ def run_into(
 
 
 class RepeatedCollective(RepeatedCall):
-    """Of operators that fill one tensor from another."""
+    """Of operators that fill one tensor from another, and whatever else their backends take."""
 
     def __init__(
         self,
@@ -80,16 +80,18 @@ class RepeatedCollective(RepeatedCall):
         comm: Communicator,
         out: torch.Tensor,
         x: torch.Tensor,
+        *more: Any,
     ) -> None:
+        self.shape = out.shape
         self._is_dense = out.is_contiguous() and x.is_contiguous()
-        super().__init__(operator, problem, backend, comm, dense(out), dense(x))
+        super().__init__(operator, problem, backend, comm, dense(out), dense(x), *more)
 
-    def fill(self, comm: Communicator, out: torch.Tensor, x: torch.Tensor) -> None:
+    def fill(self, comm: Communicator, out: torch.Tensor, x: torch.Tensor, *more: Any) -> None:
         """What `run_into` does."""
         if self._is_dense:
-            self.run(comm, out, x)
+            self.run(comm, out, x, *more)
             return
         buffer = dense(out)
-        self.run(comm, buffer, x.contiguous())
+        self.run(comm, buffer, x.contiguous(), *more)
         if buffer is not out:
             out.copy_(buffer)

@@ -50,6 +50,8 @@ class Landing:
         What kernels take.
     handle : int
         Its number for operators registered with torch.
+    places : torch.Tensor
+        ``[capacity]``: 0, 1, 2 and so on, to compare with numbers of rows.
     """
 
     def __init__(self, comm: Communicator, capacity: int, row_bytes: int) -> None:
@@ -60,6 +62,8 @@ class Landing:
         nbytes = self._rows + comm.size * capacity * row_bytes + _MOST_TENSORS * _ALIGNMENT
         self._buffer = comm.symmetric_buffer(nbytes)
         self._buffer.local[: self._rows].zero_()
+        # Counted here, since what a graph captures is there only once it has run.
+        self.places = torch.arange(capacity, dtype=torch.int32, device=self._buffer.local.device)
         torch.cuda.synchronize(comm.device)
         comm.barrier()  # no rank sends before all flags are down
         pointers = self._buffer.pointers

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 
@@ -12,11 +13,13 @@ from warploom.comm.backends.mpi.moe_all_to_all import MpiCombine, MpiDispatch
 from warploom.comm.backends.nccl.moe_all_to_all import NcclCombine, NcclDispatch
 from warploom.comm.backends.oneshot.moe_all_to_all import OneShotCombine, OneShotDispatch
 from warploom.comm.backends.reference.moe_all_to_all import ReferenceCombine, ReferenceDispatch
-from warploom.comm.collective import agree_on, check_comm, run_into
+from warploom.comm.collective import RepeatedCollective, agree_on, check_comm, run_into
 from warploom.comm.communicator import Communicator
 from warploom.comm.handles import find
 from warploom.comm.landing import Landing, find_landing
 from warploom.comm.problems.moe_all_to_all import MoeCombineProblem, MoeDispatchProblem
+from warploom.comm.repeated import keep_call
+from warploom.comm.repeated_moe import RepeatedDispatch, moe_key
 from warploom.core.backends import Backend, Operator
 from warploom.core.device import device_guard
 from warploom.core.errors import CommunicationError, PerformanceWarning, PlanError
@@ -132,14 +135,33 @@ class MoeAlltoAll:
         ArgumentError, UnsupportedError, CommunicationError
             As in `all_to_all`.
         """
+        experts, rows, landing = token_selected_experts, runtime_max_tokens_per_rank, self._landings.get("dispatch")
+        key = self._dispatch_key(experts, input_payloads, rows, invalid_token_expert_id, expert_id_payload_index)
+        known = None if key is None else self.comm.repeated.get(key)
+        if isinstance(known, RepeatedDispatch) and landing is not None and self._slots is None:
+            received, counts, slots = known.dispatch(self.comm, experts, input_payloads, landing)
+        else:
+            received, counts, slots = self._look_at_dispatch(
+                experts, input_payloads, rows, invalid_token_expert_id, expert_id_payload_index
+            )
+        self.recv_counts, self._slots = counts, slots
+        if invalid_token_expert_id is not None and expert_id_payload_index is not None:
+            self._sanitise(received[expert_id_payload_index], counts, invalid_token_expert_id)
+        return received
+
+    def _look_at_dispatch(
+        self, token_selected_experts: torch.Tensor, input_payloads: Sequence[torch.Tensor], rows: int,
+        invalid: int | None, ids: int | None,
+    ) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:  # fmt: skip
+        """`dispatch` of what is not known: the received rows, their numbers and the slots."""
         check = Checker("MoeAlltoAll.dispatch")
         experts = check.tensor("token_selected_experts", token_selected_experts, "tokens top_k", dtype=_EXPERT_DTYPES)
         payloads = [check.tensor(f"input_payloads[{i}]", p, "*") for i, p in enumerate(input_payloads)]
         check_comm(check, self.comm)
-        self._check_dispatch(check, experts, payloads, runtime_max_tokens_per_rank)
-        if invalid_token_expert_id is not None:
-            self._check_ids(check, payloads, expert_id_payload_index)
-        size, rows = self.comm.size, runtime_max_tokens_per_rank
+        self._check_dispatch(check, experts, payloads, rows)
+        if invalid is not None:
+            self._check_ids(check, payloads, ids)
+        size = self.comm.size
         landing = self._landing("dispatch", experts, sum(map(_row_bytes, payloads)))
         if landing is None:
             received = [payload.new_empty(size, rows, *payload.shape[1:]) for payload in payloads]
@@ -151,10 +173,14 @@ class MoeAlltoAll:
         _dispatch(
             received, counts, slots, experts, payloads, self.num_experts, rows, self.comm.handle, handle, self.backend
         )
-        self.recv_counts, self._slots = counts, slots
-        if invalid_token_expert_id is not None and expert_id_payload_index is not None:
-            self._sanitise(received[expert_id_payload_index], counts, invalid_token_expert_id)
-        return received
+        if landing is not None:
+            key = self._dispatch_key(experts, payloads, rows, invalid, ids)
+            problem = MoeDispatchProblem.of(self.comm, experts, payloads, rows, self.num_experts, True)
+            keep_call(
+                key, self.comm, RepeatedDispatch, MOE_DISPATCH, problem, self.backend, self.comm, received, counts, slots,
+                experts, payloads, landing,
+            )  # fmt: skip
+        return received, counts, slots
 
     def combine(
         self, payload: torch.Tensor, runtime_max_tokens_per_rank: int, *, out: torch.Tensor | None = None
@@ -183,9 +209,24 @@ class MoeAlltoAll:
         """
         if self._slots is None or self.recv_counts is None:
             raise PlanError("MoeAlltoAll.combine: nothing was dispatched; call dispatch first")
+        slots, counts, landing = self._slots, self.recv_counts, self._landings.get("combine")
+        key = self._combine_key(payload, runtime_max_tokens_per_rank, out, slots)
+        known = None if key is None else self.comm.repeated.get(key)
+        if isinstance(known, RepeatedCollective):
+            out = payload.new_empty(known.shape) if out is None else out
+            known.fill(self.comm, out, payload, slots, counts, landing)
+        else:
+            out = self._look_at_combine(payload, runtime_max_tokens_per_rank, out, slots, counts)
+        self._slots = None
+        return out
+
+    def _look_at_combine(
+        self, payload: torch.Tensor, rows: int, given: torch.Tensor | None, slots: torch.Tensor, counts: torch.Tensor
+    ) -> torch.Tensor:
+        """`combine` of what is not known."""
         check = Checker("MoeAlltoAll.combine")
         payload = check.tensor("payload", payload, "ranks rows hidden", dtype=_COMBINE_DTYPES)
-        expected = (self.comm.size, runtime_max_tokens_per_rank)
+        expected = (self.comm.size, rows)
         check.require(
             tuple(payload.shape[:2]) == expected,
             "payload",
@@ -193,18 +234,39 @@ class MoeAlltoAll:
             tuple(payload.shape),
         )
         check_comm(check, self.comm)
-        slots = self._slots
-        out = check.output("out", out, (slots.shape[0], payload.shape[2]), payload.dtype)
+        out = check.output("out", given, (slots.shape[0], payload.shape[2]), payload.dtype)
         landing = self._landing("combine", payload, payload.shape[2] * payload.element_size())
         handle = landing.handle if landing else 0
-        _combine(out, payload, slots, self.recv_counts, self.comm.handle, handle, self.backend)
-        self._slots = None
+        _combine(out, payload, slots, counts, self.comm.handle, handle, self.backend)
+        if landing is not None:
+            key = self._combine_key(payload, rows, given, slots)
+            problem = MoeCombineProblem.of(self.comm, payload, True)
+            keep_call(
+                key, self.comm, RepeatedCollective, MOE_COMBINE, problem, self.backend, self.comm, out, payload, slots,
+                counts, landing,
+            )  # fmt: skip
         return out
+
+    @property
+    def _limits(self) -> tuple[Any, ...]:
+        return self.num_experts, self.top_k, self.max_num_tokens, self.backend
+
+    def _dispatch_key(self, experts: Any, payloads: Any, rows: Any, invalid: Any, ids: Any) -> Hashable | None:
+        """What a dispatch is known by; None if it has to be looked at."""
+        landing = self._landings.get("dispatch")
+        return moe_key(MOE_DISPATCH, self.comm, landing, self._limits, experts, rows, invalid, ids, payloads=payloads)
+
+    def _combine_key(self, payload: Any, rows: Any, out: Any, slots: torch.Tensor) -> Hashable | None:
+        """What a combine is known by; None if it has to be looked at."""
+        landing = self._landings.get("combine")
+        return moe_key(MOE_COMBINE, self.comm, landing, self._limits, payload, rows, out, slots.shape[0])
 
     def _landing(self, call: str, x: torch.Tensor, row_bytes: int) -> Landing | None:
         """Symmetric memory for the rows of one of the two calls, made anew when rows have grown; None without any."""
         if not x.is_cuda or self.comm.size == 1 or self.comm.why_no_peer_kernels or self.backend in _NEED_NO_LANDING:
             return None
+        if not torch.compiler.is_compiling():
+            self.comm.require_open(f"moe_{call}")  # a closed one has given the memory back
         landing = self._landings.get(call)
         if call in self._landings and (landing is None or row_bytes <= landing.row_bytes):
             return landing
@@ -214,6 +276,7 @@ class MoeAlltoAll:
                 "make it once before the capture"
             )
         if landing is not None:
+            self.comm.repeated.clear()  # there are views of its memory
             landing.close()
         try:
             self._landings[call] = Landing(self.comm, self.max_num_tokens, row_bytes)
@@ -252,10 +315,11 @@ class MoeAlltoAll:
 
     def _sanitise(self, ids: torch.Tensor, counts: torch.Tensor, invalid: int) -> None:
         """Replace, in ``ids [size, rows, top_k]``, those that are not this rank's business."""
-        local = self.num_experts // self.comm.size
-        first = self.comm.rank * local
-        empty = torch.arange(ids.shape[1], device=ids.device) >= counts.unsqueeze(1)  # [size, rows]
-        ids.masked_fill_(empty.unsqueeze(-1) | (ids < first) | (ids >= first + local), invalid)
+        landing, rows = self._landings.get("dispatch"), ids.shape[1]
+        places = torch.arange(rows, device=ids.device) if landing is None else landing.places[:rows]
+        empty = places >= counts.unsqueeze(1)  # [size, rows]
+        foreign = ids // (self.num_experts // self.comm.size) != self.comm.rank  # of no expert, too
+        ids.masked_fill_(foreign | empty.unsqueeze(-1), invalid)
 
 
 def _row_bytes(tensor: torch.Tensor) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Annotated
 
 import torch
 
-from warploom.comm.backends.peer_kernel import MAX_THREADS, launch, peer_spec
+from warploom.comm.backends.peer_kernel import MAX_THREADS, launch, peer_spec, prepare
 from warploom.comm.communicator import Communicator
 from warploom.comm.peer_workspace import CHUNK_BYTES, MAX_BLOCKS, SLOTS
 from warploom.comm.problems.base import CommProblem
@@ -17,7 +17,7 @@ from warploom.comm.topology import MAX_PEERS
 from warploom.core.backends import Backend, Support
 from warploom.core.jit import KernelSpec, ParamStruct, i64, ptr
 
-__all__ = ["ExchangeParams", "PeerExchange", "all_gather_params", "all_to_all_params", "exchange_spec"]
+__all__ = ["ExchangeParams", "PeerExchange", "all_gather_params", "all_to_all_params", "exchange_spec", "offsets"]
 
 # Ranks must launch alike and each knows only its own counts, so that sizes decide nothing.
 _SHAPE = MAX_BLOCKS, MAX_THREADS
@@ -64,7 +64,13 @@ def all_gather_params(out: torch.Tensor, x: torch.Tensor) -> ExchangeParams:
 
 def _parts(x: torch.Tensor, nbytes: list[int]) -> list[int]:
     """Where the parts of each rank begin."""
-    return [x.data_ptr() + offset for offset in accumulate(nbytes[:-1], initial=0)]
+    begin = x.data_ptr()
+    return [begin + offset for offset in offsets(nbytes)]
+
+
+def offsets(nbytes: list[int]) -> list[int]:
+    """Where the parts of each rank begin, behind one another."""
+    return list(accumulate(nbytes[:-1], initial=0))
 
 
 def _params(inputs: list[int], outputs: list[int], sent: list[int], received: list[int]) -> ExchangeParams:
@@ -91,3 +97,15 @@ class PeerExchange(Backend):
     def exchange(comm: Communicator, params: ExchangeParams) -> None:
         """Launch the kernel."""
         launch(comm, exchange_spec(comm.size), _SHAPE, params)
+
+    @staticmethod
+    def prepare(comm: Communicator, params: ExchangeParams) -> Callable[..., None]:
+        """`exchange` again and again with the addresses that the parts of each rank are sent from and received at."""
+        size = comm.size
+        launch_at = prepare(comm, exchange_spec(size), _SHAPE, params, pointers=2 * MAX_PEERS)
+        unused = [0] * (MAX_PEERS - size)
+
+        def exchange_at(inputs: list[int], outputs: list[int]) -> None:
+            launch_at(*inputs, *unused, *outputs, *unused)
+
+        return exchange_at

@@ -102,7 +102,8 @@ class PeerFusion(ComposedFusion):
             return super().bind(problem)
         spec = self.spec_of(problem)
         reducers, shape = self._shape(problem, spec)
-        launch_at = prepare(comm, spec, shape, fusion_params(problem, tensors, reducers), len(_POINTERS))
+        params = fusion_params(problem, tensors, reducers)
+        launch_at = prepare(comm, spec, shape, params, pointers=len(_POINTERS))
 
         def run(comm: Communicator, tensors: FusionTensors) -> None:
             addresses = [0 if tensor is None else tensor.data_ptr() for tensor in kernel_tensors(tensors)]

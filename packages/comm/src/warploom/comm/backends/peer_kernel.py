@@ -89,14 +89,15 @@ def launch(comm: Communicator, spec: KernelSpec, shape: tuple[int, int], *params
 
 
 def prepare(
-    comm: Communicator, spec: KernelSpec, shape: tuple[int, int], params: ParamStruct, pointers: int
+    comm: Communicator, spec: KernelSpec, shape: tuple[int, int], *params: ParamStruct, pointers: int
 ) -> Callable[..., None]:
-    """`launch` again and again with other addresses, which are the first so many fields of the parameters."""
+    """`launch` again and again with other addresses, which are the first so many fields of the last parameters."""
     workspace = comm.peer_workspace
     assert workspace is not None, "a kernel was chosen without mailboxes"
     kernel = spec.load(comm.device)
-    arguments = (workspace.arguments, params)
-    prepared = kernel.prepare(*shape, *arguments, pointers=pointers, parameter=1, pdl=_is_dependent(comm))
+    prepared = kernel.prepare(
+        *shape, workspace.arguments, *params, pointers=pointers, parameter=len(params), pdl=_is_dependent(comm)
+    )
 
     def launch_at(*addresses: int) -> None:
         workspace.follow_stream()

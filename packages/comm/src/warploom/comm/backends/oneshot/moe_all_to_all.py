@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Annotated
 
 import torch
 
-from warploom.comm.backends.peer_kernel import DTYPES, PACKET_BYTES, PIECE_BYTES, launch, launch_shape, peer_spec
+from warploom.comm.backends.peer_kernel import (
+    DTYPES,
+    PACKET_BYTES,
+    PIECE_BYTES,
+    launch,
+    launch_shape,
+    peer_spec,
+    prepare,
+)
 from warploom.comm.communicator import Communicator
 from warploom.comm.landing import Landing
 from warploom.comm.peer_workspace import MAX_BLOCKS
@@ -221,3 +230,42 @@ class OneShotCombine(Backend):
         launch(comm, self.spec(problem.dtype, problem.size), shape, params)
         if target is not out:
             out.copy_(target)
+
+    def bind(
+        self,
+        problem: MoeCombineProblem,
+        comm: Communicator,
+        out: torch.Tensor,
+        payload: torch.Tensor,
+        slots: torch.Tensor,
+        counts: torch.Tensor,
+        landing: Landing | None,
+    ) -> Callable[..., None]:
+        packets = problem.row_bytes // PACKET_BYTES
+        params = CombineParams(
+            payload=None,
+            output=None,
+            slots=None,
+            counts=None,
+            tokens=slots.shape[0],
+            max_tokens=problem.max_tokens,
+            packets=packets,
+        )
+        shape = launch_shape(max(1, problem.max_tokens * packets))
+        launch_at = prepare(comm, self.spec(problem.dtype, problem.size), shape, params, pointers=4)
+
+        def run(
+            comm: Communicator,
+            out: torch.Tensor,
+            payload: torch.Tensor,
+            slots: torch.Tensor,
+            counts: torch.Tensor,
+            landing: Landing | None,
+        ) -> None:
+            at_payload, at_out = payload.data_ptr(), out.data_ptr()
+            if (at_payload | at_out) % PACKET_BYTES:
+                self.run(problem, comm, out, payload, slots, counts, landing)
+            else:
+                launch_at(at_payload, at_out, slots.data_ptr(), counts.data_ptr())
+
+        return run
