@@ -366,7 +366,7 @@ def test_ranks_choose_alike_whatever_they_know(ranks, monkeypatch):
         monkeypatch.setattr(backend, "run", lambda self, problem, comm, out, x: served.append("nccl"))
     chance = random.Random(3)
     comms = [ranks.communicator() for _ in range(3)]
-    x, large = on_gpu(8, 40), on_gpu(1 << 17)
+    x, large, too_large = on_gpu(8, 40), on_gpu(1 << 17), on_gpu(1 << 20)
     chosen = set()
     for step in range(300):
         if chance.random() < 0.2:
@@ -386,6 +386,7 @@ def test_ranks_choose_alike_whatever_they_know(ranks, monkeypatch):
                 lambda comm: (all_gather(x, comm), ALL_GATHER.last.name),
                 lambda comm: (all_reduce(x, comm, out=x, backend="twoshot"), ALL_REDUCE.last.name),
                 lambda comm: (all_reduce(large, comm), ALL_REDUCE.last.name),
+                lambda comm: (all_reduce(too_large if comm.why_no_nccl(True) == "" else x, comm), ALL_REDUCE.last.name),
             ]
         )
         names = {call(comm)[1] for comm in comms}

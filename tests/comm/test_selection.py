@@ -77,13 +77,14 @@ def test_refusals_say_why():
     assert reasons("mpi", device_type="cpu", arch=0, transport="gloo") == ("the communicator's transport is gloo",)
 
 
-def test_what_is_not_measured_is_taken_by_name():
+def test_peer_memory_comes_before_nccl():
     gather = AllGatherProblem(**{**ON_GPU, "nbytes": 1 << 20})
     scatter = ReduceScatterProblem(**{**ON_GPU, "nbytes": 1 << 20, "dtype": torch.bfloat16})
     for operator, problem in ((ALL_GATHER, gather), (REDUCE_SCATTER, scatter)):
-        assert operator.select(problem).name == "nccl"
-        assert operator.select(problem, "oneshot").name == "oneshot"
+        assert operator.select(problem).name == "oneshot"
         assert operator.select(replace(problem, no_nccl="ranks share a GPU", capturing=True)).name == "oneshot"
+        assert operator.select(replace(problem, no_peer_kernels="two hosts")).name == "nccl"
+    assert REDUCE_SCATTER.select(replace(scatter, nbytes=1 << 30)).name == "nccl"
     assert not REDUCE_SCATTER.backends["oneshot"].supports(replace(scatter, op="max"))
 
 
@@ -91,28 +92,48 @@ def test_exchanges_take_any_size():
     gather = AllGatherProblem(**{**ON_GPU, "nbytes": 1 << 30})
     to_all = AllToAllProblem(**{**ON_GPU, "row_bytes": 1 << 20})
     for operator, problem in ((ALL_GATHER, gather), (ALL_TO_ALL, to_all)):
-        assert operator.select(problem).name == "nccl"
-        assert operator.select(problem, "exchange").name == "exchange"
+        assert operator.select(problem).name == "exchange"
         assert operator.select(replace(problem, no_nccl="ranks share a GPU", capturing=True)).name == "exchange"
+        assert operator.select(replace(problem, no_peer_kernels="two hosts")).name == "nccl"
         refused = operator.backends["exchange"].check(replace(problem, no_peer_kernels="two hosts"))
         assert refused.reasons == ("two hosts",)
     assert not set(AllToAllProblem.__dataclass_fields__) & {"rows", "nbytes", "sent", "received"}
 
 
+def test_what_was_measured_on_an_h200_decides():
+    where = {**ON_GPU, "device_name": "NVIDIA H200", "size": 2}
+    rows = {"row_bytes": 7424, "top_k": 8, "num_experts": 256, "payloads": 3, "lands": True}
+    fusion = {"dtype": torch.bfloat16, "op": "sum", "hidden": 8192, "group_size": 0}
+    fusion["pattern"] = AllReduceFusionPattern.kARResidualRMSNorm
+    dispatch = MoeDispatchProblem(**where, **rows, max_tokens=16)
+    fused = FusionProblem(**{**where, "half_bytes": 1 << 27}, **fusion, nbytes=1 << 14, tokens=1)
+    gather = AllGatherProblem(**where, nbytes=1 << 14)
+    assert MOE_DISPATCH.select(dispatch).name == "oneshot"
+    assert MOE_DISPATCH.select(replace(dispatch, max_tokens=4096)).name == "direct"
+    assert ALLREDUCE_FUSION.select(fused).name == "fused_oneshot"
+    assert ALLREDUCE_FUSION.select(replace(fused, tokens=1024, nbytes=1 << 24)).name == "fused_twoshot"
+    assert ALL_GATHER.select(gather).name == "oneshot"
+    assert ALL_GATHER.select(replace(gather, nbytes=1 << 24)).name == "exchange"
+
+
 def test_dispatch_and_combine_over_peer_memory():
     where = {**ON_GPU, "row_bytes": 7168 + 224, "max_tokens": 128}
-    dispatch = MoeDispatchProblem(**where, top_k=8, num_experts=256, payloads=2)
-    combine = MoeCombineProblem(**{**where, "row_bytes": 14336}, dtype=torch.bfloat16)
-    ours = MOE_DISPATCH.backends["oneshot"], MOE_COMBINE.backends["oneshot"]
-    assert all(backend.supports(one) for backend, one in zip(ours, (dispatch, combine), strict=True))
-    assert MOE_DISPATCH.select(dispatch).name == "nccl"
-    for backend, one in zip(ours, (dispatch, combine), strict=True):
-        (reason,) = backend.supports(replace(one, max_tokens=4096)).reasons
+    dispatch = MoeDispatchProblem(**where, top_k=8, num_experts=256, payloads=2, lands=True)
+    combine = MoeCombineProblem(**{**where, "row_bytes": 14336}, dtype=torch.bfloat16, lands=True)
+    for operator, one in ((MOE_DISPATCH, dispatch), (MOE_COMBINE, combine)):
+        assert operator.select(one).name == "direct"
+        assert operator.select(replace(one, lands=False)).name == "oneshot"
+        assert operator.select(replace(one, no_peer_kernels="two hosts")).name == "nccl"
+        assert operator.backends["direct"].supports(replace(one, max_tokens=1 << 20))
+        (reason,) = operator.backends["direct"].supports(replace(one, lands=False)).reasons
+        assert "symmetric memory" in reason
+        (reason,) = operator.backends["oneshot"].supports(replace(one, max_tokens=4096)).reasons
         assert "more workspace_bytes lift that" in reason
-        assert not backend.supports(replace(one, size=1))
-    assert not ours[0].supports(replace(dispatch, payloads=9))
-    assert not ours[1].supports(replace(combine, row_bytes=20))
-    assert not ours[1].supports(replace(combine, dtype=torch.int32))
+        assert not any(operator.backends[name].supports(replace(one, size=1)) for name in ("direct", "oneshot"))
+    for name in ("direct", "oneshot"):
+        assert not MOE_DISPATCH.backends[name].supports(replace(dispatch, payloads=9))
+        assert not MOE_COMBINE.backends[name].supports(replace(combine, row_bytes=20))
+        assert not MOE_COMBINE.backends[name].supports(replace(combine, dtype=torch.int32))
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 8])
@@ -152,7 +173,8 @@ def test_a_fusion_is_served_by_its_all_reduce():
         **ON_GPU, nbytes=1 << 20, dtype=torch.bfloat16, op="sum", tokens=64, hidden=8192, group_size=0,
         pattern=AllReduceFusionPattern.kARResidualRMSNorm,
     )  # fmt: skip
-    assert ALLREDUCE_FUSION.select(problem).name == "oneshot"
+    assert ALLREDUCE_FUSION.select(problem).name == "fused_oneshot"
+    assert ALLREDUCE_FUSION.select(replace(problem, hidden=8191, nbytes=64 * 8191 * 2)).name == "oneshot"
     assert ALLREDUCE_FUSION.backends["mpi"].check(problem).reasons == ("takes CPU tensors",)
 
 
@@ -160,7 +182,7 @@ def test_ranks_choose_alike_whatever_their_tensors_addresses():
     """Nothing that may differ between ranks decides."""
     fields = set(AllReduceProblem.__dataclass_fields__) | set(AllGatherProblem.__dataclass_fields__)
     assert not fields & {"rank", "aligned", "rows", "contiguous", "address"}
-    assert ALL_GATHER.select(AllGatherProblem(**ON_GPU, nbytes=8)).name == "nccl"
+    assert ALL_GATHER.select(AllGatherProblem(**ON_GPU, nbytes=8)).name == "oneshot"
 
 
 def test_tuning_tables_see_what_decides_speed():

@@ -31,12 +31,12 @@ __all__ = ["MOE_COMBINE", "MOE_DISPATCH", "MoeAlltoAll"]
 MOE_DISPATCH = Operator(
     "moe_dispatch",
     family="comm",
-    backends=(OneShotDispatch(), DirectDispatch(), NcclDispatch(), MpiDispatch(), ReferenceDispatch()),
+    backends=(DirectDispatch(), OneShotDispatch(), NcclDispatch(), MpiDispatch(), ReferenceDispatch()),
 )
 MOE_COMBINE = Operator(
     "moe_combine",
     family="comm",
-    backends=(OneShotCombine(), DirectCombine(), NcclCombine(), MpiCombine(), ReferenceCombine()),
+    backends=(DirectCombine(), OneShotCombine(), NcclCombine(), MpiCombine(), ReferenceCombine()),
 )
 
 _EXPERT_DTYPES = (torch.int32, torch.int64)
