@@ -366,7 +366,7 @@ def test_ranks_choose_alike_whatever_they_know(ranks, monkeypatch):
         monkeypatch.setattr(backend, "run", lambda self, problem, comm, out, x: served.append("nccl"))
     chance = random.Random(3)
     comms = [ranks.communicator() for _ in range(3)]
-    x, large, too_large = on_gpu(8, 40), on_gpu(1 << 17), on_gpu(1 << 20)
+    x, large = on_gpu(8, 40), on_gpu(1 << 17)
     chosen = set()
     for step in range(300):
         if chance.random() < 0.2:
@@ -380,13 +380,14 @@ def test_ranks_choose_alike_whatever_they_know(ranks, monkeypatch):
         comms[1].repeated.clear()
         if chance.random() < 0.2:
             comms[2].repeated.clear()
+        gatherer = "oneshot" if step < 150 else "nccl"
         call = chance.choice(
             [
                 lambda comm: (all_reduce(x, comm, out=x), ALL_REDUCE.last.name),
                 lambda comm: (all_gather(x, comm), ALL_GATHER.last.name),
                 lambda comm: (all_reduce(x, comm, out=x, backend="twoshot"), ALL_REDUCE.last.name),
                 lambda comm: (all_reduce(large, comm), ALL_REDUCE.last.name),
-                lambda comm: (all_reduce(too_large if comm.why_no_nccl(True) == "" else x, comm), ALL_REDUCE.last.name),
+                lambda comm, gatherer=gatherer: (all_gather(x, comm, backend=gatherer), ALL_GATHER.last.name),
             ]
         )
         names = {call(comm)[1] for comm in comms}
