@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from comm_oracle import FLOATS, in_rank_order
+from gpu_ranks import KERNELS, be_late, calls_for, inputs
 
 from warploom.comm import Communicator, all_reduce
 from warploom.core.errors import CommunicationError, UnsupportedError
@@ -17,20 +18,7 @@ from warploom.core.settings import settings
 from warploom.core.testing import assert_close, cases
 
 pytestmark = pytest.mark.multigpu(count=1)
-KERNELS = ["oneshot", "twoshot"]
 MIB = 1 << 20
-
-
-def inputs(comm, numel, dtype, seed=0, offset=0):
-    """The messages of all ranks, which every GPU draws alike; they start `offset` elements past a boundary."""
-    generator = torch.Generator(comm.device).manual_seed(seed)
-    wide = torch.randn(comm.size, numel + offset, generator=generator, device=comm.device)
-    return [row.to(dtype).clone()[offset:] for row in wide]
-
-
-def calls_for(comm, calls):
-    """Fewer calls where ranks take turns on a GPU: each costs a time slice."""
-    return calls // 20 if comm.topology.shares_gpus else calls
 
 
 def same_on_all_ranks(comm, x):
@@ -87,10 +75,8 @@ def soak(comm, calls, skew):
     wrong = torch.zeros((), dtype=torch.int64, device=comm.device)
     for call in range(calls):
         chosen, backend, in_place = shared.randrange(len(sets)), shared.choice(KERNELS), shared.random() < 0.5
-        if skew and own.random() < 0.1:
-            time.sleep(own.random() * 0.002)
-        if skew and own.random() < 0.1:
-            torch.cuda._sleep(own.randrange(2_000_000))
+        if skew:
+            be_late(own)
         x = sets[chosen][comm.rank].clone()
         out = all_reduce(x, comm, out=x if in_place else torch.full_like(x, float("nan")), backend=backend)
         wrong += (out != expected[chosen]).sum()
