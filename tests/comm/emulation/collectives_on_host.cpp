@@ -322,7 +322,7 @@ bool moe(Rank& rank, int call, const Draw& draw, bool direct) {
   }
   if (direct) {
     launch(1 + draw.bits / 2048 % 3, C::kThreads, direct_combine_kernel<C>, rank.boxes, rank.landings[1],
-           DirectCombineParams{results.data(), output.data(), kLandingHead<kRanks>, slots.data(), counts.data(), tokens,
+           DirectCombineParams{results.data(), output.data(), slots.data(), counts.data(), kLandingHead<kRanks>, tokens,
                                M::kMaxTokens, kPackets, int(1 + draw.bits / 8192 % kParts)});
   } else {
     launch(1 + draw.bits / 2048 % 3, C::kThreads, combine_kernel<C>, rank.boxes,

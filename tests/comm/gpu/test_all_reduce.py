@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from comm_oracle import FLOATS, in_rank_order
+from gpu_ranks import KERNELS, be_late, calls_for, inputs
 
 from warploom.comm import Communicator, all_reduce
 from warploom.core.errors import CommunicationError, UnsupportedError
@@ -17,20 +18,7 @@ from warploom.core.settings import settings
 from warploom.core.testing import assert_close, cases
 
 pytestmark = pytest.mark.multigpu(count=1)
-KERNELS = ["oneshot", "twoshot"]
 MIB = 1 << 20
-
-
-def inputs(comm, numel, dtype, seed=0, offset=0):
-    """The messages of all ranks, which every GPU draws alike; they start `offset` elements past a boundary."""
-    generator = torch.Generator(comm.device).manual_seed(seed)
-    wide = torch.randn(comm.size, numel + offset, generator=generator, device=comm.device)
-    return [row.to(dtype).clone()[offset:] for row in wide]
-
-
-def calls_for(comm, calls):
-    """Fewer calls where ranks take turns on a GPU: each costs a time slice."""
-    return calls // 20 if comm.topology.shares_gpus else calls
 
 
 def same_on_all_ranks(comm, x):
@@ -87,10 +75,8 @@ def soak(comm, calls, skew):
     wrong = torch.zeros((), dtype=torch.int64, device=comm.device)
     for call in range(calls):
         chosen, backend, in_place = shared.randrange(len(sets)), shared.choice(KERNELS), shared.random() < 0.5
-        if skew and own.random() < 0.1:
-            time.sleep(own.random() * 0.002)
-        if skew and own.random() < 0.1:
-            torch.cuda._sleep(own.randrange(2_000_000))
+        if skew:
+            be_late(own)
         x = sets[chosen][comm.rank].clone()
         out = all_reduce(x, comm, out=x if in_place else torch.full_like(x, float("nan")), backend=backend)
         wrong += (out != expected[chosen]).sum()
@@ -176,63 +162,6 @@ def test_two_communicators_on_two_streams(gpus):
         other.check()
         gpus.check()
         assert [int(count) for count in wrong.values()] == [0, 0]
-
-
-def test_a_rank_that_does_not_come_is_named(gpus):
-    comm = Communicator.from_mpi(device=gpus.device, timeout=1.0)
-    x = torch.ones(1000, device=gpus.device)
-    for backend in KERNELS:
-        assert all_reduce(x, comm, backend=backend).eq(comm.size).all()
-    torch.cuda.synchronize()
-    gpus.barrier()
-    if comm.rank == 0:
-        time.sleep(4 if comm.topology.shares_gpus else 2.5)
-    else:
-        out = all_reduce(x, comm, backend="oneshot")
-        start = time.monotonic()
-        torch.cuda.synchronize()
-        assert time.monotonic() - start < 15
-        with pytest.raises(CommunicationError) as caught:
-            comm.check()
-        assert f"rank {comm.rank}: all_reduce (oneshot), call 3" in str(caught.value)
-        assert "waited for data of rank 0" in str(caught.value)
-        assert out.isnan().all()
-        with pytest.raises(CommunicationError, match="waited for data of rank 0"):
-            all_reduce(x, comm)
-    comm._release(wait=False)
-    gpus.barrier()
-    assert all_reduce(x, gpus).eq(gpus.size).all(), "another communicator is not concerned"
-
-
-def test_ranks_that_call_different_things_learn_it(gpus):
-    from warploom.comm import all_gather
-
-    def of_another_size(comm):
-        return all_reduce(torch.ones(5000 if comm.rank else 3000, device=comm.device), comm, backend="oneshot")
-
-    def of_another_type(comm):
-        x = torch.ones(4096, device=comm.device, dtype=torch.float16 if comm.rank else torch.bfloat16)
-        return all_reduce(x, comm, backend="oneshot")
-
-    def something_else(comm):
-        x = torch.ones(4096, device=comm.device)
-        return (all_gather if comm.rank else all_reduce)(x, comm, backend="oneshot")
-
-    for differs in (of_another_size, of_another_type, something_else):
-        comm = Communicator.from_mpi(device=gpus.device, timeout=30.0)
-        assert all_reduce(torch.ones(10, device=gpus.device), comm).eq(comm.size).all()
-        start = time.monotonic()
-        differs(comm)
-        torch.cuda.synchronize()
-        assert time.monotonic() - start < 15, "the terms differ: no need to wait until the time is over"
-        gpus.barrier()  # all have learnt it
-        later = torch.zeros(100, device=gpus.device)
-        with pytest.raises(CommunicationError, match=r"ranks disagree: this one called .*, rank \d called"):
-            all_reduce(torch.ones(100, device=gpus.device), comm, out=later)
-        assert later.eq(0).all()
-        comm._release(wait=False)
-        gpus.barrier()
-    assert all_reduce(torch.ones(10, device=gpus.device), gpus).eq(gpus.size).all(), "another communicator works on"
 
 
 def test_debug_checks_see_different_calls(gpus):

@@ -8,10 +8,11 @@ from warploom.comm.backends.direct.moe_all_to_all import DirectCombine, DirectDi
 from warploom.comm.backends.oneshot.all_gather import OneShotAllGather
 from warploom.comm.backends.oneshot.all_reduce import OneShotAllReduce
 from warploom.comm.backends.oneshot.fused import FusedOneShot
-from warploom.comm.backends.oneshot.moe_all_to_all import OneShotCombine, OneShotDispatch, routing_spec
+from warploom.comm.backends.oneshot.moe_all_to_all import OneShotCombine, OneShotDispatch
 from warploom.comm.backends.oneshot.reduce_scatter import OneShotReduceScatter
 from warploom.comm.backends.peer_exchange import exchange_spec
 from warploom.comm.backends.peer_kernel import DTYPES
+from warploom.comm.backends.peer_moe import routing_spec
 from warploom.comm.backends.twoshot.all_reduce import TwoShotAllReduce
 from warploom.comm.backends.twoshot.fused import FusedTwoShot
 

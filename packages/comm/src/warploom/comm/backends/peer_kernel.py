@@ -15,7 +15,16 @@ from warploom.core.backends import Backend, Support
 from warploom.core.device import arch_number
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i64, ptr
 
-__all__ = ["DTYPES", "MAX_THREADS", "PACKET_BYTES", "PIECE_BYTES", "Message", "PeerKernel", "PeerReduction"]
+__all__ = [
+    "DTYPES",
+    "MAX_THREADS",
+    "PACKET_ACCESSES",
+    "PACKET_BYTES",
+    "PIECE_BYTES",
+    "Message",
+    "PeerKernel",
+    "PeerReduction",
+]
 __all__ += ["launch", "launch_shape", "peer_spec", "prepare"]
 
 PACKET_BYTES = 16
@@ -37,7 +46,7 @@ class Message(ParamStruct):
     numel: i64
 
 
-_PACKET_ACCESSES = ("STG.E.128.STRONG.SYS", "LDG.E.128.STRONG.SYS")
+PACKET_ACCESSES = ("STG.E.128.STRONG.SYS", "LDG.E.128.STRONG.SYS")
 
 
 def peer_spec(
@@ -45,7 +54,7 @@ def peer_spec(
     kernel: str,
     size: int,
     *params: type[ParamStruct],
-    expect_sass: tuple[str, ...] = _PACKET_ACCESSES,
+    expect_sass: tuple[str, ...] = PACKET_ACCESSES,
     threads: int = MAX_THREADS,
     **config: Any,
 ) -> KernelSpec:

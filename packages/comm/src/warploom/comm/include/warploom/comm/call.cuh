@@ -119,12 +119,22 @@ WL_DEVICE int peer_of_other_terms(const Mailboxes& boxes, const Call& call) {
   return -1;
 }
 
+// The first peer that has not begun the call; -1 if all have.
+WL_DEVICE int peer_that_has_not_begun(const Mailboxes& boxes, const Call& call) {
+  for (int peer = 0; peer < kMaxRanks; ++peer) {
+    if (!boxes.is_peer(peer)) continue;
+    if (!Terms::is_of(load_relaxed_system(boxes.terms(boxes.rank, peer, call.number)), call.number)) return peer;
+  }
+  return -1;
+}
+
 // Tell the host once what was missing, and the peers that this rank has given up, so that they do not wait in turn.
 WL_DEVICE void give_up(const Mailboxes& boxes, const Call& call, uint32_t peer, uint32_t stage) {
   Header* own = boxes.header(boxes.rank);
   if (atomicExch(&own->reported, 1u) != 0) return;
   const uint32_t aborted_by = load_relaxed_system(&own->abort);
-  const int other = peer_of_other_terms(boxes, call);
+  const int other = peer_of_other_terms(boxes, call), absent = peer_that_has_not_begun(boxes, call);
+  if (absent >= 0) peer = uint32_t(absent);  // whatever was missing, it comes from there in the end
   if (other >= 0) peer = uint32_t(other);
   Report* report = boxes.report;
   store_relaxed_system(&report->call, call.number);

@@ -139,9 +139,9 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
 struct DirectCombineParams {
   const void* payload;  // [kRanks, max_tokens, packets], aligned to 16 bytes
   void* output;         // [tokens, packets]
-  int64_t returned;     // where in a buffer: [kRanks, max_tokens, packets]
   const int* slots;     // [tokens, kRanks], of the dispatch
   const int* counts;    // [kRanks]
+  int64_t returned;     // where in a buffer: [kRanks, max_tokens, packets]
   int tokens;
   int max_tokens;
   int packets;          // of a row
