@@ -4,15 +4,18 @@ from types import SimpleNamespace
 
 import torch
 
+from warploom.comm.backends.direct.moe_all_to_all import DirectCombine, DirectDispatch
 from warploom.comm.backends.oneshot.all_gather import GatherParams, OneShotAllGather
 from warploom.comm.backends.oneshot.all_reduce import OneShotAllReduce
 from warploom.comm.backends.oneshot.fused import FusedOneShot
+from warploom.comm.backends.oneshot.moe_all_to_all import OneShotCombine, OneShotDispatch
 from warploom.comm.backends.oneshot.reduce_scatter import OneShotReduceScatter
 from warploom.comm.backends.peer_exchange import all_gather_params, all_to_all_params, exchange_spec
 from warploom.comm.backends.peer_fusion import fusion_params
 from warploom.comm.backends.peer_kernel import Message
 from warploom.comm.backends.twoshot.all_reduce import TwoShotAllReduce
 from warploom.comm.backends.twoshot.fused import FusedTwoShot
+from warploom.comm.landing import Landing
 from warploom.comm.peer_workspace import HEADER_BYTES, STAGING_BYTES, PeerWorkspace
 
 REDUCTIONS = {"oneshot": OneShotAllReduce, "twoshot": TwoShotAllReduce, "reduce_scatter": OneShotReduceScatter}
@@ -20,6 +23,15 @@ FUSIONS = {"oneshot": FusedOneShot, "twoshot": FusedTwoShot}
 HALF = 4 << 20
 EXCHANGE_THREADS = 512
 BLOCKS = 8  # a rank; the blocks of all ranks must be resident at once
+
+
+def resident(backend):
+    """A backend that launches fewer blocks."""
+    return type(backend.__name__, (backend,), {"shape": lambda self, problem: (BLOCKS, 512)})()
+
+
+DISPATCHES = {"oneshot": resident(OneShotDispatch), "direct": resident(DirectDispatch)}
+COMBINES = {"oneshot": resident(OneShotCombine), "direct": resident(DirectCombine)}
 
 
 class Streams:
@@ -42,10 +54,12 @@ class Streams:
         self.streams = [torch.cuda.Stream() for _ in range(size)]
 
     def reduce(self, kernel, outs, xs, threads=256, ranks=None):
-        """Launch one of `REDUCTIONS` on every stream; the host waits for none."""
+        """Launch one of `REDUCTIONS` on every stream; the host waits for none. "twoshot long" overlaps its stages."""
+        name, _, long = kernel.partition(" ")
         for rank in range(self.size) if ranks is None else ranks:
             message = Message(input=xs[rank], output=outs[rank], numel=outs[rank].numel())
-            self._launch(REDUCTIONS[kernel].spec(xs[rank].dtype, self.size), rank, message, threads)
+            arguments = (xs[rank].dtype, self.size, True) if long else (xs[rank].dtype, self.size)
+            self._launch(REDUCTIONS[name].spec(*arguments), rank, message, threads)
 
     def all_gather(self, outs, xs, threads=256, ranks=None):
         """The same with all-gather."""
@@ -76,6 +90,35 @@ class Streams:
     def _launch(self, spec, rank, params, threads):
         stream = self.streams[rank].cuda_stream
         spec.load(self.device).launch(BLOCKS, threads, self.workspaces[rank].arguments, params, stream=stream)
+
+    def communicator(self, rank):
+        """What backends ask of a communicator."""
+        return SimpleNamespace(device=self.device, size=self.size, peer_workspace=self.workspaces[rank])
+
+    def landings(self, capacity, row_bytes):
+        """Memory where rows land, of each rank."""
+        memory = []
+
+        def allocate(nbytes):
+            memory.append(torch.empty(nbytes, dtype=torch.uint8, device=self.device))
+            pointers = [0] * self.size  # known when all have theirs
+            buffer = SimpleNamespace(local=memory[-1], pointers=pointers, close=lambda: None)
+            buffer.tensor = lambda dtype, shape, offset: (
+                buffer.local[offset : offset + dtype.itemsize * torch.Size(shape).numel()].view(dtype).view(shape)
+            )
+            return buffer
+
+        comm = SimpleNamespace(size=self.size, device=self.device, symmetric_buffer=allocate, barrier=lambda: None)
+        made = [Landing(comm, capacity, row_bytes) for _ in range(self.size)]
+        for landing in made:
+            landing.params = landing.params_at([buffer.data_ptr() for buffer in memory])
+        return made
+
+    def each(self, runs):
+        """Call ``runs[rank]`` on its stream."""
+        for stream, run in zip(self.streams, runs, strict=True):
+            with torch.cuda.stream(stream):
+                run()
 
     def check(self):
         torch.cuda.synchronize()

@@ -34,7 +34,7 @@ def run(program, *arguments):
     return done.stdout
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("ranks", [2, 3, 4, 8])
 def test_thousands_of_mixed_calls_with_skewed_ranks(program, ranks):
     run(program, ranks, 2000, ranks)
 

@@ -192,7 +192,7 @@ bool fusion(Rank& rank, int call, const Draw& draw, bool two_shot) {
   T* out = draw.in_place() ? as(input) : as(sums);
   T* residual_out = draw.in_place() ? as(residual) : as(added);
   const FusionParams params{as(input), out,          as(residual),  residual_out, as(kept), as(norm),
-                            codes.data(), scales.data(), tokens, two_shot ? 1 + draw.bits / 8192 % 2 : 0, 0.5f, 1.0f};
+                            codes.data(), scales.data(), tokens, int(two_shot ? 1 + draw.bits / 8192 % 2 : 0), 0.5f, 1.0f};
   auto* kernel = two_shot ? two_shot_fusion_kernel<C> : one_shot_fusion_kernel<C>;
   launch(unsigned(params.reducers) + 1 + draw.bits / 4096 % 2, C::kThreads, kernel, rank.boxes, params);
   if (rank.report.failed) return true;
@@ -498,6 +498,7 @@ int main(int argc, char** argv) {
     case 2: return warploom::comm::run<2>(calls, seed, missing, other, only);
     case 3: return warploom::comm::run<3>(calls, seed, missing, other, only);
     case 4: return warploom::comm::run<4>(calls, seed, missing, other, only);
+    case 8: return warploom::comm::run<8>(calls, seed, missing, other, only);
     default: return 2;
   }
 }

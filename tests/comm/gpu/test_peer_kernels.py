@@ -27,7 +27,7 @@ def inputs(size, numel, dtype, offset=0):
     return xs
 
 
-@pytest.mark.parametrize(*cases(kernel=KERNELS, dtype=FLOATS, size=[2, 4]))
+@pytest.mark.parametrize(*cases(kernel=(*KERNELS, "twoshot long"), dtype=FLOATS, size=[2, 4, 8]))
 def test_values_at_every_size_and_alignment(case):
     ranks = Streams(case.size)
     for numel in SIZES:
@@ -44,7 +44,7 @@ def test_values_at_every_size_and_alignment(case):
                 )
 
 
-@pytest.mark.parametrize(*cases(dtype=FLOATS, size=[2, 4]))
+@pytest.mark.parametrize(*cases(dtype=FLOATS, size=[2, 4, 8]))
 def test_reduce_scatter_at_every_size_and_alignment(case):
     ranks = Streams(case.size)
     for numel in SIZES:
@@ -60,7 +60,7 @@ def test_reduce_scatter_at_every_size_and_alignment(case):
                 assert torch.equal(out, expected[rank]), f"rank {rank}, {numel} elements, offset {offset}, {in_place=}"
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("size", [2, 3, 8])
 def test_all_gather_moves_any_bytes(size):
     ranks = Streams(size)
     for number in SIZES:
@@ -189,9 +189,22 @@ def assert_finished(problem, tensors, total, residual):
         assert_close(values, tensors.norm_out.double(), dtype=torch.float8_e4m3fn)
 
 
-@pytest.mark.parametrize(*cases(kernel=list(FUSIONS), pattern=PATTERNS, dtype=[torch.bfloat16, torch.float32]))
+@pytest.mark.parametrize(
+    *cases(kernel=list(FUSIONS), pattern=PATTERNS, dtype=[torch.bfloat16, torch.float32], size=[4]),
+)
 def test_fused_rows(case):
-    size, group = 4, 128
+    check_fused_rows(case)
+
+
+@pytest.mark.parametrize(
+    *cases(kernel=list(FUSIONS), pattern=[PATTERNS[-1]], dtype=[torch.bfloat16, torch.float32], size=[2, 8])
+)
+def test_fused_rows_of_other_sizes(case):
+    check_fused_rows(case)
+
+
+def check_fused_rows(case):
+    size, group = case.size, 128
     ranks = Streams(size)
     for tokens, hidden in ((1, 1024), (3, 8192), (17, 256), (20, 1152), (2, 128)):
         for in_place in (False, True):

@@ -56,8 +56,7 @@ class Landing:
 
     def __init__(self, comm: Communicator, capacity: int, row_bytes: int) -> None:
         self.capacity, self.row_bytes = capacity, row_bytes
-        flags = _ALIGNMENT
-        self._rows = flags + _aligned(4 * comm.size * capacity * MOST_PARTS)
+        self._rows = _ALIGNMENT + _aligned(4 * comm.size * capacity * MOST_PARTS)
         self._size = comm.size
         nbytes = self._rows + comm.size * capacity * row_bytes + _MOST_TENSORS * _ALIGNMENT
         self._buffer = comm.symmetric_buffer(nbytes)
@@ -66,16 +65,19 @@ class Landing:
         self.places = torch.arange(capacity, dtype=torch.int32, device=self._buffer.local.device)
         torch.cuda.synchronize(comm.device)
         comm.barrier()  # no rank sends before all flags are down
-        pointers = self._buffer.pointers
-        self.params = LandingParams(
-            buffers=[*pointers, *[None] * (MAX_PEERS - len(pointers))],
-            numbers=0,
-            flags=flags,
-            capacity=capacity,
-            parts=MOST_PARTS,
-        )
+        self.params = self.params_at(self._buffer.pointers)
         self.handle = next(_numbers)
         _landings[self.handle] = self
+
+    def params_at(self, pointers: Sequence[int]) -> LandingParams:
+        """`params` for buffers at these addresses, in rank order."""
+        return LandingParams(
+            buffers=[*pointers, *[None] * (MAX_PEERS - len(pointers))],
+            numbers=0,
+            flags=_ALIGNMENT,
+            capacity=self.capacity,
+            parts=MOST_PARTS,
+        )
 
     def tensors(self, rows: int, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Views for `rows` rows from each rank: ``[size, rows, ...]`` for each of some tensors ``[tokens, ...]``."""
