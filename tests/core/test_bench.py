@@ -17,7 +17,7 @@ from warploom.core.bench.outputs import poison, require_written
 from warploom.core.bench.ranks import Ranks, current_ranks
 from warploom.core.bench.runner import run_case, run_cases
 from warploom.core.bench.timing import CpuTimer, Timer, direct_times_us
-from warploom.core.bench.tuner import measure_backends, write_table
+from warploom.core.bench.tuner import measure_backends, rows_of_results, write_table
 from warploom.core.device import device_name
 from warploom.core.problem import Problem
 from warploom.core.testing import random_normal
@@ -274,6 +274,26 @@ def test_a_contender_that_another_rank_cannot_run_is_left_out(operator):
     assert timer.asked == []
 
 
+def test_ranks_take_as_many_samples_as_the_slowest_has_time_for():
+    class OtherRankIsSlow(Ranks):
+        size = 2
+
+        def max(self, value):
+            return max(value, 10.0)
+
+    alone, together = CpuTimer(0.1), CpuTimer(0.1, OtherRankIsSlow())
+    assert together.time({"nothing": lambda: None})["nothing"].samples == 7
+    assert alone.time({"nothing": lambda: None})["nothing"].samples > 70
+
+
+def test_limits_of_links_count(operator):
+    benchmark = scale_benchmark(operator)
+    (case,) = grid(n=[32])
+    free = run_case(benchmark, case, CPU, FakeTimer(TIMES), CEILINGS)
+    linked = run_case(replace(benchmark, least_us=lambda work: 1e6), case, CPU, FakeTimer(TIMES), CEILINGS)
+    assert free.limit_us < 1e6 == linked.limit_us
+
+
 def test_a_single_process_is_its_own_rank(monkeypatch):
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -355,3 +375,31 @@ def test_tuner_skips_what_leaves_no_choice(operator):
         assert measure_backends([scale_benchmark(operator, operator="unknown")], CPU, FakeTimer(TIMES)) == []
     finally:
         del OPERATORS["bench_single"]
+
+
+def test_tables_are_made_of_saved_results(operator):
+    def contender(name, **times):
+        return {"name": name, "backend": name.partition(":")[2], **times}
+
+    document = {
+        "environment": {"gpus": "4"},
+        "results": [
+            {
+                "benchmark": "scaling",
+                "case": {"n": 32},
+                "contenders": [
+                    contender("warploom", us=1.0),
+                    contender("warploom:slow", us=3.04),
+                    contender("warploom:fast", us=1.0),
+                    contender("warploom:absent"),
+                    contender("a peer", us=0.5),
+                ],
+            },
+            {"benchmark": "another", "case": {"n": 32}, "contenders": []},
+        ],
+    }
+    (row,) = rows_of_results(document, {"scaling": operator.name})
+    assert row.at == {"size": 4, "n": 32}
+    assert list(row.us.items()) == [("fast", 1.0), ("slow", 3.0)]
+    alone = {**document, "environment": {}}
+    assert rows_of_results(alone, {"scaling": operator.name})[0].at == {"n": 32}

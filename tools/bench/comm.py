@@ -1,13 +1,15 @@
 """Collectives against NCCL and torch symmetric memory: ``mpirun -n 8 python tools/bench comm``, one GPU a rank.
 
 Calls go out of place, 20 to a CUDA graph, and a time is that of the slowest rank divided by 20. Torch's operators get
-their inputs in registered (symmetric) memory; ours and NCCL's are ordinary tensors.
+their inputs in registered (symmetric) memory; ours and NCCL's are ordinary tensors. The limit is what a GPU has to send, at
+the rate at which the copy engines of all GPUs write to all others at once.
 """
 
 from __future__ import annotations
 
 import atexit
 import functools
+from collections.abc import Callable
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -46,7 +48,53 @@ def ranks_on(device: torch.device) -> SimpleNamespace:
     if not problem:
         _start_torch_group(comm)
     atexit.register(_stop, comm)
-    return SimpleNamespace(comm=comm, no_group=problem)
+    reaches = device.type == "cuda" and comm.size > 1 and not comm.topology.why_no_peer_memory
+    rate = link_rate(comm) if reaches else 0.0
+    if rate and comm.rank == 0:
+        print(
+            f"links: {rate:.0f} GB/s sent by each of {comm.size} GPUs to all others at once, by copy engines",
+            flush=True,
+        )
+    return SimpleNamespace(comm=comm, no_group=problem, link_gbs=rate)
+
+
+def link_rate(comm: Communicator) -> float:
+    """GB/s that each GPU sends when all copy to all others: a ceiling of what kernels send."""
+    from cuda.bindings import runtime
+
+    part, rounds = 64 * MIB, 5
+    buffer = comm.symmetric_buffer(comm.size * part)
+    source = torch.empty(part, dtype=torch.uint8, device=comm.device)
+    streams = [torch.cuda.Stream() for _ in range(comm.size)]
+    best = 0.0
+    for _ in range(3):
+        torch.cuda.synchronize()
+        comm.barrier()
+        start, ends = torch.cuda.Event(enable_timing=True), []
+        start.record()
+        for hop in range(1, comm.size):
+            stream, peer = streams[hop], (comm.rank + hop) % comm.size
+            stream.wait_event(start)
+            for _ in range(rounds):
+                to, kind = buffer.pointers[peer] + comm.rank * part, runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+                runtime.cudaMemcpyAsync(to, source.data_ptr(), part, kind, stream.cuda_stream)
+            ends.append(torch.cuda.Event(enable_timing=True))
+            ends[-1].record(stream)
+        torch.cuda.synchronize()
+        slowest = max(start.elapsed_time(end) for end in ends)
+        best = max(best, (comm.size - 1) * part * rounds / slowest / 1e6)
+    buffer.close()
+    return min(comm.transport.exchange_objects(best))
+
+
+def sending(nbytes: Callable[[Any, int], float]) -> Callable[[Any], float]:
+    """The least time to send ``nbytes(work, ranks)`` bytes from each GPU."""
+
+    def least_us(work: Any) -> float:
+        ranks = work.ranks
+        return nbytes(work, ranks.comm.size) / ranks.link_gbs / 1e3 if ranks.link_gbs else 0.0
+
+    return least_us
 
 
 def _start_torch_group(comm: Communicator) -> None:
@@ -139,6 +187,7 @@ ALL_REDUCE = Benchmark(
     ),
     quick=grid(nbytes=[16 * KIB, MIB]),
     make=make_all_reduce,
+    least_us=sending(lambda work, n: 2 * (n - 1) / n * work.x.nbytes),
     ours=lambda work, backend: all_reduce(work.x, work.ranks.comm, out=work.out, backend=backend),
     reference=lambda work: work.expected,
     # One-shot before two-shot: the latter changes its input in place, and both have the same.
@@ -188,6 +237,7 @@ ALL_GATHER = Benchmark(
     "all_gather",
     cases=grid(nbytes=[16 * KIB, 128 * KIB, MIB, 4 * MIB, 16 * MIB]),
     make=make_moving,
+    least_us=sending(lambda work, n: (n - 1) * work.x.nbytes),
     ours=lambda work, backend: all_gather(work.x, work.ranks.comm, backend=backend),
     reference=lambda work: torch.cat(work.messages),
     peers=[Peer("nccl", nccl_all_gather, no_nccl)],
@@ -198,6 +248,7 @@ REDUCE_SCATTER = Benchmark(
     "reduce_scatter",
     cases=grid(nbytes=[16 * KIB, 128 * KIB, MIB, 4 * MIB, 16 * MIB]),
     make=make_moving,
+    least_us=sending(lambda work, n: (n - 1) / n * work.x.nbytes),
     ours=lambda work, backend: reduce_scatter(work.x, work.ranks.comm, backend=backend),
     reference=lambda work: my_part(work, total(work.messages)),
     peers=[Peer("nccl", nccl_reduce_scatter, no_nccl)],
@@ -210,6 +261,7 @@ ALL_TO_ALL = Benchmark(
     "all_to_all",
     cases=grid(nbytes=[16 * KIB, 128 * KIB, MIB, 4 * MIB, 16 * MIB]),
     make=make_moving,
+    least_us=sending(lambda work, n: (n - 1) / n * work.x.nbytes),
     ours=lambda work, backend: all_to_all(work.x, work.ranks.comm, backend=backend),
     reference=lambda work: torch.cat([my_part(work, message) for message in work.messages]),
     peers=[Peer("nccl", nccl_all_to_all, no_nccl)],
@@ -256,6 +308,7 @@ FUSION = Benchmark(
     operator="allreduce_fusion",
     cases=grid(tokens=[1, 4, 16, 64, 128, 256, 1024], hidden=[8192]),
     make=make_fusion,
+    least_us=sending(lambda work, n: 2 * (n - 1) / n * work.x.nbytes),
     ours=our_fusion,
     reference=lambda work: work.expected,
     peers=[Peer("nccl + torch", nccl_fusion, no_nccl)],
@@ -283,6 +336,13 @@ def make_moe(case: SimpleNamespace, device: torch.device) -> Work:
     work.slots = {}
     work.dense = torch.empty_like(results)
     return work
+
+
+def rows_sent(work: Any) -> int:
+    """Rows that this rank's tokens send to others, and get back."""
+    comm = work.ranks.comm
+    owners = (work.experts // (EXPERTS // comm.size)).unsqueeze(-1) == torch.arange(comm.size, device=comm.device)
+    return int(owners.any(1).sum()) - int(owners.any(1)[:, comm.rank].sum())
 
 
 def our_dispatch(work: Any, backend: str) -> list[torch.Tensor]:
@@ -335,6 +395,7 @@ MOE_DISPATCH = Benchmark(
     operator="moe_dispatch",
     cases=grid(max_tokens=[1, 16, 64, 128, 256, 512, 4096]),
     make=make_moe,
+    least_us=sending(lambda work, n: rows_sent(work) * sum(x[0].nbytes for x in work.payloads)),
     ours=our_dispatch,
     reference=dispatched,
     peers=[DENSE],
@@ -347,6 +408,7 @@ MOE_COMBINE = Benchmark(
     operator="moe_combine",
     cases=grid(max_tokens=[1, 16, 64, 128, 256, 512, 4096]),
     make=make_moe,
+    least_us=sending(lambda work, n: rows_sent(work) * HIDDEN * 2),
     ours=our_combine,
     reference=combined,
     peers=[DENSE],

@@ -112,6 +112,9 @@ class Benchmark:
         ``bytes(work)`` and ``flops(work)``: the least that must be moved and computed. They give the limit that the
         share of the ceiling refers to: the slower of ``bytes`` at the machine's memory rate and ``flops`` at its `math`
         rate.
+    least_us : callable, optional
+        ``least_us(work)``, the time of what no ceiling of one GPU says, such as links between several; the limit is at least
+        that.
     math : str
         Which matrix-product ceiling applies: ``"bf16"``, ``"fp8"`` or ``"fp32"``.
     operator : str
@@ -156,6 +159,7 @@ class Benchmark:
     peers: Sequence[Peer] = ()
     bytes: Callable[[Any], float] | None = None
     flops: Callable[[Any], float] | None = None
+    least_us: Callable[[Any], float] | None = None
     math: str = "bf16"
     operator: str = ""
     check: Callable[[Any, Any, Any], None] = compare_all

@@ -153,8 +153,11 @@ def run_case(
     work = benchmark.prepare(case, device)
     nbytes = benchmark.bytes(work) if benchmark.bytes else 0.0
     flops = benchmark.flops(work) if benchmark.flops else 0.0
+    limit = limit_us(ceilings, nbytes, flops, benchmark.math)
+    if benchmark.least_us:
+        limit = max(limit, benchmark.least_us(work))
     result = CaseResult(
-        benchmark.name, case, nbytes, flops, limit_us(ceilings, nbytes, flops, benchmark.math), axis=benchmark.axis,
+        benchmark.name, case, nbytes, flops, limit, axis=benchmark.axis,
         target_us=benchmark.target_us(case, device_name(device)),
     )  # fmt: skip
     runnables = _runnables(benchmark, work, each_backend)

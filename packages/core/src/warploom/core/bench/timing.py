@@ -149,21 +149,22 @@ def make_timer(device: torch.device, *, graph: bool = True, budget_s: float = 0.
     """
     if device.type == "cuda":
         return GpuTimer(device, graph=graph, budget_s=budget_s, ranks=ranks or Ranks())
-    return CpuTimer(budget_s)
+    return CpuTimer(budget_s, ranks)
 
 
 class CpuTimer(Timer):
     """Wall-clock time, for smoke tests and host-side code."""
 
-    def __init__(self, budget_s: float = 0.3) -> None:
-        self._budget_s = budget_s
+    def __init__(self, budget_s: float = 0.3, ranks: Ranks | None = None) -> None:
+        self._budget_s, self.ranks = budget_s, ranks or Ranks()
 
     def time(self, contenders: Mapping[str, Call], *, calls: int = 1, flush: bool = True) -> dict[str, Timing]:
         samples: dict[str, list[float]] = {name: [] for name in contenders}
         counts = {}
         for name, call in contenders.items():
             call()  # warm-up: caches, lazy initialisation
-            counts[name] = max(1, min(_MAX_SAMPLES, int(self._budget_s / max(_seconds(call), 1e-7))) // _ROUNDS)
+            seconds = self.ranks.max(max(_seconds(call), 1e-7))
+            counts[name] = max(1, min(_MAX_SAMPLES, int(self._budget_s / seconds)) // _ROUNDS)
         for order in _orders(contenders):
             for name in order:
                 call = contenders[name]
