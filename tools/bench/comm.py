@@ -28,7 +28,8 @@ from warploom.comm import (
     create_allreduce_fusion_workspace,
     reduce_scatter,
 )
-from warploom.core.bench import Benchmark, Peer, Work, grid
+from warploom.core.bench import Benchmark, Peer, Target, Work, grid
+from warploom.core.bench.ranks import current_ranks
 from warploom.core.testing import assert_close, random_normal
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -85,6 +86,16 @@ def link_rate(comm: Communicator) -> float:
         best = max(best, (comm.size - 1) * part * rounds / slowest / 1e6)
     buffer.close()
     return min(comm.transport.exchange_objects(best))
+
+
+@functools.cache
+def number_of_ranks() -> int:
+    return current_ranks().size
+
+
+def target(parameter: str, of_ranks: dict[int, dict[int, float]]) -> Target:
+    """Microseconds that cases should take on so many H200, by a parameter of the case."""
+    return Target("NVIDIA H200", lambda case: of_ranks.get(number_of_ranks(), {}).get(getattr(case, parameter)))
 
 
 def sending(nbytes: Callable[[Any, int], float]) -> Callable[[Any], float]:
@@ -188,6 +199,22 @@ ALL_REDUCE = Benchmark(
     quick=grid(nbytes=[16 * KIB, MIB]),
     make=make_all_reduce,
     least_us=sending(lambda work, n: 2 * (n - 1) / n * work.x.nbytes),
+    target=target(
+        "nbytes",
+        {
+            4: {8 * KIB: 5.5, MIB: 12.5},
+            8: {
+                8 * KIB: 6.5,
+                16 * KIB: 6.5,
+                128 * KIB: 9,
+                512 * KIB: 11.5,
+                MIB: 13.5,
+                4 * MIB: 29,
+                16 * MIB: 100,
+                64 * MIB: 365,
+            },
+        },
+    ),
     ours=lambda work, backend: all_reduce(work.x, work.ranks.comm, out=work.out, backend=backend),
     reference=lambda work: work.expected,
     # One-shot before two-shot: the latter changes its input in place, and both have the same.
@@ -309,6 +336,7 @@ FUSION = Benchmark(
     cases=grid(tokens=[1, 4, 16, 64, 128, 256, 1024], hidden=[8192]),
     make=make_fusion,
     least_us=sending(lambda work, n: 2 * (n - 1) / n * work.x.nbytes),
+    target=target("tokens", {8: {1: 8, 16: 9, 128: 20, 1024: 115}}),
     ours=our_fusion,
     reference=lambda work: work.expected,
     peers=[Peer("nccl + torch", nccl_fusion, no_nccl)],
@@ -396,6 +424,7 @@ MOE_DISPATCH = Benchmark(
     cases=grid(max_tokens=[1, 16, 64, 128, 256, 512, 4096]),
     make=make_moe,
     least_us=sending(lambda work, n: rows_sent(work) * sum(x[0].nbytes for x in work.payloads)),
+    target=target("max_tokens", {8: {128: 30, 4096: 485}}),  # 4096: 290 GB/s, each peer gets 66 % of the tokens
     ours=our_dispatch,
     reference=dispatched,
     peers=[DENSE],
@@ -409,6 +438,7 @@ MOE_COMBINE = Benchmark(
     cases=grid(max_tokens=[1, 16, 64, 128, 256, 512, 4096]),
     make=make_moe,
     least_us=sending(lambda work, n: rows_sent(work) * HIDDEN * 2),
+    target=target("max_tokens", {8: {128: 45, 4096: 938}}),
     ours=our_combine,
     reference=combined,
     peers=[DENSE],
