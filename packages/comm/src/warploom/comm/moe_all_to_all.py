@@ -97,6 +97,7 @@ class MoeAlltoAll:
         self.recv_counts: torch.Tensor | None = None
         self._slots: torch.Tensor | None = None
         self._landings: dict[str, Landing | None] = {}
+        self._outgrown: list[Landing] = []
 
     def dispatch(
         self,
@@ -276,8 +277,7 @@ class MoeAlltoAll:
                 "make it once before the capture"
             )
         if landing is not None:
-            self.comm.repeated.clear()  # there are views of its memory
-            landing.close()
+            self._outgrown.append(landing)  # a captured graph may use it
         try:
             self._landings[call] = Landing(self.comm, self.max_num_tokens, row_bytes)
         except CommunicationError as error:
@@ -289,6 +289,20 @@ class MoeAlltoAll:
             )
             self._landings[call] = None
         return self._landings[call]
+
+    def close(self) -> None:
+        """Give back the symmetric memory; the next dispatch takes new one. Collective.
+
+        Received tensors and graphs that were captured with this object must not be used any more. Closing the
+        communicator gives the memory back, too.
+        """
+        self.comm.repeated.clear()  # there are views of the memory
+        for landing in (*self._outgrown, *self._landings.values()):
+            if landing is not None:
+                landing.close()
+        self._outgrown.clear()
+        self._landings.clear()
+        self._slots = None
 
     def _check_dispatch(self, check: Checker, experts: torch.Tensor, payloads: list[torch.Tensor], rows: int) -> None:
         if self._slots is not None:
