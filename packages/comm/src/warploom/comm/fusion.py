@@ -84,7 +84,8 @@ def allreduce_fusion(
     pattern : AllReduceFusionPattern or int
         Which steps.
     launch_with_pdl : bool
-        A hint to kernels that can overlap with their neighbours in the stream.
+        Taken for callers of other libraries: kernels over peer memory always overlap with their neighbours in the
+        stream on GPUs that can (sm_90).
     output, residual_out, norm_out : torch.Tensor, optional
         Receive the results, shaped and typed like `input`. A result that the pattern returns, or must hand on, is
         allocated if it is None: `output` for kAllReduce, `norm_out` or `quant_out` else. `residual_out` may be
