@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   const int64_t behind = (params.reducers == 0 ? ceil_div(chunk, step) : kLag) * step;
   for (int64_t i = first; i < chunk + behind && int(blockIdx.x) < reducers; i += step) {
     if (i < chunk) {
-#pragma unroll
+#pragma unroll(kRanks <= 4 ? kRanks : 4)  // more at once would not fit the registers
       for (int hop = 1; hop < kRanks; ++hop) {
         const int peer = (rank + hop) % kRanks;
         send_packet(boxes.half(peer, call) + rank * chunk + i, packet_or_zeros(peer * chunk + i));
