@@ -17,6 +17,7 @@ from warploom.comm.backends.twoshot.all_reduce import TwoShotAllReduce
 from warploom.comm.backends.twoshot.fused import FusedTwoShot
 from warploom.comm.landing import Landing
 from warploom.comm.peer_workspace import HEADER_BYTES, STAGING_BYTES, PeerWorkspace
+from warploom.comm.problems.all_to_all import row_bytes
 
 REDUCTIONS = {"oneshot": OneShotAllReduce, "twoshot": TwoShotAllReduce, "reduce_scatter": OneShotReduceScatter}
 FUSIONS = {"oneshot": FusedOneShot, "twoshot": FusedTwoShot}
@@ -71,8 +72,7 @@ class Streams:
         """The same with all-to-all; ``table[i][j]`` rows go from rank i to rank j."""
         for rank in range(self.size) if ranks is None else ranks:
             x, received = xs[rank], [row[rank] for row in table]
-            row_bytes = x.element_size() * torch.Size(x.shape[1:]).numel()
-            params = all_to_all_params(outs[rank], x, received, table[rank], row_bytes)
+            params = all_to_all_params(outs[rank], x, received, table[rank], row_bytes(x))
             self._launch(exchange_spec(self.size), rank, params, EXCHANGE_THREADS)
 
     def exchange_all_gather(self, outs, xs, ranks=None):

@@ -186,6 +186,19 @@ def test_known_dispatches_and_combines_launch_the_same_at_other_addresses(ranks,
     assert comm.transport.activity.startswith("moe_combine, call ")
 
 
+def test_more_payloads_than_land_go_another_way(ranks, comm, monkeypatch):
+    handed = []
+    monkeypatch.setattr(sys.modules["warploom.comm.moe_all_to_all"], "_dispatch", lambda *given: handed.append(given))
+    moe = moe_of(comm, "auto")
+    for number in (8, 9, 14):
+        received = moe.dispatch(experts_of(), [on_gpu(4, 1, dtype=torch.uint8)] * number, MOST)
+        assert [tuple(one.shape) for one in received] == [(2, MOST, 1)] * number
+        assert len({one.data_ptr() for one in received}) == number
+        landing = handed[-1][8]
+        assert (landing != 0) == (number == 8)
+        moe._slots = None
+
+
 def test_what_is_handed_out_is_new_each_time(ranks, comm):
     moe = moe_of(comm)
     rounds, sums = [], []

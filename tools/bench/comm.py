@@ -366,11 +366,18 @@ def make_moe(case: SimpleNamespace, device: torch.device) -> Work:
     return work
 
 
+def ranks_of_tokens(work: Any) -> torch.Tensor:
+    """Whether a token goes to a rank, ``[tokens, size]``."""
+    size = work.ranks.comm.size
+    owner = work.experts.long() // (EXPERTS // size)
+    return torch.zeros(owner.shape[0], size, dtype=torch.bool, device=owner.device).scatter(1, owner, True)
+
+
 def rows_sent(work: Any) -> int:
     """Rows that this rank's tokens send to others, and get back."""
-    comm = work.ranks.comm
-    owners = (work.experts // (EXPERTS // comm.size)).unsqueeze(-1) == torch.arange(comm.size, device=comm.device)
-    return int(owners.any(1).sum()) - int(owners.any(1)[:, comm.rank].sum())
+    chosen = ranks_of_tokens(work)
+    chosen[:, work.ranks.comm.rank] = False
+    return int(chosen.sum())
 
 
 def our_dispatch(work: Any, backend: str) -> list[torch.Tensor]:
@@ -405,8 +412,7 @@ def our_combine(work: Any, backend: str) -> torch.Tensor:
 def combined(work: Any) -> torch.Tensor:
     """Every rank returns the same made-up results, so a token's sum is known from its ranks and its place on each."""
     comm = work.ranks.comm
-    owner = work.experts.long() // (EXPERTS // comm.size)
-    chosen = torch.zeros(owner.shape[0], comm.size, dtype=torch.bool, device=owner.device).scatter(1, owner, True)
+    chosen = ranks_of_tokens(work)
     place = chosen.cumsum(0) - 1
     rows = work.results[comm.rank].float()  # what each rank holds for this one
     return sum(torch.where(chosen[:, r, None], rows[place[:, r].clamp_min(0)], 0.0) for r in range(comm.size))

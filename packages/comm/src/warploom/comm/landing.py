@@ -13,11 +13,11 @@ from warploom.comm.communicator import Communicator
 from warploom.comm.topology import MAX_PEERS
 from warploom.core.jit import ParamStruct, i32, i64, ptr
 
-__all__ = ["MOST_PARTS", "Landing", "LandingParams", "find_landing"]
+__all__ = ["MOST_PARTS", "MOST_PAYLOADS", "Landing", "LandingParams", "find_landing"]
 
 _ALIGNMENT = 256
 MOST_PARTS = 8  # of a row
-_MOST_TENSORS = 8  # that share the memory for rows
+MOST_PAYLOADS = 8  # kMaxPayloads: tensors that share the memory for rows
 
 
 class LandingParams(ParamStruct):
@@ -58,7 +58,7 @@ class Landing:
         self.capacity, self.row_bytes = capacity, row_bytes
         self._rows = _ALIGNMENT + _aligned(4 * comm.size * capacity * MOST_PARTS)
         self._size = comm.size
-        nbytes = self._rows + comm.size * capacity * row_bytes + _MOST_TENSORS * _ALIGNMENT
+        nbytes = self._rows + comm.size * capacity * row_bytes + MOST_PAYLOADS * _ALIGNMENT
         self._buffer = comm.symmetric_buffer(nbytes)
         self._buffer.local[: self._rows].zero_()
         # Counted here, since what a graph captures is there only once it has run.
@@ -80,7 +80,7 @@ class Landing:
         )
 
     def tensors(self, rows: int, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Views for `rows` rows from each rank: ``[size, rows, ...]`` for each of some tensors ``[tokens, ...]``."""
+        """Views ``[size, rows, ...]`` for each of some tensors ``[tokens, ...]``, at most `MOST_PAYLOADS`."""
         views, offset = [], self._rows
         for tensor in like:
             shape = (self._size, rows, *tensor.shape[1:])

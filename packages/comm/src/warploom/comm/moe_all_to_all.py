@@ -16,7 +16,8 @@ from warploom.comm.backends.reference.moe_all_to_all import ReferenceCombine, Re
 from warploom.comm.collective import RepeatedCollective, agree_on, check_comm, run_into
 from warploom.comm.communicator import Communicator
 from warploom.comm.handles import find
-from warploom.comm.landing import Landing, find_landing
+from warploom.comm.landing import MOST_PAYLOADS, Landing, find_landing
+from warploom.comm.problems.all_to_all import row_bytes
 from warploom.comm.problems.moe_all_to_all import MoeCombineProblem, MoeDispatchProblem
 from warploom.comm.repeated import keep_call
 from warploom.comm.repeated_moe import RepeatedDispatch, moe_key
@@ -163,7 +164,8 @@ class MoeAlltoAll:
         if invalid is not None:
             self._check_ids(check, payloads, ids)
         size = self.comm.size
-        landing = self._landing("dispatch", experts, sum(map(_row_bytes, payloads)))
+        fits = len(payloads) <= MOST_PAYLOADS
+        landing = self._landing("dispatch", experts, sum(map(row_bytes, payloads))) if fits else None
         if landing is None:
             received = [payload.new_empty(size, rows, *payload.shape[1:]) for payload in payloads]
         else:
@@ -334,11 +336,6 @@ class MoeAlltoAll:
         empty = places >= counts.unsqueeze(1)  # [size, rows]
         foreign = ids // (self.num_experts // self.comm.size) != self.comm.rank  # of no expert, too
         ids.masked_fill_(foreign | empty.unsqueeze(-1), invalid)
-
-
-def _row_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of a row of ``[tokens, ...]``."""
-    return torch.Size(tensor.shape[1:]).numel() * tensor.element_size()
 
 
 @register_op(

@@ -11,14 +11,14 @@ import torch
 
 from warploom.comm.backends.peer_kernel import DTYPES, PACKET_ACCESSES, PACKET_BYTES, peer_spec, prepare
 from warploom.comm.communicator import Communicator
-from warploom.comm.landing import Landing
+from warploom.comm.landing import MOST_PAYLOADS, Landing
+from warploom.comm.problems.all_to_all import row_bytes
 from warploom.comm.problems.moe_all_to_all import MoeCombineProblem, MoeDispatchProblem
 from warploom.core.backends import Backend, Support
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, ptr
 
-__all__ = ["MAX_PAYLOADS", "PeerCombine", "PeerDispatch", "RoutingParams", "routing_spec"]
+__all__ = ["PeerCombine", "PeerDispatch", "RoutingParams", "routing_spec"]
 
-MAX_PAYLOADS = 8  # kMaxPayloads
 _ROUTING_THREADS = 1024
 
 
@@ -120,8 +120,8 @@ class PeerDispatch(_PeerMoe):
         return peer_spec(cls.header, cls.kernel, size, *cls.shared_types, cls.params, expect_sass=cls.accesses)
 
     def conditions(self, problem: MoeDispatchProblem) -> Support:
-        few = problem.payloads <= MAX_PAYLOADS
-        return Support.of((few, f"takes up to {MAX_PAYLOADS} payloads, got {problem.payloads}"))
+        few = problem.payloads <= MOST_PAYLOADS
+        return Support.of((few, f"takes up to {MOST_PAYLOADS} payloads, got {problem.payloads}"))
 
     @abstractmethod
     def places(self, received: list[torch.Tensor], landing: Landing | None) -> list[int]:
@@ -156,25 +156,25 @@ class PeerDispatch(_PeerMoe):
         payloads: list[torch.Tensor],
         landing: Landing | None,
     ) -> Callable[..., None]:
-        none = [0] * (MAX_PAYLOADS - len(payloads))
-        row_bytes = [torch.Size(payload.shape[1:]).numel() * payload.element_size() for payload in payloads]
+        none = [0] * (MOST_PAYLOADS - len(payloads))
+        of_rows = [row_bytes(payload) for payload in payloads]
         # Between the addresses of the payloads and those of the numbers.
-        known = (*none, *self.places(received, landing), *none, *row_bytes, *none)
+        known = (*none, *self.places(received, landing), *none, *of_rows, *none)
         params = self.params(
-            payloads=[0] * MAX_PAYLOADS,
-            received=[0] * MAX_PAYLOADS,
-            row_bytes=[0] * MAX_PAYLOADS,
+            payloads=[0] * MOST_PAYLOADS,
+            received=[0] * MOST_PAYLOADS,
+            row_bytes=[0] * MOST_PAYLOADS,
             slots=None,
             sent=None,
             counts=None,
             tokens=slots.shape[0],
             max_tokens=problem.max_tokens,
             num_payloads=len(payloads),
-            **self.division(problem, row_bytes),
+            **self.division(problem, of_rows),
         )
         size, shared = problem.size, self.shared_params(landing)
         place = _prepare_routing(problem, comm, experts)
-        move = prepare(comm, self.spec(size), self.shape(problem), *shared, params, pointers=3 * MAX_PAYLOADS + 3)
+        move = prepare(comm, self.spec(size), self.shape(problem), *shared, params, pointers=3 * MOST_PAYLOADS + 3)
 
         def run(
             comm: Communicator,

@@ -9,7 +9,7 @@ import torch
 from warploom.comm.communicator import Communicator
 from warploom.comm.problems.base import CommProblem
 
-__all__ = ["AllToAllProblem"]
+__all__ = ["AllToAllProblem", "row_bytes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,4 +27,9 @@ class AllToAllProblem(CommProblem):
     @classmethod
     def describe(cls, comm: Communicator, x: torch.Tensor) -> AllToAllProblem:
         """The problem of exchanging the rows of ``x [rows, ...]``."""
-        return cls(row_bytes=torch.Size(x.shape[1:]).numel() * x.dtype.itemsize, **cls.among(comm, x))
+        return cls(row_bytes=row_bytes(x), **cls.among(comm, x))
+
+
+def row_bytes(x: torch.Tensor) -> int:
+    """Bytes of a row of ``x [rows, ...]``."""
+    return torch.Size(x.shape[1:]).numel() * x.dtype.itemsize

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from warploom.comm.communicator import Communicator
-from warploom.comm.problems.all_to_all import AllToAllProblem
+from warploom.comm.problems.all_to_all import AllToAllProblem, row_bytes
 
 __all__ = ["MoeCombineProblem", "MoeDispatchProblem"]
 
@@ -47,7 +47,7 @@ class MoeDispatchProblem(AllToAllProblem):
         lands: bool,
     ) -> MoeDispatchProblem:
         """The problem of dispatching tokens with ``experts [tokens, top_k]``."""
-        row = sum(torch.Size(payload.shape[1:]).numel() * payload.dtype.itemsize for payload in payloads)
+        row = sum(map(row_bytes, payloads))
         return cls(row_bytes=row, max_tokens=max_tokens, top_k=experts.shape[1], num_experts=num_experts,
                    payloads=len(payloads), lands=lands, **cls.among(comm, experts))  # fmt: skip
 

@@ -7,8 +7,8 @@ from typing import Annotated
 import torch
 
 from warploom.comm.backends.peer_kernel import MAX_THREADS
-from warploom.comm.backends.peer_moe import MAX_PAYLOADS, PeerCombine, PeerDispatch
-from warploom.comm.landing import MOST_PARTS, Landing, LandingParams
+from warploom.comm.backends.peer_moe import PeerCombine, PeerDispatch
+from warploom.comm.landing import MOST_PARTS, MOST_PAYLOADS, Landing, LandingParams
 from warploom.comm.peer_workspace import MAX_BLOCKS
 from warploom.comm.problems.moe_all_to_all import MoeCombineProblem, MoeDispatchProblem
 from warploom.core.backends import Support
@@ -25,9 +25,9 @@ class DirectDispatchParams(ParamStruct):
 
     cpp_name = "warploom::comm::DirectDispatchParams"
 
-    payloads: Annotated[ptr, MAX_PAYLOADS]
-    received: Annotated[i64, MAX_PAYLOADS]
-    row_bytes: Annotated[i64, MAX_PAYLOADS]
+    payloads: Annotated[ptr, MOST_PAYLOADS]
+    received: Annotated[i64, MOST_PAYLOADS]
+    row_bytes: Annotated[i64, MOST_PAYLOADS]
     slots: ptr
     sent: ptr
     counts: ptr

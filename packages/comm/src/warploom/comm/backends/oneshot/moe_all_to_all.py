@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import torch
 
 from warploom.comm.backends.peer_kernel import MAX_THREADS, PACKET_BYTES, PIECE_BYTES, launch_shape
-from warploom.comm.backends.peer_moe import MAX_PAYLOADS, PeerCombine, PeerDispatch
-from warploom.comm.landing import Landing
+from warploom.comm.backends.peer_moe import PeerCombine, PeerDispatch
+from warploom.comm.landing import MOST_PAYLOADS, Landing
 from warploom.comm.peer_workspace import MAX_BLOCKS
 from warploom.comm.problems.moe_all_to_all import MoeCombineProblem, MoeDispatchProblem
 from warploom.core.backends import Support
@@ -22,9 +22,9 @@ class DispatchParams(ParamStruct):
 
     cpp_name = "warploom::comm::DispatchParams"
 
-    payloads: Annotated[ptr, MAX_PAYLOADS]
-    received: Annotated[ptr, MAX_PAYLOADS]
-    row_bytes: Annotated[i64, MAX_PAYLOADS]
+    payloads: Annotated[ptr, MOST_PAYLOADS]
+    received: Annotated[ptr, MOST_PAYLOADS]
+    row_bytes: Annotated[i64, MOST_PAYLOADS]
     slots: ptr
     sent: ptr
     counts: ptr

@@ -165,6 +165,18 @@ struct Patience {
   }
 };
 
+// Poll until `ready()`. Returns false after giving up on a peer.
+template <class Ready>
+WL_DEVICE bool wait_until(Ready ready, const Mailboxes& boxes, const Call& call, uint32_t peer, uint32_t stage) {
+  Patience patience;
+  while (!ready()) {
+    if (!patience.is_over(boxes, call)) continue;
+    give_up(boxes, call, peer, stage);
+    return false;
+  }
+  return true;
+}
+
 // Start a call, by all threads of every block of the launch, at least `kMaxRanks` each. Blocks that are not launched this
 // time have their numbers advanced by those that are. False after a failure: the block must do nothing.
 WL_DEVICE bool begin_call(Call& call, const Mailboxes& boxes) {
@@ -195,14 +207,11 @@ WL_DEVICE void look_at_terms(Call& call, const Mailboxes& boxes) {
 // End a block's waits, by all its threads: all peers have begun the call and mean the same. The next kernel of the stream
 // may come now; earlier it could take the place of another communicator's blocks, for which a peer may be waiting.
 WL_DEVICE void end_call(Call& call, const Mailboxes& boxes) {
-  Patience patience;
-  while (call.watches && call.seen != call.word()) {
+  const auto is_agreed = [&] {
     look_at_terms(call, boxes);
-    if (call.contradicts(call.seen) || patience.is_over(boxes, call)) {
-      give_up(boxes, call, threadIdx.x, 0);
-      break;
-    }
-  }
+    return !call.watches || call.seen == call.word();
+  };
+  wait_until(is_agreed, boxes, call, threadIdx.x, 0);
   allow_next_kernel();
 }
 

@@ -53,13 +53,8 @@ WL_DEVICE bool wait_for_count(const uint32_t* counter, uint32_t count, uint32_t&
                               uint32_t peer, uint32_t stage) {
   if (int(seen - count) >= 0) return true;
   if (lane_id() == 0) {
-    Patience patience;
-    while (int((seen = load_acquire_system(counter)) - count) < 0) {
-      if (patience.is_over(boxes, call)) {
-        give_up(boxes, call, peer, stage);
-        break;
-      }
-    }
+    const auto is_reached = [&] { return int((seen = load_acquire_system(counter)) - count) >= 0; };
+    wait_until(is_reached, boxes, call, peer, stage);
   }
   __syncwarp();  // what the first lane has acquired comes before the accesses of all
   seen = __shfl_sync(kFullMask, seen, 0);

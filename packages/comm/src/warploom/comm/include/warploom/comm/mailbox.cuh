@@ -97,16 +97,12 @@ WL_DEVICE bool take_packets(uint4 (&packets)[kRanks], uint4* slots, int64_t stri
 template <class Kind = PlainPackets>
 WL_DEVICE bool take_packet(uint4& packet, uint4* slot, const Mailboxes& boxes, Call& call, uint32_t peer,
                            uint32_t stage, Kind kind = {}) {
-  Patience patience;
-  for (;;) {
+  const auto has_arrived = [&] {
     packet = kind.load(slot);
     look_at_terms(call, boxes);
-    if (kind.arrived(packet)) break;
-    if (patience.is_over(boxes, call)) {
-      give_up(boxes, call, peer, stage);
-      return false;
-    }
-  }
+    return kind.arrived(packet);
+  };
+  if (!wait_until(has_arrived, boxes, call, peer, stage)) return false;
   kind.store(slot, make_uint4(kEmpty, kEmpty, kEmpty, kEmpty));
   return true;
 }

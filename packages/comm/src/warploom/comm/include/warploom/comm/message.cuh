@@ -64,21 +64,35 @@ WL_DEVICE void store_packet(const Message& message, int64_t index, bool aligned,
   }
 }
 
+// Numbers of a packet that are added up in float32.
+template <class T>
+using PacketSum = float[kVecWidth<T>];
+
+template <class T>
+WL_DEVICE void add_packet(PacketSum<T>& sum, uint4 raw) {
+  const auto packet = Vec<T, kVecWidth<T>>::from_raw(raw);
+#pragma unroll
+  for (int i = 0; i < kVecWidth<T>; ++i) sum[i] += to_float(packet[i]);
+}
+
+template <class T>
+WL_DEVICE uint4 round_packet(const PacketSum<T>& sum) {
+  Vec<T, kVecWidth<T>> packet;
+#pragma unroll
+  for (int i = 0; i < kVecWidth<T>; ++i) packet[i] = from_float<T>(sum[i]);
+  return packet.raw();
+}
+
 // The sum of one packet of each rank, rounded once.
 template <class T, int kRanks>
 WL_DEVICE uint4 sum_packets(const uint4 (&packets)[kRanks]) {
-  using Packet = Vec<T, kVecWidth<T>>;
-  float sum[kVecWidth<T>];
+  PacketSum<T> sum;
+  const auto first = Vec<T, kVecWidth<T>>::from_raw(packets[0]);  // not added to zero, which would change -0
 #pragma unroll
-  for (int rank = 0; rank < kRanks; ++rank) {
-    const Packet packet = Packet::from_raw(packets[rank]);
+  for (int i = 0; i < kVecWidth<T>; ++i) sum[i] = to_float(first[i]);
 #pragma unroll
-    for (int i = 0; i < kVecWidth<T>; ++i) sum[i] = rank == 0 ? to_float(packet[i]) : sum[i] + to_float(packet[i]);
-  }
-  Packet result;
-#pragma unroll
-  for (int i = 0; i < kVecWidth<T>; ++i) result[i] = from_float<T>(sum[i]);
-  return result.raw();
+  for (int rank = 1; rank < kRanks; ++rank) add_packet<T>(sum, packets[rank]);
+  return round_packet<T>(sum);
 }
 
 // Iterations from one stage of a reduction to the next, in long messages: the stages overlap, NVLink always has packets to carry,

@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   }
   for (int64_t i = first; i < int64_t(params.tokens) * params.packets; i += step) {
     const int64_t token = i / params.packets, packet = i % params.packets;
-    float sum[kVecWidth<T>] = {};
+    PacketSum<T> sum = {};
     for (int peer = 0; peer < kRanks; ++peer) {
       const int place = params.slots[token * kRanks + peer];
       if (place < 0) continue;
@@ -164,14 +164,9 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
       } else if (!take_packet(raw, slot(rank, peer, place, packet), boxes, call, peer, 0)) {
         raw = nan_packet();
       }
-      const auto part = Vec<T, kVecWidth<T>>::from_raw(raw);
-#pragma unroll
-      for (int j = 0; j < kVecWidth<T>; ++j) sum[j] += to_float(part[j]);
+      add_packet<T>(sum, raw);
     }
-    Vec<T, kVecWidth<T>> result;
-#pragma unroll
-    for (int j = 0; j < kVecWidth<T>; ++j) result[j] = from_float<T>(sum[j]);
-    static_cast<uint4*>(params.output)[i] = result.raw();
+    static_cast<uint4*>(params.output)[i] = round_packet<T>(sum);
   }
   end_call(call, boxes);
 }

@@ -57,13 +57,8 @@ WL_DEVICE void release_part(const Landing& landing, int owner, int from, int64_t
 
 // Wait for a part. Returns false after giving up.
 WL_DEVICE bool await_part(const Landing& landing, const Mailboxes& boxes, const Call& call, int from, int64_t part) {
-  Patience patience;
-  while (load_acquire_system(landing.flag(boxes.rank, from, part)) != flag_of(call)) {
-    if (!patience.is_over(boxes, call)) continue;
-    give_up(boxes, call, from, 1);
-    return false;
-  }
-  return true;
+  const auto has_come = [&] { return load_acquire_system(landing.flag(boxes.rank, from, part)) == flag_of(call); };
+  return wait_until(has_come, boxes, call, from, 1);
 }
 
 // Tell a peer how many rows it gets; one thread for each.
@@ -73,14 +68,9 @@ WL_DEVICE void send_number(const Landing& landing, int peer, int from, int rows,
 
 // How many rows come from a peer; none after giving up.
 WL_DEVICE int await_number(const Landing& landing, const Mailboxes& boxes, const Call& call, int from) {
-  Patience patience;
-  for (;;) {
-    const uint64_t word = load_relaxed_system(landing.number(boxes.rank, from));
-    if (word >> 32 == flag_of(call)) return min(int(uint32_t(word)), landing.capacity);
-    if (!patience.is_over(boxes, call)) continue;
-    give_up(boxes, call, from, 0);
-    return 0;
-  }
+  uint64_t word;
+  const auto has_come = [&] { return (word = load_relaxed_system(landing.number(boxes.rank, from))) >> 32 == flag_of(call); };
+  return wait_until(has_come, boxes, call, from, 0) ? min(int(uint32_t(word)), landing.capacity) : 0;
 }
 
 struct DirectDispatchParams {
@@ -155,7 +145,6 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
     direct_combine_kernel(const __grid_constant__ Mailboxes boxes, const __grid_constant__ Landing landing,
                           const __grid_constant__ DirectCombineParams params) {
   using T = typename Config::T;
-  using Packet = Vec<T, kVecWidth<T>>;
   constexpr int kRanks = Config::kRanks;
   const int rank = boxes.rank;
   const int pairs = int(gridDim.x * blockDim.x) / (2 * kWarpSize);
@@ -192,23 +181,18 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
       }
       const Range range(params.packets, part, parts);
       for (int packet = range.begin + lane_id(); packet < range.end; packet += kWarpSize) {
-        uint4 parts[kRanks];
+        uint4 taken[kRanks];
 #pragma unroll
         for (int from = 0; from < kRanks; ++from) {
-          if (rows[from] != nullptr) parts[from] = rows[from][packet];
+          if (rows[from] != nullptr) taken[from] = rows[from][packet];
         }
-        float sum[kVecWidth<T>] = {};
+        PacketSum<T> sum = {};
 #pragma unroll
         for (int from = 0; from < kRanks; ++from) {
-          if (rows[from] == nullptr) continue;
-          const Packet part = Packet::from_raw(parts[from]);
-#pragma unroll
-          for (int i = 0; i < kVecWidth<T>; ++i) sum[i] += to_float(part[i]);
+          if (rows[from] != nullptr) add_packet<T>(sum, taken[from]);
         }
-        Packet result;
-#pragma unroll
-        for (int i = 0; i < kVecWidth<T>; ++i) result[i] = from_float<T>(sum[i]);
-        static_cast<uint4*>(params.output)[int64_t(token) * params.packets + packet] = complete ? result.raw() : nan_packet();
+        const uint4 result = complete ? round_packet<T>(sum) : nan_packet();
+        static_cast<uint4*>(params.output)[int64_t(token) * params.packets + packet] = result;
       }
     }
   }
