@@ -1,6 +1,7 @@
 """Random products of every operator by the Hopper kernel, against float64: shapes, strides, groups, scales."""
 
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -287,6 +288,45 @@ def test_same_bits_again(m):
     first = gemm.mm_bf16(a, b, backend="hopper")
     for _ in range(5):
         assert torch.equal(gemm.mm_bf16(a, b, backend="hopper"), first)
+
+
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("m", [1, 16, 64, 200])
+def test_products_of_products(m, captured):
+    """Each reads what the one before writes, and may start before that one has ended; tokens are others each time."""
+    wide, narrow = 4104, 1032
+    up = [random_normal((wide, narrow), BF16, seed=i, scale=narrow**-0.5, device="cuda").t() for i in range(6)]
+    down = [random_normal((narrow, wide), BF16, seed=i + 6, scale=wide**-0.5, device="cuda").t() for i in range(6)]
+    x, between, out = (empty(m, size) for size in (narrow, wide, narrow))
+
+    def chain(after_each):
+        out.copy_(x)
+        for first, second in zip(up, down, strict=True):
+            gemm.mm_bf16(out, first, out=between, backend="hopper")
+            after_each()
+            gemm.mm_bf16(between, second, out=out, backend="hopper")
+            after_each()
+
+    rounds = [random_normal((m, narrow), BF16, seed=20 + i, device="cuda") for i in range(10)]
+    expected = []
+    for values in rounds:
+        x.copy_(values)
+        chain(torch.cuda.synchronize)
+        expected.append(out.clone())
+    exact = rounds[0].double()
+    for first, second in zip(up, down, strict=True):
+        exact = exact @ first.double() @ second.double()
+    torch.testing.assert_close(expected[0].double(), exact, rtol=0.05, atol=0.05)  # a dozen roundings to bfloat16
+    run = partial(chain, lambda: None)
+    if captured:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        run = graph.replay
+    for values, wanted in zip(rounds, expected, strict=True):
+        x.copy_(values)
+        run()
+        assert torch.equal(out, wanted)
 
 
 def test_more_elements_than_an_int_counts():

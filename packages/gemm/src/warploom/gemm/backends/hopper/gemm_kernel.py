@@ -215,6 +215,7 @@ class PreparedProduct:
                 *self._maps_of(*operands.addresses()[:2]),
                 smem=tiles.smem,
                 cluster=tiles.blocks if tiles.blocks > 1 else None,
+                pdl=True,
                 pointers=len(OPERAND_ORDER) - 1,
             )
         )

@@ -28,6 +28,7 @@ __global__ void __launch_bounds__(GemmConfig<Base>::kThreads, 1)
   storage.open();
   const Schedule<Config> schedule{params, storage.schedule};
   wait_for_previous_kernel();
+  allow_next_kernel();  // its blocks come when these go
   schedule.open();
   __syncthreads();
   if constexpr (Config::kHasCluster) cluster_arrive_relaxed();
