@@ -10,7 +10,9 @@ from warploom.comm.problems.fusion import FusionProblem
 
 __all__ = ["FusedTwoShot"]
 
-_LONG = 3  # rounds of half the blocks over a chunk, from which on the other half has rows to finish meanwhile
+_LONG = (
+    96  # packets of a chunk for a thread of each block, from which on some blocks have rows to finish while others sum
+)
 
 
 class FusedTwoShot(PeerFusion):
@@ -23,7 +25,9 @@ class FusedTwoShot(PeerFusion):
     @staticmethod
     def blocks(problem: FusionProblem, threads: int) -> tuple[int, int]:
         packets = -(-problem.nbytes // (PACKET_BYTES * problem.size))  # of a chunk
-        half = MAX_BLOCKS // 2
-        if packets < _LONG * half * threads:
+        if packets < _LONG * threads:
             return min(MAX_BLOCKS, problem.tokens), 0
-        return half, half
+        reducers = (
+            8 + 48 // problem.size
+        )  # fitted on 2 and 4 GPUs: chunks get shorter, but every packet goes to more peers
+        return MAX_BLOCKS - reducers, reducers

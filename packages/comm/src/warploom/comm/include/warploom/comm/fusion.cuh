@@ -42,19 +42,44 @@ struct FusedRows {
   static constexpr Scales kScales = Scales(Config::kScalesNumber);
   using Row = uint4[kEach];
 
+  // As the registers allow, what sums are added to and multiplied by is loaded before they are waited for: that takes as long
+  // as a short message.
+  static constexpr bool kLoadsResidual = kEach * Config::kRanks <= 16;
+  static constexpr bool kKeepsGamma = Config::kNormalises && kEach <= 2;
+
   const FusionParams& params;
   float (&scratch)[2][kWarps];
   int turn = 0;
+  uint4 kept_gamma[kKeepsGamma ? kEach : 1];
 
   WL_DEVICE static int packet(int each) { return int(threadIdx.x) + each * kThreads; }
   WL_DEVICE static bool has(int each) { return kPackets % kThreads == 0 || packet(each) < kPackets; }
   WL_DEVICE static int64_t place(int64_t token, int each) { return token * kPackets + packet(each); }
 
+  // Load what all rows need.
+  WL_DEVICE void open() {
+    if constexpr (kKeepsGamma) {
+#pragma unroll
+      for (int each = 0; each < kEach; ++each) {
+        if (has(each)) kept_gamma[each] = gamma(each);
+      }
+    }
+  }
+
+  // Load what a row's sums are added to.
+  WL_DEVICE void load_residual(int64_t token, Row& residual) const {
+    if constexpr (!Config::kNormalises) return;
+#pragma unroll
+    for (int each = 0; each < kEach; ++each) {
+      if (has(each)) residual[each] = static_cast<const uint4*>(params.residual)[place(token, each)];
+    }
+  }
+
   // What follows from the sums of a row. By all threads of the block.
-  WL_DEVICE void finish(int64_t token, Row& row) {
+  WL_DEVICE void finish(int64_t token, Row& row, const Row& residual) {
     store(params.output, token, row);
     if constexpr (Config::kNormalises) {
-      add_residual(token, row);
+      add(row, residual);
       store(params.residual_out, token, row);
       normalise(row);
       store(params.norm_out, token, row);
@@ -71,14 +96,16 @@ struct FusedRows {
     }
   }
 
-  WL_DEVICE void add_residual(int64_t token, Row& row) const {
+  WL_DEVICE uint4 gamma(int each) const { return static_cast<const uint4*>(params.gamma)[packet(each)]; }
+
+  WL_DEVICE static void add(Row& row, const Row& residual) {
 #pragma unroll
     for (int each = 0; each < kEach; ++each) {
       if (!has(each)) continue;
       Packet sum = Packet::from_raw(row[each]);
-      const Packet residual = Packet::from_raw(static_cast<const uint4*>(params.residual)[place(token, each)]);
+      const Packet other = Packet::from_raw(residual[each]);
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) sum[i] = from_float<T>(to_float(sum[i]) + to_float(residual[i]));
+      for (int i = 0; i < kWidth; ++i) sum[i] = from_float<T>(to_float(sum[i]) + to_float(other[i]));
       row[each] = sum.raw();
     }
   }
@@ -97,10 +124,10 @@ struct FusedRows {
     for (int each = 0; each < kEach; ++each) {
       if (!has(each)) continue;
       Packet x = Packet::from_raw(row[each]);
-      const Packet gamma = Packet::from_raw(static_cast<const uint4*>(params.gamma)[packet(each)]);
+      const Packet weight = Packet::from_raw(kKeepsGamma ? kept_gamma[kKeepsGamma ? each : 0] : gamma(each));
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) {
-        x[i] = from_float<T>(to_float(x[i]) * factor * (to_float(gamma[i]) + params.gamma_bias));
+        x[i] = from_float<T>(to_float(x[i]) * factor * (to_float(weight[i]) + params.gamma_bias));
       }
       row[each] = x.raw();
     }
@@ -162,15 +189,19 @@ WL_DEVICE void finish_rows(FusedRows<Config>& rows, int first, int step, int64_t
                            Call& call, Take take) {
   using Rows = FusedRows<Config>;
   const int64_t tokens = rows.params.tokens, chunks = ceil_div(tokens, chunk_rows);
+  rows.open();
   for (int64_t k = first; k < chunks * chunk_rows; k += step) {
     const int64_t token = k % chunks * chunk_rows + k / chunks;  // past the end in the last chunk
-    typename Rows::Row row;
+    typename Rows::Row row, residual;
+    if (Rows::kLoadsResidual && token < tokens) rows.load_residual(token, residual);
 #pragma unroll
     for (int each = 0; each < Rows::kEach; ++each) {
       if (token < tokens && Rows::has(each)) row[each] = take(Rows::place(token, each));
     }
     if (k + step >= chunks * chunk_rows) end_call(call, boxes);
-    if (token < tokens) rows.finish(token, row);
+    if (token >= tokens) continue;
+    if constexpr (!Rows::kLoadsResidual) rows.load_residual(token, residual);
+    rows.finish(token, row, residual);
   }
 }
 
