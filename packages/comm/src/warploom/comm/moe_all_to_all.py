@@ -18,7 +18,7 @@ from warploom.comm.communicator import Communicator
 from warploom.comm.handles import find
 from warploom.comm.landing import MOST_PAYLOADS, Landing, find_landing
 from warploom.comm.problems.all_to_all import row_bytes
-from warploom.comm.problems.moe_all_to_all import MoeCombineProblem, MoeDispatchProblem
+from warploom.comm.problems.moe_all_to_all import DispatchTensors, MoeCombineProblem, MoeDispatchProblem, RowPlaces
 from warploom.comm.repeated import keep_call
 from warploom.comm.repeated_moe import RepeatedDispatch, moe_key
 from warploom.core.backends import Backend, Operator
@@ -180,8 +180,8 @@ class MoeAlltoAll:
             key = self._dispatch_key(experts, payloads, rows, invalid, ids)
             problem = MoeDispatchProblem.of(self.comm, experts, payloads, rows, self.num_experts, True)
             keep_call(
-                key, self.comm, RepeatedDispatch, MOE_DISPATCH, problem, self.backend, self.comm, received, counts, slots,
-                experts, payloads, landing,
+                key, self.comm, RepeatedDispatch, MOE_DISPATCH, problem, self.backend, self.comm,
+                DispatchTensors(received, counts, slots, experts, payloads, landing),
             )  # fmt: skip
         return received, counts, slots
 
@@ -217,7 +217,7 @@ class MoeAlltoAll:
         known = None if key is None else self.comm.repeated.get(key)
         if isinstance(known, RepeatedCollective):
             out = payload.new_empty(known.shape) if out is None else out
-            known.fill(self.comm, out, payload, slots, counts, landing)
+            known.fill(self.comm, out, payload, RowPlaces(slots, counts, landing))
         else:
             out = self._look_at_combine(payload, runtime_max_tokens_per_rank, out, slots, counts)
         self._slots = None
@@ -245,8 +245,8 @@ class MoeAlltoAll:
             key = self._combine_key(payload, rows, given, slots)
             problem = MoeCombineProblem.of(self.comm, payload, True)
             keep_call(
-                key, self.comm, RepeatedCollective, MOE_COMBINE, problem, self.backend, self.comm, out, payload, slots,
-                counts, landing,
+                key, self.comm, RepeatedCollective, MOE_COMBINE, problem, self.backend, self.comm, out, payload,
+                RowPlaces(slots, counts, landing),
             )  # fmt: skip
         return out
 
@@ -352,7 +352,8 @@ def _dispatch(
     agree_on(communicator, "moe_dispatch", (rows, max_tokens, num_experts, problem.top_k, backend), not experts.is_cuda)
     chosen = MOE_DISPATCH.select(problem, backend).backend
     with device_guard(experts):
-        chosen.run(problem, communicator, received, counts, slots, experts, payloads, find_landing(landing))
+        tensors = DispatchTensors(received, counts, slots, experts, payloads, find_landing(landing))
+        chosen.run(problem, communicator, tensors)
 
 
 @register_op(
@@ -367,6 +368,7 @@ def _combine(
     agree_on(communicator, "moe_combine", (str(payload.dtype), tuple(payload.shape), backend), not payload.is_cuda)
 
     def run(chosen: Backend, buffer: torch.Tensor) -> None:
-        chosen.run(problem, communicator, buffer, payload.contiguous(), slots, counts, find_landing(landing))
+        places = RowPlaces(slots, counts, find_landing(landing))
+        chosen.run(problem, communicator, buffer, payload.contiguous(), places)
 
     run_into(MOE_COMBINE, problem, backend, out, run)

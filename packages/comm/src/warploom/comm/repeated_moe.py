@@ -9,7 +9,7 @@ import torch
 
 from warploom.comm.communicator import Communicator
 from warploom.comm.landing import Landing
-from warploom.comm.problems.moe_all_to_all import MoeDispatchProblem
+from warploom.comm.problems.moe_all_to_all import DispatchTensors, MoeDispatchProblem
 from warploom.comm.repeated import RepeatedCall, call_key
 from warploom.core.backends import Operator
 
@@ -41,7 +41,7 @@ class RepeatedDispatch(RepeatedCall):
     ----------
     operator, problem, backend, comm
         As of `RepeatedCall`.
-    received, counts, slots, experts, payloads, landing
+    tensors : DispatchTensors
         What the backend ran with.
     """
 
@@ -51,16 +51,11 @@ class RepeatedDispatch(RepeatedCall):
         problem: MoeDispatchProblem,
         backend: str,
         comm: Communicator,
-        received: list[torch.Tensor],
-        counts: torch.Tensor,
-        slots: torch.Tensor,
-        experts: torch.Tensor,
-        payloads: list[torch.Tensor],
-        landing: Landing,
+        tensors: DispatchTensors,
     ) -> None:
-        super().__init__(operator, problem, backend, comm, received, counts, slots, experts, payloads, landing)
-        self._received = [tensor.detach() for tensor in received]
-        self._shapes = counts.shape, slots.shape
+        super().__init__(operator, problem, backend, comm, tensors)
+        self._received = [tensor.detach() for tensor in tensors.received]
+        self._shapes = tensors.counts.shape, tensors.slots.shape
 
     def dispatch(
         self, comm: Communicator, experts: torch.Tensor, payloads: Sequence[torch.Tensor], landing: Landing
@@ -70,5 +65,5 @@ class RepeatedDispatch(RepeatedCall):
         received = [tensor.detach() for tensor in self._received]
         # New memory, also for numbers: it belongs to the stream and to the graph that use it.
         counts, slots = (experts.new_empty(shape, dtype=torch.int32) for shape in self._shapes)
-        self.run(comm, received, counts, slots, experts, payloads, landing)
+        self.run(comm, DispatchTensors(received, counts, slots, experts, payloads, landing))
         return received, counts, slots

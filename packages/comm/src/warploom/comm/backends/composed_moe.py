@@ -7,9 +7,8 @@ from typing import ClassVar
 import torch
 
 from warploom.comm.communicator import Communicator
-from warploom.comm.landing import Landing
 from warploom.comm.problems.all_to_all import AllToAllProblem
-from warploom.comm.problems.moe_all_to_all import MoeCombineProblem, MoeDispatchProblem
+from warploom.comm.problems.moe_all_to_all import DispatchTensors, MoeCombineProblem, MoeDispatchProblem, RowPlaces
 from warploom.comm.routing import collect, rank_slots, scatter_to_ranks
 from warploom.core.backends import Backend, Support
 
@@ -40,22 +39,13 @@ class _Composed(Backend):
 class ComposedDispatch(_Composed):
     """Tokens to the ranks of their experts."""
 
-    def run(
-        self,
-        problem: MoeDispatchProblem,
-        comm: Communicator,
-        received: list[torch.Tensor],
-        counts: torch.Tensor,
-        slots: torch.Tensor,
-        experts: torch.Tensor,
-        payloads: list[torch.Tensor],
-        landing: Landing | None,
-    ) -> None:
-        """Fill ``received[i] [size, max_tokens, ...]``, ``counts [size]`` and ``slots [tokens, size]``."""
-        slots.copy_(rank_slots(experts, problem.num_experts, comm.size))
+    def run(self, problem: MoeDispatchProblem, comm: Communicator, tensors: DispatchTensors) -> None:
+        """Fill what is received, the counts and the slots."""
+        slots, payloads = tensors.slots, tensors.payloads
+        slots.copy_(rank_slots(tensors.experts, problem.num_experts, comm.size))
         sent = (slots >= 0).sum(0, dtype=torch.int32)
-        self.exchange(comm, counts.view(-1, 1), sent.view(-1, 1))
-        for out, payload in zip(received, payloads, strict=True):
+        self.exchange(comm, tensors.counts.view(-1, 1), sent.view(-1, 1))
+        for out, payload in zip(tensors.received, payloads, strict=True):
             self.exchange(comm, out, scatter_to_ranks(payload, slots, problem.max_tokens))
 
 
@@ -68,14 +58,12 @@ class ComposedCombine(_Composed):
         comm: Communicator,
         out: torch.Tensor,
         payload: torch.Tensor,
-        slots: torch.Tensor,
-        counts: torch.Tensor,
-        landing: Landing | None,
+        places: RowPlaces,
     ) -> None:
-        """Fill ``out [tokens, hidden]`` from ``payload [size, max_tokens, hidden]`` and the dispatch's `slots`.
+        """Fill ``out [tokens, hidden]`` from ``payload [size, max_tokens, hidden]``.
 
-        Parts have equal sizes here, whatever the dispatch's ``counts [size]`` say.
+        Parts have equal sizes here, whatever the dispatch's counts say.
         """
         returned = torch.empty_like(payload)
         self.exchange(comm, returned, payload)
-        out.copy_(collect(returned, slots))
+        out.copy_(collect(returned, places.slots))

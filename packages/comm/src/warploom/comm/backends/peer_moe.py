@@ -13,7 +13,7 @@ from warploom.comm.backends.peer_kernel import DTYPES, PACKET_ACCESSES, PACKET_B
 from warploom.comm.communicator import Communicator
 from warploom.comm.landing import MOST_PAYLOADS, Landing
 from warploom.comm.problems.all_to_all import row_bytes
-from warploom.comm.problems.moe_all_to_all import MoeCombineProblem, MoeDispatchProblem
+from warploom.comm.problems.moe_all_to_all import DispatchTensors, MoeCombineProblem, MoeDispatchProblem, RowPlaces
 from warploom.core.backends import Backend, Support
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, ptr
 
@@ -86,6 +86,9 @@ class _PeerMoe(Backend):
     params: ClassVar[type[ParamStruct]]
     accesses: ClassVar[tuple[str, ...]] = PACKET_ACCESSES
 
+    def run(self, problem: Any, comm: Communicator, *tensors: Any) -> None:
+        self.bind(problem, comm, *tensors)(comm, *tensors)
+
     @abstractmethod
     def memory(self, problem: Any) -> Support:
         """Whether there is memory at the peers for the rows."""
@@ -124,42 +127,21 @@ class PeerDispatch(_PeerMoe):
         return Support.of((few, f"takes up to {MOST_PAYLOADS} payloads, got {problem.payloads}"))
 
     @abstractmethod
-    def places(self, received: list[torch.Tensor], landing: Landing | None) -> list[int]:
+    def destinations(self, received: list[torch.Tensor], landing: Landing | None) -> list[int]:
         """Where the rows of each payload go, as the kernel takes it."""
 
     @abstractmethod
     def division(self, problem: MoeDispatchProblem, row_bytes: list[int]) -> dict[str, int]:
         """The parameters that say how rows are cut."""
 
-    def run(
-        self,
-        problem: MoeDispatchProblem,
-        comm: Communicator,
-        received: list[torch.Tensor],
-        counts: torch.Tensor,
-        slots: torch.Tensor,
-        experts: torch.Tensor,
-        payloads: list[torch.Tensor],
-        landing: Landing | None,
-    ) -> None:
-        tensors = (received, counts, slots, experts, payloads, landing)
-        self.bind(problem, comm, *tensors)(comm, *tensors)
-
     def bind(
-        self,
-        problem: MoeDispatchProblem,
-        comm: Communicator,
-        received: list[torch.Tensor],
-        counts: torch.Tensor,
-        slots: torch.Tensor,
-        experts: torch.Tensor,
-        payloads: list[torch.Tensor],
-        landing: Landing | None,
-    ) -> Callable[..., None]:
+        self, problem: MoeDispatchProblem, comm: Communicator, tensors: DispatchTensors
+    ) -> Callable[[Communicator, DispatchTensors], None]:
+        payloads, landing = tensors.payloads, tensors.landing
         none = [0] * (MOST_PAYLOADS - len(payloads))
         of_rows = [row_bytes(payload) for payload in payloads]
         # Between the addresses of the payloads and those of the numbers.
-        known = (*none, *self.places(received, landing), *none, *of_rows, *none)
+        known = (*none, *self.destinations(tensors.received, landing), *none, *of_rows, *none)
         params = self.params(
             payloads=[0] * MOST_PAYLOADS,
             received=[0] * MOST_PAYLOADS,
@@ -167,30 +149,23 @@ class PeerDispatch(_PeerMoe):
             slots=None,
             sent=None,
             counts=None,
-            tokens=slots.shape[0],
+            tokens=tensors.slots.shape[0],
             max_tokens=problem.max_tokens,
             num_payloads=len(payloads),
             **self.division(problem, of_rows),
         )
         size, shared = problem.size, self.shared_params(landing)
-        place = _prepare_routing(problem, comm, experts)
+        place = _prepare_routing(problem, comm, tensors.experts)
         move = prepare(comm, self.spec(size), self.shape(problem), *shared, params, pointers=3 * MOST_PAYLOADS + 3)
 
-        def run(
-            comm: Communicator,
-            received: list[torch.Tensor],
-            counts: torch.Tensor,
-            slots: torch.Tensor,
-            experts: torch.Tensor,
-            payloads: list[torch.Tensor],
-            landing: Landing | None,
-        ) -> None:
+        def run(comm: Communicator, tensors: DispatchTensors) -> None:
             # Copies of what is not contiguous have to live until they are read in the order of the stream.
-            experts, payloads = experts.contiguous(), [payload.contiguous() for payload in payloads]
-            sent = slots.new_empty(size)
-            at_slots, at_sent = slots.data_ptr(), sent.data_ptr()
+            experts, payloads = tensors.experts.contiguous(), [payload.contiguous() for payload in tensors.payloads]
+            sent = tensors.slots.new_empty(size)
+            at_slots, at_sent = tensors.slots.data_ptr(), sent.data_ptr()
             place(experts.data_ptr(), at_slots, at_sent)
-            move(*[payload.data_ptr() for payload in payloads], *known, at_slots, at_sent, counts.data_ptr())
+            addresses = [payload.data_ptr() for payload in payloads]
+            move(*addresses, *known, at_slots, at_sent, tensors.counts.data_ptr())
 
         return run
 
@@ -216,52 +191,30 @@ class PeerCombine(_PeerMoe):
         """The parameters beside those of every combine."""
         return {}
 
-    def run(
-        self,
-        problem: MoeCombineProblem,
-        comm: Communicator,
-        out: torch.Tensor,
-        payload: torch.Tensor,
-        slots: torch.Tensor,
-        counts: torch.Tensor,
-        landing: Landing | None,
-    ) -> None:
-        tensors = (slots, counts, landing)
-        self.bind(problem, comm, out, payload, *tensors)(comm, out, payload, *tensors)
-
     def bind(
         self,
         problem: MoeCombineProblem,
         comm: Communicator,
         out: torch.Tensor,
         payload: torch.Tensor,
-        slots: torch.Tensor,
-        counts: torch.Tensor,
-        landing: Landing | None,
-    ) -> Callable[..., None]:
+        places: RowPlaces,
+    ) -> Callable[[Communicator, torch.Tensor, torch.Tensor, RowPlaces], None]:
         params = self.params(
             payload=None,
             output=None,
             slots=None,
             counts=None,
-            tokens=slots.shape[0],
+            tokens=places.slots.shape[0],
             max_tokens=problem.max_tokens,
             packets=problem.row_bytes // PACKET_BYTES,
-            **self.more(problem, landing),
+            **self.more(problem, places.landing),
         )
-        spec, shared = self.spec(problem.dtype, problem.size), self.shared_params(landing)
+        spec, shared = self.spec(problem.dtype, problem.size), self.shared_params(places.landing)
         launch_at = prepare(comm, spec, self.shape(problem), *shared, params, pointers=4)
 
-        def run(
-            comm: Communicator,
-            out: torch.Tensor,
-            payload: torch.Tensor,
-            slots: torch.Tensor,
-            counts: torch.Tensor,
-            landing: Landing | None,
-        ) -> None:
+        def run(comm: Communicator, out: torch.Tensor, payload: torch.Tensor, places: RowPlaces) -> None:
             target, source = (x if x.data_ptr() % PACKET_BYTES == 0 else x.clone() for x in (out, payload))
-            launch_at(source.data_ptr(), target.data_ptr(), slots.data_ptr(), counts.data_ptr())
+            launch_at(source.data_ptr(), target.data_ptr(), places.slots.data_ptr(), places.counts.data_ptr())
             if target is not out:
                 out.copy_(target)
 

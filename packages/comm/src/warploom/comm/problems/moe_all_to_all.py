@@ -2,14 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from warploom.comm.communicator import Communicator
+from warploom.comm.landing import Landing
 from warploom.comm.problems.all_to_all import AllToAllProblem, row_bytes
 
-__all__ = ["MoeCombineProblem", "MoeDispatchProblem"]
+__all__ = ["DispatchTensors", "MoeCombineProblem", "MoeDispatchProblem", "RowPlaces"]
+
+
+class DispatchTensors(NamedTuple):
+    """Tensors of one dispatch.
+
+    Attributes
+    ----------
+    received : list of torch.Tensor
+        ``[size, max_tokens, ...]``: each payload's rows from each rank.
+    counts : torch.Tensor
+        int32 ``[size]``: how many rows came from each rank.
+    slots : torch.Tensor
+        int32 ``[tokens, size]``: a token's place among the rows that its rank sends to another, -1 for none.
+    experts : torch.Tensor
+        ``[tokens, top_k]``.
+    payloads : sequence of torch.Tensor
+        ``[tokens, ...]``.
+    landing : Landing, optional
+        The symmetric memory that `received` are views of.
+    """
+
+    received: list[torch.Tensor]
+    counts: torch.Tensor
+    slots: torch.Tensor
+    experts: torch.Tensor
+    payloads: Sequence[torch.Tensor]
+    landing: Landing | None
+
+
+class RowPlaces(NamedTuple):
+    """Where a combine finds the rows of its tokens.
+
+    Attributes
+    ----------
+    slots, counts : torch.Tensor
+        The dispatch's.
+    landing : Landing, optional
+        Symmetric memory that rows may come back to.
+    """
+
+    slots: torch.Tensor
+    counts: torch.Tensor
+    landing: Landing | None
 
 
 @dataclass(frozen=True, kw_only=True)

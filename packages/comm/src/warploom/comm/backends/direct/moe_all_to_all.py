@@ -87,7 +87,7 @@ class DirectDispatch(PeerDispatch):
     def shared_params(self, landing: Landing | None) -> tuple[ParamStruct, ...]:
         return _landing_params(landing)
 
-    def places(self, received: list[torch.Tensor], landing: Landing | None) -> list[int]:
+    def destinations(self, received: list[torch.Tensor], landing: Landing | None) -> list[int]:
         assert landing is not None, "chosen without memory for the rows"
         return [landing.offset_of(tensor) for tensor in received]
 

@@ -70,7 +70,7 @@ class OneShotDispatch(PeerDispatch):
     def shape(self, problem: MoeDispatchProblem) -> tuple[int, int]:
         return MAX_BLOCKS, MAX_THREADS
 
-    def places(self, received: list[torch.Tensor], landing: Landing | None) -> list[int]:
+    def destinations(self, received: list[torch.Tensor], landing: Landing | None) -> list[int]:
         return [tensor.data_ptr() for tensor in received]
 
     def division(self, problem: MoeDispatchProblem, row_bytes: list[int]) -> dict[str, int]:
