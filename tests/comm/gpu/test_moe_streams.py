@@ -4,7 +4,7 @@ import pytest
 import torch
 from streams import COMBINES, DISPATCHES, Streams
 
-from warploom.comm.problems.moe_all_to_all import MoeCombineProblem, MoeDispatchProblem
+from warploom.comm.problems.moe_all_to_all import DispatchTensors, MoeCombineProblem, MoeDispatchProblem, RowPlaces
 from warploom.comm.routing import collect, rank_slots, scatter_to_ranks
 from warploom.core.testing import assert_close, cases
 
@@ -75,16 +75,18 @@ def test_rounds_of_uneven_tokens(case):
         outs = [torch.full((len(own), hidden), float("nan"), dtype=case.dtype, device="cuda") for own in now.experts]
 
         def sent(rank, now=now, counts=counts, slots=slots, received=received):
-            return received[rank], counts[rank], slots[rank], now.experts[rank], now.payloads[rank], landings[0][rank]
+            return DispatchTensors(
+                received[rank], counts[rank], slots[rank], now.experts[rank], now.payloads[rank], landings[0][rank]
+            )
 
         def returned(rank, now=now, counts=counts, slots=slots, outs=outs):
-            return outs[rank], now.results[rank], slots[rank], counts[rank], landings[1][rank]
+            return outs[rank], now.results[rank], RowPlaces(slots[rank], counts[rank], landings[1][rank])
 
         # Kernels are loaded before any of them waits for another.
-        senders = [dispatch.bind(to_send, comm, *sent(rank)) for rank, comm in enumerate(comms)]
+        senders = [dispatch.bind(to_send, comm, sent(rank)) for rank, comm in enumerate(comms)]
         adders = [combine.bind(to_add, comm, *returned(rank)) for rank, comm in enumerate(comms)]
         torch.cuda.synchronize()
-        ranks.each([lambda r=r, run=run: run(comms[r], *sent(r)) for r, run in enumerate(senders)])
+        ranks.each([lambda r=r, run=run: run(comms[r], sent(r)) for r, run in enumerate(senders)])
         ranks.check()
         for rank in range(case.size):
             assert torch.equal(slots[rank], now.slots[rank])
