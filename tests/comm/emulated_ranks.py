@@ -120,6 +120,22 @@ class EmulatedRanks:
         return comm
 
 
+def ways_to_spoil(operation):
+    """Functions that close a communicator or have it fail, as in a call of this number, and what it says then."""
+
+    def close(comm):
+        comm._release(wait=True)
+
+    def fail(comm):
+        comm.transport.failure = "rank 1 is gone"
+
+    def report(comm):
+        comm.peer_workspace._fields[:5] = torch.tensor([1, 3, 1, 0, 0]).numpy()
+        comm.peer_workspace._words[3] = 4 << 48 | operation << 40  # of the same call
+
+    return (close, "closed"), (fail, "rank 1 is gone"), (report, "waited for data of rank 1")
+
+
 class EmulatedKernel(kernel_module.Kernel):
     """Writes down what it would be launched with."""
 

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from emulated_ranks import EmulatedRanks, as_gpu, on_gpu
+from emulated_ranks import EmulatedRanks, as_gpu, on_gpu, ways_to_spoil
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from warploom.comm import (
@@ -231,17 +231,7 @@ def test_another_stream_waits_for_the_last_one(ranks, comm):
 
 
 def test_closed_and_failed_communicators_refuse_known_calls(ranks):
-    def close(comm):
-        comm._release(wait=False)
-
-    def fail(comm):
-        comm.transport.failure = "rank 1 is gone"
-
-    def report(comm):
-        comm.peer_workspace._fields[:5] = torch.tensor([1, 3, 1, 0, 0]).numpy()
-        comm.peer_workspace._words[3] = 4 << 48 | 1 << 40  # of the same call: an all-reduce
-
-    for spoil, text in ((close, "closed"), (fail, "rank 1 is gone"), (report, "waited for data of rank 1")):
+    for spoil, text in ways_to_spoil(operation=1):  # an all-reduce
         comm = ranks.communicator()
         workspace = workspace_of(comm)
         x = on_gpu(8, 40)

@@ -31,20 +31,17 @@ def make_layer(case: SimpleNamespace, device: torch.device) -> Work:
     workspace = create_allreduce_fusion_workspace(
         ranks.comm, max_token_num=tokens, hidden_dim=HIDDEN, dtype=torch.bfloat16
     )
-
     generator = torch.Generator(device).manual_seed(ranks.comm.rank)
 
-    def draw_own(*shape: int) -> torch.Tensor:
-        x = torch.randn(shape, generator=generator, device=device) * shape[-1] ** -0.5
-        return x.to(torch.bfloat16)
+    def draw_own(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return (torch.randn(shape, generator=generator, device=device) * scale).to(torch.bfloat16)
 
-    sizes = {"o": (HIDDEN, HEADS), "up": (2 * FF, HIDDEN), "down": (HIDDEN, FF),
-             "qkv": (QKV, HIDDEN)}  # fmt: skip
+    sizes = {"o": (HIDDEN, HEADS), "up": (2 * FF, HIDDEN), "down": (HIDDEN, FF), "qkv": (QKV, HIDDEN)}
     return Work(
-        ranks=ranks, workspace=workspace, heads=draw_own(tokens, HEADS).mul_(32),
+        ranks=ranks, workspace=workspace, heads=draw_own(tokens, HEADS),
         residual=random_normal((tokens, HIDDEN), torch.bfloat16, seed=2, device=device),
         gamma=random_normal((HIDDEN,), torch.bfloat16, seed=3, device=device),
-        weights={name: draw_own(n, k).t() for name, (n, k) in sizes.items()},
+        weights={name: draw_own(n, k, scale=k**-0.5).t() for name, (n, k) in sizes.items()},
         products={name: torch.empty(tokens, n, dtype=torch.bfloat16, device=device) for name, (n, _) in sizes.items()},
         norms=[torch.empty(tokens, HIDDEN, dtype=torch.bfloat16, device=device) for _ in range(4)],
     )  # fmt: skip

@@ -41,11 +41,11 @@ class ComposedDispatch(_Composed):
 
     def run(self, problem: MoeDispatchProblem, comm: Communicator, tensors: DispatchTensors) -> None:
         """Fill what is received, the counts and the slots."""
-        slots, payloads = tensors.slots, tensors.payloads
+        slots = tensors.slots
         slots.copy_(rank_slots(tensors.experts, problem.num_experts, comm.size))
         sent = (slots >= 0).sum(0, dtype=torch.int32)
         self.exchange(comm, tensors.counts.view(-1, 1), sent.view(-1, 1))
-        for out, payload in zip(tensors.received, payloads, strict=True):
+        for out, payload in zip(tensors.received, tensors.payloads, strict=True):
             self.exchange(comm, out, scatter_to_ranks(payload, slots, problem.max_tokens))
 
 

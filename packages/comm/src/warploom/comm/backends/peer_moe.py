@@ -17,7 +17,7 @@ from warploom.comm.problems.moe_all_to_all import DispatchTensors, MoeCombinePro
 from warploom.core.backends import Backend, Support
 from warploom.core.jit import KernelSpec, ParamStruct, cpp_type, i32, ptr
 
-__all__ = ["PeerCombine", "PeerDispatch", "RoutingParams", "routing_spec"]
+__all__ = ["PeerCombine", "PeerDispatch", "PeerMoe", "RoutingParams", "routing_spec"]
 
 _ROUTING_THREADS = 1024
 
@@ -65,7 +65,7 @@ def _prepare_routing(
     return kernel.prepare(1, _ROUTING_THREADS, params, pointers=3, pdl=problem.arch >= 90).launch
 
 
-class _PeerMoe(Backend):
+class PeerMoe(Backend):
     """Base: kernels for several ranks of a host.
 
     Attributes
@@ -113,7 +113,7 @@ class _PeerMoe(Backend):
         return ()
 
 
-class PeerDispatch(_PeerMoe):
+class PeerDispatch(PeerMoe):
     """One launch to place tokens and one to move them."""
 
     @classmethod
@@ -170,7 +170,7 @@ class PeerDispatch(_PeerMoe):
         return run
 
 
-class PeerCombine(_PeerMoe):
+class PeerCombine(PeerMoe):
     """One launch to send results back and to add them."""
 
     @classmethod

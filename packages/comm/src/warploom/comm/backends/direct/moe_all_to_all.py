@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 
 from warploom.comm.backends.peer_kernel import MAX_THREADS
-from warploom.comm.backends.peer_moe import PeerCombine, PeerDispatch
+from warploom.comm.backends.peer_moe import PeerCombine, PeerDispatch, PeerMoe
 from warploom.comm.landing import MOST_PARTS, MOST_PAYLOADS, Landing, LandingParams
 from warploom.comm.peer_workspace import MAX_BLOCKS
 from warploom.comm.problems.moe_all_to_all import MoeCombineProblem, MoeDispatchProblem
@@ -17,7 +17,6 @@ from warploom.core.jit import ParamStruct, i32, i64, ptr
 __all__ = ["DirectCombine", "DirectCombineParams", "DirectDispatch", "DirectDispatchParams"]
 
 _SHAPE = MAX_BLOCKS, MAX_THREADS
-_ACCESSES = ("STG.E.128", "LDG.E.128", "STG.E.STRONG.SYS", "LDG.E.STRONG.SYS", "MEMBAR")
 
 
 class DirectDispatchParams(ParamStruct):
@@ -53,39 +52,36 @@ class DirectCombineParams(ParamStruct):
     parts: i32
 
 
-def _lands(problem: MoeDispatchProblem | MoeCombineProblem) -> Support:
-    return Support.of((problem.lands, "needs symmetric memory for the rows, which MoeAlltoAll could not get"))
-
-
 def _parts(problem: MoeDispatchProblem | MoeCombineProblem) -> int:
     """Parts of a row, the same on all ranks: enough for all warps where rows are few."""
     warps = _SHAPE[0] * _SHAPE[1] // 32
     return max(1, min(MOST_PARTS, 2 * warps // max(1, problem.max_tokens * problem.size)))
 
 
-def _landing_params(landing: Landing | None) -> tuple[ParamStruct, ...]:
-    assert landing is not None, "chosen without memory for the rows"
-    return (landing.params,)
-
-
-class DirectDispatch(PeerDispatch):
-    """Warps write rows where they are read, and a flag behind each."""
+class _Direct(PeerMoe):
+    """Base: rows land in symmetric memory."""
 
     name = "direct"
     header = "moe_direct"
-    kernel = "direct_dispatch_kernel"
     shared_types = (LandingParams,)
-    params = DirectDispatchParams
-    accesses = _ACCESSES
+    accesses = ("STG.E.128", "LDG.E.128", "STG.E.STRONG.SYS", "LDG.E.STRONG.SYS", "MEMBAR")
 
-    def memory(self, problem: MoeDispatchProblem) -> Support:
-        return _lands(problem)
+    def memory(self, problem: MoeDispatchProblem | MoeCombineProblem) -> Support:
+        return Support.of((problem.lands, "needs symmetric memory for the rows, which MoeAlltoAll could not get"))
 
-    def shape(self, problem: MoeDispatchProblem) -> tuple[int, int]:
+    def shape(self, problem: MoeDispatchProblem | MoeCombineProblem) -> tuple[int, int]:
         return _SHAPE
 
     def shared_params(self, landing: Landing | None) -> tuple[ParamStruct, ...]:
-        return _landing_params(landing)
+        assert landing is not None, "chosen without memory for the rows"
+        return (landing.params,)
+
+
+class DirectDispatch(_Direct, PeerDispatch):
+    """Warps write rows where they are read, and a flag behind each."""
+
+    kernel = "direct_dispatch_kernel"
+    params = DirectDispatchParams
 
     def destinations(self, received: list[torch.Tensor], landing: Landing | None) -> list[int]:
         assert landing is not None, "chosen without memory for the rows"
@@ -95,24 +91,11 @@ class DirectDispatch(PeerDispatch):
         return {"parts": _parts(problem)}
 
 
-class DirectCombine(PeerCombine):
+class DirectCombine(_Direct, PeerCombine):
     """Half of the warps write rows to where they are added by the others."""
 
-    name = "direct"
-    header = "moe_direct"
     kernel = "direct_combine_kernel"
-    shared_types = (LandingParams,)
     params = DirectCombineParams
-    accesses = _ACCESSES
-
-    def memory(self, problem: MoeCombineProblem) -> Support:
-        return _lands(problem)
-
-    def shape(self, problem: MoeCombineProblem) -> tuple[int, int]:
-        return _SHAPE
-
-    def shared_params(self, landing: Landing | None) -> tuple[ParamStruct, ...]:
-        return _landing_params(landing)
 
     def more(self, problem: MoeCombineProblem, landing: Landing | None) -> dict[str, int]:
         assert landing is not None, "chosen without memory for the rows"

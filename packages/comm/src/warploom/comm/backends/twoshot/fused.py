@@ -10,9 +10,8 @@ from warploom.comm.problems.fusion import FusionProblem
 
 __all__ = ["FusedTwoShot"]
 
-_LONG = (
-    96  # packets of a chunk for a thread of each block, from which on some blocks have rows to finish while others sum
-)
+# Packets of a chunk for each thread of a block, from which on some blocks have rows to finish while others sum.
+_LONG = 96
 
 
 class FusedTwoShot(PeerFusion):
@@ -27,7 +26,6 @@ class FusedTwoShot(PeerFusion):
         packets = -(-problem.nbytes // (PACKET_BYTES * problem.size))  # of a chunk
         if packets < _LONG * threads:
             return min(MAX_BLOCKS, problem.tokens), 0
-        reducers = (
-            8 + 48 // problem.size
-        )  # fitted on 2 and 4 GPUs: chunks get shorter, but every packet goes to more peers
+        # Fitted on 2 and 4 GPUs: with more ranks chunks are shorter, but every packet goes to more peers.
+        reducers = 8 + 48 // problem.size
         return MAX_BLOCKS - reducers, reducers
