@@ -94,6 +94,7 @@ struct Draw {
   int64_t numel(int64_t largest) const { return (bits >> 9) % 8 == 0 ? 1 : 1 + (bits >> 8) % largest; }
   unsigned blocks() const { return 1 + (bits >> 20) % 3; }
   unsigned threads() const { return kMaxRanks + (bits >> 24) % 5; }
+  unsigned threads_of_stages() const { return is_long() ? 32 * (1 + (bits >> 24) % 2) : threads(); }  // whole warps take shares
 };
 
 template <class T>
@@ -111,7 +112,7 @@ bool all_reduce(Rank& rank, int call, const Draw& draw, bool two_shot) {
   using C = Config<T, kRanks>;
   auto* kernel = two_shot ? two_shot_all_reduce_kernel<C> : one_shot_all_reduce_kernel<C>;
   if (two_shot && draw.is_long()) kernel = two_shot_all_reduce_kernel<LongConfig<T, kRanks>>;
-  launch(draw.blocks(), draw.threads(), kernel, rank.boxes, Message{x, out, numel});
+  launch(draw.blocks(), two_shot ? draw.threads_of_stages() : draw.threads(), kernel, rank.boxes, Message{x, out, numel});
   return rank.report.failed || is_sum<T, kRanks>(out, call, 0, numel);
 }
 
@@ -122,7 +123,8 @@ bool reduce_scatter(Rank& rank, int call, const Draw& draw) {
   T* x = reinterpret_cast<T*>(input.data()) + draw.offset();
   for (int64_t i = 0; i < kRanks * numel; ++i) x[i] = value_of<T>(rank.boxes.rank, call, i);
   T* out = draw.in_place() ? x + own : reinterpret_cast<T*>(output.data()) + draw.offset();
-  launch(draw.blocks(), draw.threads(), reduce_scatter_kernel<Config<T, kRanks>>, rank.boxes, Message{x, out, numel});
+  auto* kernel = draw.is_long() ? reduce_scatter_kernel<LongConfig<T, kRanks>> : reduce_scatter_kernel<Config<T, kRanks>>;
+  launch(draw.blocks(), draw.threads_of_stages(), kernel, rank.boxes, Message{x, out, numel});
   return rank.report.failed || is_sum<T, kRanks>(out, call, own, numel);
 }
 
@@ -192,7 +194,7 @@ bool fusion(Rank& rank, int call, const Draw& draw, bool two_shot) {
   T* out = draw.in_place() ? as(input) : as(sums);
   T* residual_out = draw.in_place() ? as(residual) : as(added);
   const FusionParams params{as(input), out,          as(residual),  residual_out, as(kept), as(norm),
-                            codes.data(), scales.data(), tokens, int(two_shot ? 1 + draw.bits / 8192 % 2 : 0), 0.5f, 1.0f};
+                            codes.data(), scales.data(), tokens, int(two_shot ? draw.bits / 8192 % 3 : 0), 0.5f, 1.0f};
   auto* kernel = two_shot ? two_shot_fusion_kernel<C> : one_shot_fusion_kernel<C>;
   launch(unsigned(params.reducers) + 1 + draw.bits / 4096 % 2, C::kThreads, kernel, rank.boxes, params);
   if (rank.report.failed) return true;
@@ -239,7 +241,7 @@ constexpr int kParts = 4;  // most of a row that lands
 
 // Numbers and flags before the rows of a landing.
 template <int kRanks>
-constexpr int64_t kLandingHead = 64 + 4 * kRanks * Mixture<kRanks>::kMaxTokens * kParts;
+constexpr int64_t kLandingHead = 128 + 8 * kRanks * Mixture<kRanks>::kMaxTokens * kParts;
 
 template <class T_, int kRanks_>
 struct WarpConfig : Config<T_, kRanks_> {
@@ -452,7 +454,7 @@ int run(int calls, uint32_t seed, bool missing, bool other, int only) {
       }
       for (int which = 0; which < 2; ++which) {
         Landing& landing = ranks[r].landings[which];
-        landing.flags = 64, landing.capacity = Mixture<kRanks>::kMaxTokens, landing.parts = kParts;
+        landing.flags = 128, landing.capacity = Mixture<kRanks>::kMaxTokens, landing.parts = kParts;
         for (int peer = 0; peer < kRanks; ++peer) landing.buffers[peer] = ranks[peer].rows[which].data();
       }
       boxes.report = &ranks[r].report, boxes.rank = r, boxes.half_bytes = kHalfBytes;

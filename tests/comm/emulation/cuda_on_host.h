@@ -131,6 +131,7 @@ inline int __popc(unsigned bits) { return std::popcount(bits); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __int_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
 inline unsigned atomicExch(unsigned* pointer, unsigned value) { return std::atomic_ref(*pointer).exchange(value); }
+inline unsigned atomicAdd(unsigned* pointer, unsigned value) { return std::atomic_ref(*pointer).fetch_add(value); }
 size_t __cvta_generic_to_shared(const void*);
 using std::max;
 using std::min;

@@ -27,7 +27,11 @@ SHIPPED = [
         for dtype in DTYPES
         for size in _SIZES
     ),
-    *(TwoShotAllReduce.spec(torch.bfloat16, size, True) for size in _SIZES),
+    *(
+        backend.spec(torch.bfloat16, size, True)
+        for backend in (TwoShotAllReduce, OneShotReduceScatter)
+        for size in _SIZES
+    ),
     *map(OneShotAllGather.spec, _SIZES),
     *map(exchange_spec, _SIZES),
     *map(routing_spec, _SIZES),

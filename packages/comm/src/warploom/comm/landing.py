@@ -17,6 +17,7 @@ __all__ = ["MOST_PARTS", "MOST_PAYLOADS", "Landing", "LandingParams", "find_land
 
 _ALIGNMENT = 256
 MOST_PARTS = 8  # of a row
+_FLAG_BYTES = 2 * 4  # of a part: calls have one of two in turn
 MOST_PAYLOADS = 8  # kMaxPayloads: tensors that share the memory for rows
 
 
@@ -56,7 +57,7 @@ class Landing:
 
     def __init__(self, comm: Communicator, capacity: int, row_bytes: int) -> None:
         self.capacity, self.row_bytes = capacity, row_bytes
-        self._rows = _ALIGNMENT + _aligned(4 * comm.size * capacity * MOST_PARTS)
+        self._rows = _ALIGNMENT + _aligned(_FLAG_BYTES * comm.size * capacity * MOST_PARTS)
         self._size = comm.size
         nbytes = self._rows + comm.size * capacity * row_bytes + MOST_PAYLOADS * _ALIGNMENT
         self._buffer = comm.symmetric_buffer(nbytes)

@@ -80,10 +80,8 @@ def launch_shape(packets: int) -> tuple[int, int]:
 
 
 def _long_shape(size: int) -> tuple[int, int]:
-    """The launch for long messages: two ranks, which have one peer to send to, are faster with half of the blocks."""
-    blocks = MAX_BLOCKS // 2 if size == 2 else MAX_BLOCKS
-    threads = MAX_THREADS if size <= _REGISTERS_FOR else MAX_THREADS // 2
-    return blocks, threads
+    """The launch for long messages."""
+    return MAX_BLOCKS, MAX_THREADS if size <= _REGISTERS_FOR else MAX_THREADS // 2
 
 
 def _is_dependent(comm: Communicator) -> bool:

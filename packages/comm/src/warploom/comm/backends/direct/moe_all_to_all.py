@@ -17,6 +17,7 @@ from warploom.core.jit import ParamStruct, i32, i64, ptr
 __all__ = ["DirectCombine", "DirectCombineParams", "DirectDispatch", "DirectDispatchParams"]
 
 _SHAPE = MAX_BLOCKS, MAX_THREADS
+_PART_BYTES = 8192  # of long rows
 
 
 class DirectDispatchParams(ParamStruct):
@@ -53,9 +54,10 @@ class DirectCombineParams(ParamStruct):
 
 
 def _parts(problem: MoeDispatchProblem | MoeCombineProblem) -> int:
-    """Parts of a row, the same on all ranks: enough for all warps where rows are few."""
+    """Parts of a row, the same on all ranks: enough for all warps where rows are few, and none that keeps one for long."""
     warps = _SHAPE[0] * _SHAPE[1] // 32
-    return max(1, min(MOST_PARTS, 2 * warps // max(1, problem.max_tokens * problem.size)))
+    parts = max(2 * warps // max(1, problem.max_tokens * problem.size), -(-problem.row_bytes // _PART_BYTES))
+    return max(1, min(MOST_PARTS, parts))
 
 
 class _Direct(PeerMoe):

@@ -14,6 +14,7 @@ class OneShotReduceScatter(PeerReduction):
     name = "oneshot"
     header = "reduce_scatter"
     kernel = "reduce_scatter_kernel"
+    has_stages = True
 
     def largest_message(self, problem: ReduceScatterProblem) -> int:
         # The half holds a part from every rank, each a whole number of packets.

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "warploom/comm/message.cuh"
+#include "warploom/comm/shares.cuh"
 
 namespace warploom::comm {
 
@@ -62,11 +63,13 @@ struct TwoShotStages {
 
   WL_DEVICE int peer(int hop) const { return (boxes.rank + hop) % kRanks; }
 
-  WL_DEVICE void load_sent(int64_t i, Packets& packets, int hop) {
-    packets[hop] = load_packet<T>(message, peer(hop) * chunk + i, aligned);
+  WL_DEVICE void load_sent(int64_t i, Packets& packets) {
+#pragma unroll
+    for (int hop = 1; hop < kRanks; ++hop) packets[hop] = load_packet<T>(message, peer(hop) * chunk + i, aligned);
   }
-  WL_DEVICE void scatter(int64_t i, const Packets& packets, int hop) {
-    send_packet(boxes.half(peer(hop), call) + boxes.rank * chunk + i, packets[hop]);
+  WL_DEVICE void scatter(int64_t i, const Packets& packets) {
+#pragma unroll
+    for (int hop = 1; hop < kRanks; ++hop) send_packet(boxes.half(peer(hop), call) + boxes.rank * chunk + i, packets[hop]);
   }
 
   WL_DEVICE void load_parts(int64_t i, Packets& packets) {
@@ -110,29 +113,19 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   const int64_t chunk = stages.chunk;
 
   if constexpr (Config::kLong) {
-    for (int64_t i = first; i < chunk + 2 * kLag * step; i += step) {
-      const int64_t reduced = i - kLag * step, done = i - 2 * kLag * step;
-      const bool scatters = i < chunk, reduces = reduced >= 0 && reduced < chunk, gathers = done >= 0;
+    run_stages<3>(call, boxes, chunk, int(first) / kWarpSize, int(step) / kWarpSize, [&](const int64_t (&at)[3]) {
+      const bool scatters = at[0] < chunk, reduces = at[1] < chunk, gathers = at[2] < chunk;
       Packets sent, parts, sums;  // loads go ahead of the stores of all stages
-#pragma unroll
-      for (int hop = 1; hop < kRanks; ++hop) {
-        if (scatters) stages.load_sent(i, sent, hop);
-      }
-      if (reduces) stages.load_parts(reduced, parts);
-      if (gathers) stages.load_sums(done, sums);
-#pragma unroll
-      for (int hop = 1; hop < kRanks; ++hop) {
-        if (scatters) stages.scatter(i, sent, hop);
-      }
-      if (reduces) stages.reduce(reduced, parts);
-      if (gathers) stages.gather(done, sums);
-    }
+      if (scatters) stages.load_sent(at[0], sent);
+      if (reduces) stages.load_parts(at[1], parts);
+      if (gathers) stages.load_sums(at[2], sums);
+      if (scatters) stages.scatter(at[0], sent);
+      if (reduces) stages.reduce(at[1], parts);
+      if (gathers) stages.gather(at[2], sums);
+    });
   } else {
     Packets packets;
-    for (int64_t i = first; i < chunk; i += step) {
-#pragma unroll
-      for (int hop = 1; hop < kRanks; ++hop) stages.load_sent(i, packets, hop), stages.scatter(i, packets, hop);
-    }
+    for (int64_t i = first; i < chunk; i += step) stages.load_sent(i, packets), stages.scatter(i, packets);
     for (int64_t i = first; i < chunk; i += step) stages.load_parts(i, packets), stages.reduce(i, packets);
     for (int64_t i = first; i < chunk; i += step) stages.load_sums(i, packets), stages.gather(i, packets);
   }

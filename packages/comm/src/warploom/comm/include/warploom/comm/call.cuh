@@ -37,6 +37,9 @@ enum Operation : uint32_t {
   kDirectCombine = 11,
 };
 
+// Work of a call that warps share.
+enum Queue { kSending, kReceiving, kQueues };
+
 // What ranks must agree on in a call.
 struct Terms {
   uint32_t operation;
@@ -72,7 +75,8 @@ struct Call {
 struct Header {
   uint32_t abort;            // 1 + the rank that gave up; peers write it
   uint32_t reported;         // 1 once this rank has told its host
-  uint32_t unused[62];
+  uint32_t shares[2][kQueues];     // that warps of this rank have taken in a call of each half: shares.cuh
+  uint32_t unused[58];
   uint32_t calls[kMaxBlocks];      // calls so far, one copy for each block so that blocks need no agreement
   uint64_t terms[2][kMaxRanks];    // of each peer, in the last call of each half; peers write them
 };
@@ -185,6 +189,8 @@ WL_DEVICE bool begin_call(Call& call, const Mailboxes& boxes) {
   call.number = own->calls[blockIdx.x];
   const uint32_t aborted_by = load_relaxed_system(&own->abort);
   const bool failed = __syncthreads_or(aborted_by != 0);  // all threads have read before one writes
+  // For the next call: the last one, which had the same half, has ended.
+  if (blockIdx.x == 0 && threadIdx.x < kQueues) own->shares[(call.number + 1) & 1][threadIdx.x] = 0;
   for (int copy = blockIdx.x + threadIdx.x * gridDim.x; copy < kMaxBlocks; copy += blockDim.x * gridDim.x) {
     own->calls[copy] = call.number + 1;
   }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "warploom/comm/message.cuh"
+#include "warploom/comm/shares.cuh"
 #include "warploom/reduce.cuh"
 
 namespace warploom::comm {
@@ -75,12 +76,17 @@ struct FusedRows {
     }
   }
 
-  // What follows from the sums of a row. By all threads of the block.
-  WL_DEVICE void finish(int64_t token, Row& row, const Row& residual) {
+  // What follows from the sums of a row.
+  WL_DEVICE void add_residual(int64_t token, Row& row, const Row& residual) {
     store(params.output, token, row);
     if constexpr (Config::kNormalises) {
       add(row, residual);
       store(params.residual_out, token, row);
+    }
+  }
+  // And then, by all threads of the block.
+  WL_DEVICE void finish(int64_t token, Row& row) {
+    if constexpr (Config::kNormalises) {
       normalise(row);
       store(params.norm_out, token, row);
       if constexpr (kScales != Scales::kNone) quantise(token, row);
@@ -182,26 +188,43 @@ struct FusedRows {
   }
 };
 
-// Take rows with `take(packet of the message)` and compute what follows from them: one of each chunk of `chunk_rows`, then the
-// next of each. After its last row a block waits for no one.
-template <class Config, class Take>
-WL_DEVICE void finish_rows(FusedRows<Config>& rows, int first, int step, int64_t chunk_rows, const Mailboxes& boxes,
-                           Call& call, Take take) {
+// Take rows and compute what follows from them: one of each chunk of `chunk_rows`, then the next of each. For every packet of the
+// message, `look(packet, seen)` loads what `take(packet, seen)` makes the sum of, `kSeen` of them. After its last row a block waits for no one.
+template <int kSeen, class Config, class Look, class Take>
+WL_DEVICE void finish_rows(FusedRows<Config>& rows, int first, int step, int chunk_rows, const Mailboxes& boxes,
+                           Call& call, Look look, Take take) {
   using Rows = FusedRows<Config>;
-  const int64_t tokens = rows.params.tokens, chunks = ceil_div(tokens, chunk_rows);
+  const int tokens = int(rows.params.tokens), chunks = ceil_div(tokens, chunk_rows);
+  const auto token_of = [&](int k) { return k < chunks * chunk_rows ? k % chunks * chunk_rows + k / chunks : tokens; };
+  constexpr bool kLooksAhead = Rows::kEach * kSeen <= 8;
+  uint4 seen[kLooksAhead ? Rows::kEach : 1][kSeen];
+  typename Rows::Row row, residual;
+  // What a row needs beside its packets and a look at those, before one is waited for and while the row before is finished.
+  const auto prepare = [&](int token) {
+    if (token >= tokens) return;
+    if constexpr (Rows::kLoadsResidual) rows.load_residual(token, residual);
+#pragma unroll
+    for (int each = 0; each < (kLooksAhead ? Rows::kEach : 0); ++each) {
+      if (Rows::has(each)) look(Rows::place(token, each), seen[each]);
+    }
+  };
   rows.open();
-  for (int64_t k = first; k < chunks * chunk_rows; k += step) {
-    const int64_t token = k % chunks * chunk_rows + k / chunks;  // past the end in the last chunk
-    typename Rows::Row row, residual;
-    if (Rows::kLoadsResidual && token < tokens) rows.load_residual(token, residual);
+  prepare(token_of(first));
+  for (int k = first; k < chunks * chunk_rows; k += step) {
+    const int token = token_of(k);  // past the end in the last chunk
 #pragma unroll
     for (int each = 0; each < Rows::kEach; ++each) {
-      if (token < tokens && Rows::has(each)) row[each] = take(Rows::place(token, each));
+      if (token >= tokens || !Rows::has(each)) continue;
+      if (!kLooksAhead) look(Rows::place(token, each), seen[0]);
+      row[each] = take(Rows::place(token, each), seen[kLooksAhead ? each : 0]);
     }
     if (k + step >= chunks * chunk_rows) end_call(call, boxes);
-    if (token >= tokens) continue;
-    if constexpr (!Rows::kLoadsResidual) rows.load_residual(token, residual);
-    rows.finish(token, row, residual);
+    if (token < tokens) {
+      if constexpr (!Rows::kLoadsResidual) rows.load_residual(token, residual);
+      rows.add_residual(token, row, residual);
+    }
+    prepare(token_of(k + step));
+    if (token < tokens) rows.finish(token, row);
   }
 }
 
@@ -232,12 +255,15 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       }
     }
   }
-  finish_rows(rows, blockIdx.x, gridDim.x, params.tokens, boxes, call, [&](int64_t place) {
-    uint4 taken[kRanks];
-    set_own(taken, boxes.rank, input[place]);
-    const bool complete = take_packets(taken, boxes.half(boxes.rank, call) + place, packets, boxes, call, 0);
-    return complete ? sum_packets<T>(taken) : nan_packet();
-  });
+  const auto look = [&](int64_t place, uint4 (&seen)[kRanks]) {
+    set_own(seen, boxes.rank, input[place]);
+    load_packets(seen, boxes.half(boxes.rank, call) + place, packets, boxes.rank);
+  };
+  const auto take = [&](int64_t place, uint4 (&seen)[kRanks]) {
+    const bool complete = await_packets(seen, boxes.half(boxes.rank, call) + place, packets, boxes, call, 0);
+    return complete ? sum_packets<T>(seen) : nan_packet();
+  };
+  finish_rows<kRanks>(rows, blockIdx.x, gridDim.x, int(params.tokens), boxes, call, look, take);
 }
 
 // Every rank sums a chunk of all packets and sends it to all, to itself as well: rows cross chunks. With many tokens some
@@ -259,38 +285,54 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   Call call(kTwoShotFusion, kElement<T>, packets);
   if (!begin_call(call, boxes)) return;
 
-  const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, step = int64_t(reducers) * blockDim.x;
-  const int64_t behind = (params.reducers == 0 ? ceil_div(chunk, step) : kLag) * step;
-  for (int64_t i = first; i < chunk + behind && int(blockIdx.x) < reducers; i += step) {
-    if (i < chunk) {
-#pragma unroll(kRanks <= 4 ? kRanks : 4)  // more at once would not fit the registers
-      for (int hop = 1; hop < kRanks; ++hop) {
-        const int peer = (rank + hop) % kRanks;
-        send_packet(boxes.half(peer, call) + rank * chunk + i, packet_or_zeros(peer * chunk + i));
-      }
-    }
-    const int64_t to_reduce = i - behind;
-    if (to_reduce < 0) continue;
-    uint4 taken[kRanks];
-    set_own(taken, rank, packet_or_zeros(rank * chunk + to_reduce));
-    const bool complete = take_packets(taken, boxes.half(rank, call) + to_reduce, chunk, boxes, call, 0);
-    const uint4 sum = complete ? sum_packets<T>(taken) : nan_packet();
-    if (rank * chunk + to_reduce >= packets) continue;  // nobody takes it
+  using Packets = uint4[kRanks];
+  const auto load_sent = [&](int64_t i, Packets& sent) {
+#pragma unroll
+    for (int hop = 1; hop < kRanks; ++hop) sent[hop] = packet_or_zeros((rank + hop) % kRanks * chunk + i);
+  };
+  const auto scatter = [&](int64_t i, const Packets& sent) {
+#pragma unroll
+    for (int hop = 1; hop < kRanks; ++hop) send_packet(boxes.half((rank + hop) % kRanks, call) + rank * chunk + i, sent[hop]);
+  };
+  const auto load_parts = [&](int64_t i, Packets& parts) {
+    set_own(parts, rank, packet_or_zeros(rank * chunk + i));
+    load_packets(parts, boxes.half(rank, call) + i, chunk, rank);
+  };
+  const auto reduce = [&](int64_t i, Packets& parts) {
+    const bool complete = await_packets(parts, boxes.half(rank, call) + i, chunk, boxes, call, 0);
+    const uint4 sum = complete ? sum_packets<T>(parts) : nan_packet();
+    if (rank * chunk + i >= packets) return;  // nobody takes it
 #pragma unroll
     for (int hop = 1; hop <= kRanks; ++hop) {
-      send_packet(boxes.half((rank + hop) % kRanks, call) + gathered + rank * chunk + to_reduce, sum);
+      send_packet(boxes.half((rank + hop) % kRanks, call) + gathered + rank * chunk + i, sum);
     }
+  };
+  const int first = int(blockIdx.x * blockDim.x + threadIdx.x), step = int(reducers * blockDim.x);
+  if (params.reducers == 0) {
+    Packets loaded;
+    for (int64_t i = first; i < chunk; i += step) load_sent(i, loaded), scatter(i, loaded);
+    for (int64_t i = first; i < chunk; i += step) load_parts(i, loaded), reduce(i, loaded);
+  } else if (finisher < 0) {
+    run_stages<2>(call, boxes, chunk, first / kWarpSize, step / kWarpSize, [&](const int64_t (&at)[2]) {
+      const bool scatters = at[0] < chunk, reduces = at[1] < chunk;
+      Packets sent, parts;  // loads go ahead of the stores of both stages
+      if (scatters) load_sent(at[0], sent);
+      if (reduces) load_parts(at[1], parts);
+      if (scatters) scatter(at[0], sent);
+      if (reduces) reduce(at[1], parts);
+    });
   }
   if (finisher < 0) {
     end_call(call, boxes);
     return;
   }
-  const int64_t chunk_rows = ceil_div(params.tokens, int64_t(kRanks));  // about: rows cross chunks
-  finish_rows(rows, finisher, gridDim.x - params.reducers, chunk_rows, boxes, call, [&](int64_t place) {
-    uint4 packet;
-    uint4* slot = boxes.half(rank, call) + gathered + place;
-    return take_packet(packet, slot, boxes, call, uint32_t(place / chunk), 1) ? packet : nan_packet();
-  });
+  const int chunk_rows = ceil_div(int(params.tokens), kRanks);  // about: rows cross chunks
+  uint4* const sums = boxes.half(rank, call) + gathered;
+  const auto look = [&](int64_t place, uint4 (&seen)[1]) { seen[0] = load_relaxed_system(sums + place); };
+  const auto take = [&](int64_t place, uint4 (&seen)[1]) {
+    return await_packet(seen[0], sums + place, boxes, call, uint32_t(place / chunk), 1) ? seen[0] : nan_packet();
+  };
+  finish_rows<1>(rows, finisher, gridDim.x - params.reducers, chunk_rows, boxes, call, look, take);
 }
 
 }  // namespace warploom::comm

@@ -93,18 +93,27 @@ WL_DEVICE bool take_packets(uint4 (&packets)[kRanks], uint4* slots, int64_t stri
   return await_packets(packets, slots, stride, boxes, call, stage, kind);
 }
 
-// Take the packet of one rank, which may be this one.
+// Take the packet of one rank, which may be this one, after a look at it.
 template <class Kind = PlainPackets>
-WL_DEVICE bool take_packet(uint4& packet, uint4* slot, const Mailboxes& boxes, Call& call, uint32_t peer,
-                           uint32_t stage, Kind kind = {}) {
+WL_DEVICE bool await_packet(uint4& packet, uint4* slot, const Mailboxes& boxes, Call& call, uint32_t peer, uint32_t stage,
+                            Kind kind = {}) {
+  bool is_seen = true;
   const auto has_arrived = [&] {
-    packet = kind.load(slot);
+    if (!is_seen) packet = kind.load(slot);
+    is_seen = false;
     look_at_terms(call, boxes);
     return kind.arrived(packet);
   };
   if (!wait_until(has_arrived, boxes, call, peer, stage)) return false;
   kind.store(slot, make_uint4(kEmpty, kEmpty, kEmpty, kEmpty));
   return true;
+}
+
+template <class Kind = PlainPackets>
+WL_DEVICE bool take_packet(uint4& packet, uint4* slot, const Mailboxes& boxes, Call& call, uint32_t peer, uint32_t stage,
+                           Kind kind = {}) {
+  packet = kind.load(slot);
+  return await_packet(packet, slot, boxes, call, peer, stage, kind);
 }
 
 }  // namespace warploom::comm

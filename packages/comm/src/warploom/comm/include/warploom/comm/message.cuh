@@ -95,11 +95,6 @@ WL_DEVICE uint4 sum_packets(const uint4 (&packets)[kRanks]) {
   return round_packet<T>(sum);
 }
 
-// Iterations from one stage of a reduction to the next, in long messages: the stages overlap, NVLink always has packets to carry,
-// and what has arrived is taken while it is in the L2. In short ones a stage waits for the end of the one before, which takes
-// less code: every instruction is fetched once.
-constexpr int kLag = 2;
-
 // What is written where a peer's data never came: never plausible numbers.
 WL_DEVICE uint4 nan_packet() { return make_uint4(kSealed, kSealed, kSealed, kSealed); }
 

@@ -80,16 +80,14 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
     const int64_t token = i / params.row_pieces, of_row = i % params.row_pieces;
     const RowPiece at(params, of_row);
     const uint2 piece = load_row_piece(params, token, at);
+    int places[kRanks];  // all loaded before something is stored
 #pragma unroll
-    for (int hop = 0; hop < kRanks; ++hop) {
-      const int peer = (rank + hop) % kRanks, place = params.slots[token * kRanks + peer];
-      if (place < 0) continue;
-      if (hop == 0) {
-        store_row_piece(params, int64_t(rank) * params.max_tokens + place, at, piece);
-      } else {
-        kind.send(row_slot(peer, rank, place, of_row), piece);
-      }
+    for (int hop = 0; hop < kRanks; ++hop) places[hop] = params.slots[token * kRanks + (rank + hop) % kRanks];
+#pragma unroll
+    for (int hop = 1; hop < kRanks; ++hop) {
+      if (places[hop] >= 0) kind.send(row_slot((rank + hop) % kRanks, rank, places[hop], of_row), piece);
     }
+    if (places[0] >= 0) store_row_piece(params, int64_t(rank) * params.max_tokens + places[0], at, piece);
   }
   // Numbers of all peers, then their rows. A block takes the numbers that were sent for blocks which were not launched, too.
   __shared__ int numbers[kRanks];
@@ -107,14 +105,26 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   int64_t rows = 0;
 #pragma unroll
   for (int peer = 0; peer < kRanks; ++peer) rows += numbers[peer];
-  for (int64_t i = first; i < rows * params.row_pieces; i += step) {
-    const int64_t of_row = i % params.row_pieces;
-    int64_t place = i / params.row_pieces;
-    int peer = 0;
-    while (place >= numbers[peer]) place -= numbers[peer++];
-    uint4 packet;
-    if (!take_packet(packet, row_slot(rank, peer, place, of_row), boxes, call, peer, 1, kind)) packet = nan_packet();
-    store_row_piece(params, int64_t(peer) * params.max_tokens + place, RowPiece(params, of_row), {packet.x, packet.z});
+  constexpr int kAhead = 4;  // pieces that are looked at before one is waited for
+  const int64_t pieces = rows * params.row_pieces;
+  for (int64_t i = first; i < pieces; i += kAhead * step) {
+    uint4 packets[kAhead];
+    int peers[kAhead], places[kAhead], of_rows[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      if (i + k * step >= pieces) break;
+      places[k] = int((i + k * step) / params.row_pieces), of_rows[k] = int((i + k * step) % params.row_pieces);
+      for (peers[k] = 0; places[k] >= numbers[peers[k]]; ++peers[k]) places[k] -= numbers[peers[k]];
+      packets[k] = kind.load(row_slot(rank, peers[k], places[k], of_rows[k]));
+    }
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      if (i + k * step >= pieces) break;
+      uint4* slot = row_slot(rank, peers[k], places[k], of_rows[k]);
+      if (!await_packet(packets[k], slot, boxes, call, peers[k], 1, kind)) packets[k] = nan_packet();
+      const int64_t row = int64_t(peers[k]) * params.max_tokens + places[k];
+      store_row_piece(params, row, RowPiece(params, of_rows[k]), {packets[k].x, packets[k].z});
+    }
   }
   end_call(call, boxes);
 }
@@ -144,27 +154,41 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
     return boxes.half(owner, call) + (int64_t(from) * params.max_tokens + place) * params.packets + packet;
   };
 
-  for (int hop = 1; hop < kRanks; ++hop) {
-    const int peer = (rank + hop) % kRanks;
-    const int64_t packets = int64_t(params.counts[peer]) * params.packets;
-    for (int64_t i = first; i < packets; i += step) {
-      const uint4 packet = payload[int64_t(peer) * params.max_tokens * params.packets + i];
-      send_packet(slot(peer, rank, 0, i), packet);
+  int most = 0;  // rows that go to a peer
+#pragma unroll
+  for (int hop = 1; hop < kRanks; ++hop) most = max(most, params.counts[(rank + hop) % kRanks]);
+  for (int64_t i = first; i < int64_t(most) * params.packets; i += step) {
+    uint4 sent[kRanks];  // all loaded before one is stored
+#pragma unroll
+    for (int hop = 1; hop < kRanks; ++hop) {
+      const int peer = (rank + hop) % kRanks;
+      const bool is_sent = i < int64_t(params.counts[peer]) * params.packets;
+      if (is_sent) sent[hop] = payload[int64_t(peer) * params.max_tokens * params.packets + i];
+    }
+#pragma unroll
+    for (int hop = 1; hop < kRanks; ++hop) {
+      const int peer = (rank + hop) % kRanks;
+      if (i < int64_t(params.counts[peer]) * params.packets) send_packet(slot(peer, rank, 0, i), sent[hop]);
     }
   }
   for (int64_t i = first; i < int64_t(params.tokens) * params.packets; i += step) {
     const int64_t token = i / params.packets, packet = i % params.packets;
-    PacketSum<T> sum = {};
+    int places[kRanks];
+    uint4 taken[kRanks];  // all looked at before one is waited for
+#pragma unroll
+    for (int peer = 0; peer < kRanks; ++peer) places[peer] = params.slots[token * kRanks + peer];
+#pragma unroll
     for (int peer = 0; peer < kRanks; ++peer) {
-      const int place = params.slots[token * kRanks + peer];
-      if (place < 0) continue;
-      uint4 raw;
-      if (peer == rank) {
-        raw = payload[(int64_t(rank) * params.max_tokens + place) * params.packets + packet];
-      } else if (!take_packet(raw, slot(rank, peer, place, packet), boxes, call, peer, 0)) {
-        raw = nan_packet();
-      }
-      add_packet<T>(sum, raw);
+      if (places[peer] < 0) continue;
+      const int64_t own = (int64_t(rank) * params.max_tokens + places[peer]) * params.packets + packet;
+      taken[peer] = peer == rank ? payload[own] : load_relaxed_system(slot(rank, peer, places[peer], packet));
+    }
+    PacketSum<T> sum = {};
+#pragma unroll
+    for (int peer = 0; peer < kRanks; ++peer) {
+      if (places[peer] < 0) continue;
+      const bool came = peer == rank || await_packet(taken[peer], slot(rank, peer, places[peer], packet), boxes, call, peer, 0);
+      add_packet<T>(sum, came ? taken[peer] : nan_packet());
     }
     static_cast<uint4*>(params.output)[i] = round_packet<T>(sum);
   }

@@ -12,23 +12,27 @@
 #include "warploom/comm/copy.cuh"
 #include "warploom/comm/message.cuh"
 #include "warploom/comm/moe.cuh"
+#include "warploom/comm/shares.cuh"
 
 namespace warploom::comm {
 
 // The second buffer of every rank, which has the same layout on all.
 struct Landing {
   uint8_t* buffers[kMaxRanks];
-  int64_t numbers;  // where in a buffer: uint64 [kRanks], rows from each rank and the number of the call
-  int64_t flags;    // uint32 [kRanks, capacity, parts]
+  int64_t numbers;  // where in a buffer: uint64 [kRanks, 2], rows from each rank and the number of the call
+  int64_t flags;    // uint32 [kRanks, capacity, parts, 2]
   int capacity;     // most rows that a rank sends to another one
   int parts;        // most parts of a row
 
-  WL_DEVICE uint64_t* number(int owner, int from) const {
-    return reinterpret_cast<uint64_t*>(buffers[owner] + numbers) + from;
+  // Calls use both in turn: one that comes without its counterpart, as a benchmark may repeat it, overwrites rows of the call
+  // before, not what a slow rank still waits for there.
+  WL_DEVICE uint64_t* number(int owner, int from, const Call& call) const {
+    return reinterpret_cast<uint64_t*>(buffers[owner] + numbers) + from * 2 + (call.number & 1);
   }
   // `part` counts those of all rows.
-  WL_DEVICE uint32_t* flag(int owner, int from, int64_t part) const {
-    return reinterpret_cast<uint32_t*>(buffers[owner] + flags) + int64_t(from) * capacity * parts + part;
+  WL_DEVICE uint32_t* flag(int owner, int from, int64_t part, const Call& call) const {
+    const int64_t place = int64_t(from) * capacity * parts + part;
+    return reinterpret_cast<uint32_t*>(buffers[owner] + flags) + place * 2 + (call.number & 1);
   }
 };
 
@@ -52,24 +56,25 @@ WL_DEVICE void copy_part(uint8_t* to, const uint8_t* from, int64_t bytes, int pa
 // Say that a part is there, by the warp that has copied it.
 WL_DEVICE void release_part(const Landing& landing, int owner, int from, int64_t part, const Call& call) {
   __syncwarp();
-  if (lane_id() == 0) store_release_system(landing.flag(owner, from, part), flag_of(call));
+  if (lane_id() == 0) store_release_system(landing.flag(owner, from, part, call), flag_of(call));
 }
 
 // Wait for a part. Returns false after giving up.
 WL_DEVICE bool await_part(const Landing& landing, const Mailboxes& boxes, const Call& call, int from, int64_t part) {
-  const auto has_come = [&] { return load_acquire_system(landing.flag(boxes.rank, from, part)) == flag_of(call); };
+  const uint32_t* flag = landing.flag(boxes.rank, from, part, call);
+  const auto has_come = [&] { return load_acquire_system(flag) == flag_of(call); };
   return wait_until(has_come, boxes, call, from, 1);
 }
 
 // Tell a peer how many rows it gets; one thread for each.
 WL_DEVICE void send_number(const Landing& landing, int peer, int from, int rows, const Call& call) {
-  store_relaxed_system(landing.number(peer, from), uint64_t(flag_of(call)) << 32 | uint32_t(rows));
+  store_relaxed_system(landing.number(peer, from, call), uint64_t(flag_of(call)) << 32 | uint32_t(rows));
 }
 
 // How many rows come from a peer; none after giving up.
 WL_DEVICE int await_number(const Landing& landing, const Mailboxes& boxes, const Call& call, int from) {
   uint64_t word;
-  const auto has_come = [&] { return (word = load_relaxed_system(landing.number(boxes.rank, from))) >> 32 == flag_of(call); };
+  const auto has_come = [&] { return (word = load_relaxed_system(landing.number(boxes.rank, from, call))) >> 32 == flag_of(call); };
   return wait_until(has_come, boxes, call, from, 0) ? min(int(uint32_t(word)), landing.capacity) : 0;
 }
 
@@ -99,8 +104,9 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   if (!begin_call(call, boxes)) return;
 
   if (first < kRanks && first != rank) send_number(landing, first, rank, params.sent[first], call);
-  for (int at = first / kWarpSize; at < params.tokens * kRanks * parts; at += threads / kWarpSize) {
-    const int part = at % parts, peer = (at / parts + rank) % kRanks, token = at / parts / kRanks;
+  Shares shares(call, boxes, kSending, int64_t(params.tokens) * kRanks * parts, first / kWarpSize, threads / kWarpSize);
+  for (uint32_t share = shares.take(); share < shares.count(); share = shares.take()) {
+    const int at = int(share), part = at % parts, peer = (at / parts + rank) % kRanks, token = at / parts / kRanks;
     const int place = params.slots[token * kRanks + peer];
     if (place < 0) continue;
     for (int payload = 0; payload < params.num_payloads; ++payload) {
@@ -145,7 +151,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
     direct_combine_kernel(const __grid_constant__ Mailboxes boxes, const __grid_constant__ Landing landing,
                           const __grid_constant__ DirectCombineParams params) {
   using T = typename Config::T;
-  constexpr int kRanks = Config::kRanks;
+  constexpr int kRanks = Config::kRanks, kPeers = kRanks - 1;
   const int rank = boxes.rank;
   const int pairs = int(gridDim.x * blockDim.x) / (2 * kWarpSize);
   const int pair = int(blockIdx.x * blockDim.x + threadIdx.x) / (2 * kWarpSize);
@@ -156,9 +162,14 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   if (!begin_call(call, boxes)) return;
 
   if (warp_id() % 2 == 0) {
-    for (int at = pair; at < params.max_tokens * kRanks * parts; at += pairs) {
-      const int part = at % parts, peer = (at / parts + rank) % kRanks, place = at / parts / kRanks;
-      if (peer == rank || place >= params.counts[peer]) continue;
+    int most = 0;  // rows that go to a peer
+#pragma unroll
+    for (int hop = 1; hop < kRanks; ++hop) most = max(most, params.counts[(rank + hop) % kRanks]);
+    Shares shares(call, boxes, kSending, int64_t(most) * kPeers * parts, pair, pairs);
+    for (uint32_t share = shares.take(); share < shares.count(); share = shares.take()) {
+      const int at = int(share), part = at % parts, peer = (rank + 1 + at / parts % kPeers) % kRanks;
+      const int place = at / parts / kPeers;
+      if (place >= params.counts[peer]) continue;
       uint8_t* to = landing.buffers[peer] + params.returned + (int64_t(rank) * params.max_tokens + place) * row_bytes;
       const uint4* from = payload + (int64_t(peer) * params.max_tokens + place) * params.packets;
       copy_part(to, reinterpret_cast<const uint8_t*>(from), row_bytes, part, parts);
@@ -166,8 +177,9 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
     }
   } else {
     const uint4* returned = reinterpret_cast<const uint4*>(landing.buffers[rank] + params.returned);
-    for (int at = pair; at < params.tokens * parts; at += pairs) {
-      const int token = at / parts, part = at % parts;
+    Shares shares(call, boxes, kReceiving, int64_t(params.tokens) * parts, pair, pairs);
+    for (uint32_t share = shares.take(); share < shares.count(); share = shares.take()) {
+      const int token = int(share) / parts, part = int(share) % parts;
       const int* places = params.slots + int64_t(token) * kRanks;
       const int from_lane = lane_id();  // a lane waits for each rank's part
       const bool waits = from_lane < kRanks && from_lane != rank && places[from_lane] >= 0;
