@@ -54,7 +54,7 @@ def test_reductions(gpus, backend, case):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("numel", [1, 33, 100_001])
+@pytest.mark.parametrize("numel", [1, 33, 100_001, 2_000_001])
 def test_reduce_scatter_over_peer_memory(gpus, dtype, numel):
     shape = (gpus.size, numel)
     part = reduce_scatter(own(gpus, shape, dtype), gpus, backend="oneshot")
@@ -121,15 +121,20 @@ def test_moving_data(gpus, backend, dtype):
     assert uneven.shape == (sum(sent), 3)
 
 
+@pytest.mark.parametrize(
+    "shape", [(16, 1024), (1000, 4096)], ids=str
+)  # of the larger, some blocks sum and others finish rows
 @pytest.mark.parametrize("name", ["oneshot", "twoshot", "fused_oneshot", "fused_twoshot", "nccl"])
-def test_fusion(gpus, name):
+def test_fusion(gpus, name, shape):
     if name == "nccl" and gpus.topology.shares_gpus:
         pytest.skip("NCCL refuses ranks that share a GPU")
-    dtype, shape = torch.bfloat16, (16, 1024)
-    workspace = create_allreduce_fusion_workspace(gpus, max_token_num=16, hidden_dim=1024, dtype=dtype, backend=name)
+    dtype, (tokens, hidden) = torch.bfloat16, shape
+    workspace = create_allreduce_fusion_workspace(
+        gpus, max_token_num=tokens, hidden_dim=hidden, dtype=dtype, backend=name
+    )
     residual, gamma = (message(99, s, dtype).to(gpus.device) for s in (shape, shape[1:]))
     outputs = {key: torch.empty(shape, dtype=dtype, device=gpus.device) for key in ("residual_out", "norm_out")}
-    scales = torch.empty(16, 8, device=gpus.device)
+    scales = torch.empty(tokens, hidden // 128, device=gpus.device)
     codes = allreduce_fusion(
         own(gpus, shape, dtype), workspace, AllReduceFusionPattern.kARResidualRMSNormOutGroupFP8Quant,
         residual_in=residual, rms_gamma=gamma, scale_out=scales, **outputs,
@@ -139,7 +144,7 @@ def test_fusion(gpus, name):
     assert_close(outputs["residual_out"], total, dtype=dtype, **(loose if name == "nccl" else {}))
     norm = torch.nn.functional.rms_norm(outputs["residual_out"].double(), shape[1:], gamma.double(), eps=1e-6)
     assert_close(outputs["norm_out"], norm, dtype=dtype)
-    values = codes.float().unflatten(-1, (8, -1)) * scales.unsqueeze(-1)
+    values = codes.float().unflatten(-1, (-1, 128)) * scales.unsqueeze(-1)
     assert_close(values.flatten(-2), norm, dtype=torch.float8_e4m3fn)
 
 
@@ -173,9 +178,9 @@ def test_dispatch_and_combine_in_a_graph(gpus, backend):
         assert_close(out, x.double() * top_k, rtol=0.03)
 
 
-@pytest.mark.parametrize("tokens", [0, 1, 60, 300])
+@pytest.mark.parametrize("tokens", [0, 1, 60, 300, 3000])
 def test_dispatch_over_peer_memory_brings_what_the_reference_brings(gpus, tokens):
-    most, top_k, experts_total = 300, 3, 8 * gpus.size
+    most, top_k, experts_total = max(300, tokens), 3, 8 * gpus.size
     mine = tokens * (gpus.rank + 1) // gpus.size  # ranks differ
     generator = torch.Generator().manual_seed(gpus.rank)
     experts = torch.randint(-1, experts_total + 1, (mine, top_k), generator=generator).to(gpus.device)

@@ -44,7 +44,7 @@ def test_values_at_every_size_and_alignment(case):
                 )
 
 
-@pytest.mark.parametrize(*cases(dtype=FLOATS, size=[2, 4, 8]))
+@pytest.mark.parametrize(*cases(kernel=["reduce_scatter", "reduce_scatter long"], dtype=FLOATS, size=[2, 4, 8]))
 def test_reduce_scatter_at_every_size_and_alignment(case):
     ranks = Streams(case.size)
     for numel in SIZES:
@@ -54,7 +54,7 @@ def test_reduce_scatter_at_every_size_and_alignment(case):
             parts = [x.view(case.size, numel)[rank] for rank, x in enumerate(xs)]
             outs = parts if in_place else [torch.full_like(part, float("nan")) for part in parts]
             torch.cuda.synchronize()
-            ranks.reduce("reduce_scatter", outs, xs)
+            ranks.reduce(case.kernel, outs, xs)
             ranks.check()
             for rank, out in enumerate(outs):
                 assert torch.equal(out, expected[rank]), f"rank {rank}, {numel} elements, offset {offset}, {in_place=}"
@@ -125,6 +125,8 @@ def test_kernels_share_their_mailboxes():
         ranks.reduce("oneshot", outs, xs)
         ranks.all_gather(rows, xs)
         ranks.reduce("reduce_scatter", parts, xs)
+        ranks.reduce("twoshot long", outs, xs)
+        ranks.reduce("reduce_scatter long", parts, xs)
         ranks.reduce("twoshot", outs, xs)
         ranks.all_gather(rows, xs)
         ranks.exchange_all_gather(exchanged_rows, xs)
