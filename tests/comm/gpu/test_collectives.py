@@ -121,9 +121,8 @@ def test_moving_data(gpus, backend, dtype):
     assert uneven.shape == (sum(sent), 3)
 
 
-@pytest.mark.parametrize(
-    "shape", [(16, 1024), (1000, 4096)], ids=str
-)  # of the larger, some blocks sum and others finish rows
+# With more tokens some blocks sum while others finish rows.
+@pytest.mark.parametrize("shape", [(16, 1024), (1000, 4096)], ids=str)
 @pytest.mark.parametrize("name", ["oneshot", "twoshot", "fused_oneshot", "fused_twoshot", "nccl"])
 def test_fusion(gpus, name, shape):
     if name == "nccl" and gpus.topology.shares_gpus:

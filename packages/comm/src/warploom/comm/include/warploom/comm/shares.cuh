@@ -23,7 +23,7 @@ class Shares {
   WL_DEVICE uint32_t count() const { return count_; }
 
   // The next share, by all lanes; from `count` on there are none. The one after is asked for, and comes during the work. Where
-  // each has one or two, that would take longer than it saves.
+  // each has one or two, they are dealt out in turn: to ask would take longer than it saves.
   WL_DEVICE uint32_t take() {
     const uint32_t share = __shfl_sync(kFullMask, next_, 0);
     if (count_ <= 2 * takers_) {
