@@ -17,7 +17,7 @@ from warploom.core.bench.outputs import poison, require_written
 from warploom.core.bench.ranks import Ranks, current_ranks
 from warploom.core.bench.runner import run_case, run_cases
 from warploom.core.bench.timing import CpuTimer, Timer, direct_times_us
-from warploom.core.bench.tuner import measure_backends, rows_of_results, write_table
+from warploom.core.bench.tuner import environment_of_results, measure_backends, rows_of_results, write_table
 from warploom.core.device import device_name
 from warploom.core.problem import Problem
 from warploom.core.testing import random_normal
@@ -403,3 +403,12 @@ def test_tables_are_made_of_saved_results(operator):
     assert list(row.us.items()) == [("fast", 1.0), ("slow", 3.0)]
     alone = {**document, "environment": {}}
     assert rows_of_results(alone, {"scaling": operator.name})[0].at == {"n": 32}
+
+
+def test_a_table_of_several_results_names_all_commits_and_one_gpu():
+    first = {"device": "NVIDIA H200", "commit": "abc1234", "torch": "2.11", "date": "2026-11-22", "gpus": 2}
+    others = [{**first, "commit": "def5678", "gpus": 4}, {**first, "gpus": 8}]
+    joined = environment_of_results([{"environment": environment} for environment in (first, *others)])
+    assert joined == {"device": "NVIDIA H200", "commit": "abc1234, def5678", "torch": "2.11", "date": "2026-11-22"}
+    with pytest.raises(ValueError, match="NVIDIA H200, NVIDIA B200"):
+        environment_of_results([{"environment": first}, {"environment": {**first, "device": "NVIDIA B200"}}])

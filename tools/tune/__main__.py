@@ -23,7 +23,7 @@ from warploom.core.bench.environment import describe_environment, pick_device
 from warploom.core.bench.runner import CaseResult
 from warploom.core.bench.suites import load_suite, suite_names
 from warploom.core.bench.timing import make_timer
-from warploom.core.bench.tuner import measure_backends, rows_of_results, write_table
+from warploom.core.bench.tuner import environment_of_results, measure_backends, rows_of_results, write_table
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "tools" / "bench"
@@ -52,11 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def tabulate(options: argparse.Namespace) -> int:
-    """Write the table of one family from saved results, of one GPU and commit."""
+    """Write the table of one family from saved results of one kind of GPU."""
     (family,) = options.families
     operators = {benchmark.name: benchmark.operator for benchmark in load_suite(BENCHMARKS, family).BENCHMARKS}
     documents = [json.loads(path.read_text()) for path in options.results]
-    environment = documents[0]["environment"]
+    try:
+        environment = environment_of_results(documents)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
     rows = [row for document in documents for row in rows_of_results(document, operators)]
     path = options.out / f"{family}.yaml" if options.out else table_path(family, environment["device"])
     write_table(path, rows, environment["device"], environment)

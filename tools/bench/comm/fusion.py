@@ -49,7 +49,7 @@ def nccl_fusion(work: Any) -> torch.Tensor:
 FUSION = Benchmark(
     "all_reduce + residual + rms_norm",
     operator="allreduce_fusion",
-    cases=grid(tokens=[1, 4, 16, 64, 128, 256, 1024], hidden=[8192]),
+    cases=grid(tokens=[1, 4, 16, 64, 128, 256, 512, 1024, 2048], hidden=[8192]),
     make=make_fusion,
     least_us=sending(lambda work, n: 2 * (n - 1) / n * work.x.nbytes),
     target=target("tokens", {8: {1: 8, 16: 9, 128: 20, 1024: 115}}),

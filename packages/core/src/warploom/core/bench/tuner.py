@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from warploom.core.bench.timing import Timer
 from warploom.core.problem import Problem
 from warploom.core.tuning import SCHEMA
 
-__all__ = ["Measured", "measure_backends", "rows_of_results", "write_table"]
+__all__ = ["Measured", "environment_of_results", "measure_backends", "rows_of_results", "write_table"]
 
 _NO_CEILINGS = Ceilings(1.0, 1.0)  # tables hold times, not shares
 _OF_THE_DEVICE = ("device_type", "arch", "device_name")  # a table is of one GPU
@@ -93,6 +93,24 @@ def rows_of_results(document: dict[str, Any], operators: dict[str, str]) -> list
         if len(us) > 1:
             rows.append(Measured(name, at, us))
     return rows
+
+
+def environment_of_results(documents: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Where saved benchmarks that make one table were measured: on one kind of GPU, perhaps at several commits, all named.
+
+    Raises
+    ------
+    ValueError
+        They are of different GPUs.
+    """
+    environments = [document["environment"] for document in documents]
+    joined = {
+        key: ", ".join(dict.fromkeys(environment[key] for environment in environments))
+        for key in ("device", "commit", "torch", "date")
+    }
+    if joined["device"] != environments[0]["device"]:
+        raise ValueError(f"a table is of one kind of GPU; these results are of {joined['device']}")
+    return joined
 
 
 @contextlib.contextmanager
