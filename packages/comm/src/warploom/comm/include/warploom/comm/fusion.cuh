@@ -188,42 +188,42 @@ struct FusedRows {
   }
 };
 
-// Take rows and compute what follows from them: one of each chunk of `chunk_rows`, then the next of each. For every packet of the
-// message, `look(packet, seen)` loads what `take(packet, seen)` makes the sum of, `kSeen` of them. After its last row a block waits for no one.
-template <int kSeen, class Config, class Look, class Take>
+// Take rows and compute what follows from them: one of each chunk of `chunk_rows`, then the next of each. Of every packet of
+// the message, `take(packet, seen)` makes the sum of what `look(packet, seen)` has loaded, `kSeen` packets. With `kAhead` a
+// block looks at a row while it finishes the one before: of many rows most have come. After its last it waits for no one.
+template <int kSeen, bool kAhead, class Config, class Look, class Take>
 WL_DEVICE void finish_rows(FusedRows<Config>& rows, int first, int step, int chunk_rows, const Mailboxes& boxes,
                            Call& call, Look look, Take take) {
   using Rows = FusedRows<Config>;
-  const int tokens = int(rows.params.tokens), chunks = ceil_div(tokens, chunk_rows);
-  const auto token_of = [&](int k) { return k < chunks * chunk_rows ? k % chunks * chunk_rows + k / chunks : tokens; };
-  constexpr bool kLooksAhead = Rows::kEach * kSeen <= 8;
-  uint4 seen[kLooksAhead ? Rows::kEach : 1][kSeen];
+  const int tokens = int(rows.params.tokens), chunks = ceil_div(tokens, chunk_rows), end = chunks * chunk_rows;
+  const auto token_of = [&](int k) { return k < end ? k % chunks * chunk_rows + k / chunks : tokens; };
+  uint4 seen[kAhead ? Rows::kEach : 1][kSeen];
   typename Rows::Row row, residual;
-  // What a row needs beside its packets and a look at those, before one is waited for and while the row before is finished.
   const auto prepare = [&](int token) {
     if (token >= tokens) return;
     if constexpr (Rows::kLoadsResidual) rows.load_residual(token, residual);
 #pragma unroll
-    for (int each = 0; each < (kLooksAhead ? Rows::kEach : 0); ++each) {
+    for (int each = 0; each < (kAhead ? Rows::kEach : 0); ++each) {
       if (Rows::has(each)) look(Rows::place(token, each), seen[each]);
     }
   };
   rows.open();
-  prepare(token_of(first));
-  for (int k = first; k < chunks * chunk_rows; k += step) {
+  if (kAhead) prepare(token_of(first));
+  for (int k = first; k < end; k += step) {
     const int token = token_of(k);  // past the end in the last chunk
+    if (!kAhead) prepare(token);
 #pragma unroll
     for (int each = 0; each < Rows::kEach; ++each) {
       if (token >= tokens || !Rows::has(each)) continue;
-      if (!kLooksAhead) look(Rows::place(token, each), seen[0]);
-      row[each] = take(Rows::place(token, each), seen[kLooksAhead ? each : 0]);
+      if (!kAhead) look(Rows::place(token, each), seen[0]);
+      row[each] = take(Rows::place(token, each), seen[kAhead ? each : 0]);
     }
-    if (k + step >= chunks * chunk_rows) end_call(call, boxes);
+    if (k + step >= end) end_call(call, boxes);
     if (token < tokens) {
       if constexpr (!Rows::kLoadsResidual) rows.load_residual(token, residual);
       rows.add_residual(token, row, residual);
     }
-    prepare(token_of(k + step));
+    if (kAhead) prepare(token_of(k + step));
     if (token < tokens) rows.finish(token, row);
   }
 }
@@ -263,76 +263,97 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     const bool complete = await_packets(seen, boxes.half(boxes.rank, call) + place, packets, boxes, call, 0);
     return complete ? sum_packets<T>(seen) : nan_packet();
   };
-  finish_rows<kRanks>(rows, blockIdx.x, gridDim.x, int(params.tokens), boxes, call, look, take);
+  finish_rows<kRanks, false>(rows, blockIdx.x, gridDim.x, int(params.tokens), boxes, call, look, take);
 }
 
-// Every rank sums a chunk of all packets and sends it to all, to itself as well: rows cross chunks. With many tokens some
-// blocks do that while the others finish rows.
+// What happens to packet i of every chunk before rows are finished. The half holds `kRanks` chunks to sum, then as many sums.
+template <class T, int kRanks>
+struct FusedStages {
+  using Packets = uint4[kRanks];
+
+  const Mailboxes& boxes;
+  Call& call;
+  const uint4* input;
+  const int packets, chunk;  // what mailboxes hold can be counted so
+
+  WL_DEVICE int peer(int hop) const { return (boxes.rank + hop) % kRanks; }
+  WL_DEVICE uint4 packet_or_zeros(int i) const { return i < packets ? input[i] : make_uint4(0, 0, 0, 0); }
+  WL_DEVICE uint4* parts(int owner) const { return boxes.half(owner, call); }
+  WL_DEVICE uint4* sums(int owner) const { return parts(owner) + kRanks * chunk; }
+
+  WL_DEVICE void load_sent(int i, Packets& sent) const {
+#pragma unroll
+    for (int hop = 1; hop < kRanks; ++hop) sent[hop] = packet_or_zeros(peer(hop) * chunk + i);
+  }
+  WL_DEVICE void scatter(int i, const Packets& sent) const {
+#pragma unroll
+    for (int hop = 1; hop < kRanks; ++hop) send_packet(parts(peer(hop)) + boxes.rank * chunk + i, sent[hop]);
+  }
+  WL_DEVICE void load_parts(int i, Packets& loaded) const {
+    set_own(loaded, boxes.rank, packet_or_zeros(boxes.rank * chunk + i));
+    load_packets(loaded, parts(boxes.rank) + i, chunk, boxes.rank);
+  }
+  // Sends to this rank as well: rows cross chunks.
+  WL_DEVICE void reduce(int i, Packets& loaded) const {
+    const bool complete = await_packets(loaded, parts(boxes.rank) + i, chunk, boxes, call, 0);
+    const uint4 sum = complete ? sum_packets<T>(loaded) : nan_packet();
+    if (boxes.rank * chunk + i >= packets) return;  // nobody takes it
+#pragma unroll
+    for (int hop = 1; hop <= kRanks; ++hop) send_packet(sums(peer(hop)) + boxes.rank * chunk + i, sum);
+  }
+};
+
+// Every rank sums a chunk of all packets and sends it to all. With many tokens some blocks do that while others finish rows.
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1)
     two_shot_fusion_kernel(const __grid_constant__ Mailboxes boxes, const __grid_constant__ FusionParams params) {
   using T = typename Config::T;
   using Rows = FusedRows<Config>;
-  constexpr int kRanks = Config::kRanks;
+  using Stages = FusedStages<T, Config::kRanks>;
+  using Packets = typename Stages::Packets;
   __shared__ float scratch[2][Rows::kWarps];
   Rows rows{params, scratch};
-  const uint4* input = static_cast<const uint4*>(params.input);
-  const int rank = boxes.rank, finisher = int(blockIdx.x) - params.reducers;
-  const int reducers = params.reducers == 0 ? int(gridDim.x) : params.reducers;
-  const int64_t packets = params.tokens * Config::kPackets, chunk = ceil_div(packets, int64_t(kRanks));
-  const int64_t gathered = kRanks * chunk;
-  const auto packet_or_zeros = [&](int64_t i) { return i < packets ? input[i] : make_uint4(0, 0, 0, 0); };
+  const int finisher = int(blockIdx.x) - params.reducers, first = int(blockIdx.x * blockDim.x + threadIdx.x);
+  const int packets = int(params.tokens) * Config::kPackets, chunk = ceil_div(packets, Config::kRanks);
   Call call(kTwoShotFusion, kElement<T>, packets);
   if (!begin_call(call, boxes)) return;
+  const Stages stages{boxes, call, static_cast<const uint4*>(params.input), packets, chunk};
 
-  using Packets = uint4[kRanks];
-  const auto load_sent = [&](int64_t i, Packets& sent) {
-#pragma unroll
-    for (int hop = 1; hop < kRanks; ++hop) sent[hop] = packet_or_zeros((rank + hop) % kRanks * chunk + i);
-  };
-  const auto scatter = [&](int64_t i, const Packets& sent) {
-#pragma unroll
-    for (int hop = 1; hop < kRanks; ++hop) send_packet(boxes.half((rank + hop) % kRanks, call) + rank * chunk + i, sent[hop]);
-  };
-  const auto load_parts = [&](int64_t i, Packets& parts) {
-    set_own(parts, rank, packet_or_zeros(rank * chunk + i));
-    load_packets(parts, boxes.half(rank, call) + i, chunk, rank);
-  };
-  const auto reduce = [&](int64_t i, Packets& parts) {
-    const bool complete = await_packets(parts, boxes.half(rank, call) + i, chunk, boxes, call, 0);
-    const uint4 sum = complete ? sum_packets<T>(parts) : nan_packet();
-    if (rank * chunk + i >= packets) return;  // nobody takes it
-#pragma unroll
-    for (int hop = 1; hop <= kRanks; ++hop) {
-      send_packet(boxes.half((rank + hop) % kRanks, call) + gathered + rank * chunk + i, sum);
-    }
-  };
-  const int first = int(blockIdx.x * blockDim.x + threadIdx.x), step = int(reducers * blockDim.x);
   if (params.reducers == 0) {
+    const int step = int(gridDim.x * blockDim.x);
     Packets loaded;
-    for (int64_t i = first; i < chunk; i += step) load_sent(i, loaded), scatter(i, loaded);
-    for (int64_t i = first; i < chunk; i += step) load_parts(i, loaded), reduce(i, loaded);
+    for (int i = first; i < chunk; i += step) stages.load_sent(i, loaded), stages.scatter(i, loaded);
+    for (int i = first; i < chunk; i += step) stages.load_parts(i, loaded), stages.reduce(i, loaded);
   } else if (finisher < 0) {
-    run_stages<2>(call, boxes, chunk, first / kWarpSize, step / kWarpSize, [&](const int64_t (&at)[2]) {
+    const int warps = int(params.reducers * blockDim.x) / kWarpSize;
+    run_stages<2>(call, boxes, chunk, first / kWarpSize, warps, [&](const int64_t (&at)[2]) {
       const bool scatters = at[0] < chunk, reduces = at[1] < chunk;
-      Packets sent, parts;  // loads go ahead of the stores of both stages
-      if (scatters) load_sent(at[0], sent);
-      if (reduces) load_parts(at[1], parts);
-      if (scatters) scatter(at[0], sent);
-      if (reduces) reduce(at[1], parts);
+      constexpr bool kAhead = Config::kRanks <= 4;  // loads of both stages go ahead of the stores, if the registers allow
+      Packets sent, parts;
+      if (scatters) stages.load_sent(int(at[0]), sent);
+      if (kAhead && reduces) stages.load_parts(int(at[1]), parts);
+      if (scatters) stages.scatter(int(at[0]), sent);
+      if (!kAhead && reduces) stages.load_parts(int(at[1]), parts);
+      if (reduces) stages.reduce(int(at[1]), parts);
     });
-  }
-  if (finisher < 0) {
     end_call(call, boxes);
     return;
   }
-  const int chunk_rows = ceil_div(int(params.tokens), kRanks);  // about: rows cross chunks
-  uint4* const sums = boxes.half(rank, call) + gathered;
-  const auto look = [&](int64_t place, uint4 (&seen)[1]) { seen[0] = load_relaxed_system(sums + place); };
-  const auto take = [&](int64_t place, uint4 (&seen)[1]) {
-    return await_packet(seen[0], sums + place, boxes, call, uint32_t(place / chunk), 1) ? seen[0] : nan_packet();
+  const int chunk_rows = ceil_div(int(params.tokens), Config::kRanks);  // about: rows cross chunks
+  uint4* const sums = stages.sums(boxes.rank);
+  const auto nothing = [](int64_t, uint4 (&)[1]) {};
+  const auto take = [&](int64_t place, uint4 (&sum)[1]) {
+    return take_packet(sum[0], sums + place, boxes, call, uint32_t(place) / uint32_t(chunk), 1) ? sum[0] : nan_packet();
   };
-  finish_rows<1>(rows, finisher, gridDim.x - params.reducers, chunk_rows, boxes, call, look, take);
+  const auto look = [&](int64_t place, uint4 (&sum)[1]) { sum[0] = load_relaxed_system(sums + place); };
+  const auto take_seen = [&](int64_t place, uint4 (&sum)[1]) {
+    return await_packet(sum[0], sums + place, boxes, call, uint32_t(place) / uint32_t(chunk), 1) ? sum[0] : nan_packet();
+  };
+  if (params.reducers == 0) {
+    finish_rows<1, false>(rows, finisher, gridDim.x, chunk_rows, boxes, call, nothing, take);
+  } else {
+    finish_rows<1, true>(rows, finisher, gridDim.x - params.reducers, chunk_rows, boxes, call, look, take_seen);
+  }
 }
 
 }  // namespace warploom::comm

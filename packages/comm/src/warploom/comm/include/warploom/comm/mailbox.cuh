@@ -93,14 +93,12 @@ WL_DEVICE bool take_packets(uint4 (&packets)[kRanks], uint4* slots, int64_t stri
   return await_packets(packets, slots, stride, boxes, call, stage, kind);
 }
 
-// Take the packet of one rank, which may be this one, after a look at it.
+// Take the packet of one rank, which may be this one.
 template <class Kind = PlainPackets>
-WL_DEVICE bool await_packet(uint4& packet, uint4* slot, const Mailboxes& boxes, Call& call, uint32_t peer, uint32_t stage,
-                            Kind kind = {}) {
-  bool is_seen = true;
+WL_DEVICE bool take_packet(uint4& packet, uint4* slot, const Mailboxes& boxes, Call& call, uint32_t peer,
+                           uint32_t stage, Kind kind = {}) {
   const auto has_arrived = [&] {
-    if (!is_seen) packet = kind.load(slot);
-    is_seen = false;
+    packet = kind.load(slot);
     look_at_terms(call, boxes);
     return kind.arrived(packet);
   };
@@ -109,11 +107,14 @@ WL_DEVICE bool await_packet(uint4& packet, uint4* slot, const Mailboxes& boxes, 
   return true;
 }
 
+// The same after a look at it.
 template <class Kind = PlainPackets>
-WL_DEVICE bool take_packet(uint4& packet, uint4* slot, const Mailboxes& boxes, Call& call, uint32_t peer, uint32_t stage,
-                           Kind kind = {}) {
-  packet = kind.load(slot);
-  return await_packet(packet, slot, boxes, call, peer, stage, kind);
+WL_DEVICE bool await_packet(uint4& packet, uint4* slot, const Mailboxes& boxes, Call& call, uint32_t peer,
+                            uint32_t stage, Kind kind = {}) {
+  if (!kind.arrived(packet)) return take_packet(packet, slot, boxes, call, peer, stage, kind);
+  look_at_terms(call, boxes);
+  kind.store(slot, make_uint4(kEmpty, kEmpty, kEmpty, kEmpty));
+  return true;
 }
 
 }  // namespace warploom::comm

@@ -73,8 +73,9 @@ WL_DEVICE void send_number(const Landing& landing, int peer, int from, int rows,
 
 // How many rows come from a peer; none after giving up.
 WL_DEVICE int await_number(const Landing& landing, const Mailboxes& boxes, const Call& call, int from) {
+  const uint64_t* number = landing.number(boxes.rank, from, call);
   uint64_t word;
-  const auto has_come = [&] { return (word = load_relaxed_system(landing.number(boxes.rank, from, call))) >> 32 == flag_of(call); };
+  const auto has_come = [&] { return (word = load_relaxed_system(number)) >> 32 == flag_of(call); };
   return wait_until(has_come, boxes, call, from, 0) ? min(int(uint32_t(word)), landing.capacity) : 0;
 }
 

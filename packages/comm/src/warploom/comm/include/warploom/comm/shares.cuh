@@ -1,8 +1,8 @@
-// Work of a call, dealt to warps as they come for more. NVLink serves some multiprocessors faster than others: of shares dealt out
-// beforehand the slow ones would still send theirs, and not fill the links, when the fast have long finished.
+// Work of a call, dealt to warps as they come for more. NVLink serves some multiprocessors faster than others: of shares dealt
+// out beforehand the slow ones would still send theirs, and not fill the links, when the fast have long finished.
 //
-// Shares are taken in order, so ranks that wait for what comes with a share go on: of all shares that are not done on all ranks,
-// the first has been taken everywhere, or is the next that a warp takes.
+// Shares are taken in order, so ranks that wait for what comes with a share go on: of all shares that are not done on all
+// ranks, the first has been taken everywhere, or is the next that a warp takes.
 #pragma once
 
 #include "warploom/comm/call.cuh"
@@ -35,13 +35,13 @@ class Shares {
   }
 };
 
-// Iterations of a warp from one stage of a reduction to the next, in long messages: the stages overlap, NVLink always has packets
-// to carry, and what has arrived is taken while it is in the L2. In short ones a stage waits for the end of the one before, which
-// takes less code: every instruction is fetched once.
+// Iterations of a warp from one stage of a reduction to the next, in long messages: the stages overlap, NVLink always has
+// packets to carry, and what has arrived is taken while it is in the L2. In short ones a stage waits for the end of the one
+// before, which takes less code: every instruction is fetched once.
 constexpr int kLag = 2;
 
-// Take packets through so many stages that overlap: `work` is given the packet that each is to work on, from `packets` on none.
-// By whole warps: `taker` of `takers`.
+// Take packets through so many stages that overlap: `work` is given the packet that each is to work on, from `packets` on
+// none. By whole warps: `taker` of `takers`.
 template <int kStages, class Work>
 WL_DEVICE void run_stages(const Call& call, const Mailboxes& boxes, int64_t packets, int taker, int takers, Work work) {
   constexpr int kAges = (kStages - 1) * kLag;
