@@ -112,8 +112,9 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
     int peers[kAhead], places[kAhead], of_rows[kAhead];
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      if (i + k * step >= pieces) break;
-      places[k] = int((i + k * step) / params.row_pieces), of_rows[k] = int((i + k * step) % params.row_pieces);
+      const int64_t piece = i + k * step;
+      if (piece >= pieces) break;
+      places[k] = int(piece / params.row_pieces), of_rows[k] = int(piece % params.row_pieces);
       for (peers[k] = 0; places[k] >= numbers[peers[k]]; ++peers[k]) places[k] -= numbers[peers[k]];
       packets[k] = kind.load(row_slot(rank, peers[k], places[k], of_rows[k]));
     }
@@ -139,6 +140,15 @@ struct CombineParams {
   int packets;        // of a row
 };
 
+// Of what goes back to the peers, the most rows that one gets.
+template <int kRanks>
+WL_DEVICE int most_rows(const int* counts, int rank) {
+  int most = 0;
+#pragma unroll
+  for (int hop = 1; hop < kRanks; ++hop) most = max(most, counts[(rank + hop) % kRanks]);
+  return most;
+}
+
 // Config: T, the element type; kRanks; kMaxThreads, whole warps.
 template <class Config>
 __global__ void __launch_bounds__(Config::kMaxThreads, 1)
@@ -154,9 +164,7 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
     return boxes.half(owner, call) + (int64_t(from) * params.max_tokens + place) * params.packets + packet;
   };
 
-  int most = 0;  // rows that go to a peer
-#pragma unroll
-  for (int hop = 1; hop < kRanks; ++hop) most = max(most, params.counts[(rank + hop) % kRanks]);
+  const int most = most_rows<kRanks>(params.counts, rank);
   for (int64_t i = first; i < int64_t(most) * params.packets; i += step) {
     uint4 sent[kRanks];  // all loaded before one is stored
 #pragma unroll

@@ -163,10 +163,8 @@ __global__ void __launch_bounds__(Config::kMaxThreads, 1)
   if (!begin_call(call, boxes)) return;
 
   if (warp_id() % 2 == 0) {
-    int most = 0;  // rows that go to a peer
-#pragma unroll
-    for (int hop = 1; hop < kRanks; ++hop) most = max(most, params.counts[(rank + hop) % kRanks]);
-    Shares shares(call, boxes, kSending, int64_t(most) * kPeers * parts, pair, pairs);
+    const int64_t sent = int64_t(most_rows<kRanks>(params.counts, rank)) * kPeers * parts;
+    Shares shares(call, boxes, kSending, sent, pair, pairs);
     for (uint32_t share = shares.take(); share < shares.count(); share = shares.take()) {
       const int at = int(share), part = at % parts, peer = (rank + 1 + at / parts % kPeers) % kRanks;
       const int place = at / parts / kPeers;
