@@ -1,8 +1,8 @@
 // Work of a call, dealt to warps as they come for more. NVLink serves some multiprocessors faster than others: of shares dealt
 // out beforehand the slow ones would still send theirs, and not fill the links, when the fast have long finished.
 //
-// Shares are taken in order, so ranks that wait for what comes with a share go on: of all shares that are not done on all
-// ranks, the first has been taken everywhere, or is the next that a warp takes.
+// Why ranks that wait for each other's shares go on: a warp takes and asks for shares in rising order and sends one before it
+// waits for an earlier one. So what a warp waits for is held up, if at all, by one that waits for a still earlier share.
 #pragma once
 
 #include "warploom/comm/call.cuh"
