@@ -57,20 +57,7 @@ def torch_two_shot(work: Any) -> torch.Tensor:
 ALL_REDUCE = Benchmark(
     "all_reduce",
     cases=grid(
-        nbytes=[
-            8 * KIB,
-            16 * KIB,
-            64 * KIB,
-            128 * KIB,
-            256 * KIB,
-            512 * KIB,
-            MIB,
-            2 * MIB,
-            4 * MIB,
-            8 * MIB,
-            16 * MIB,
-            64 * MIB,
-        ]
+        nbytes=[*(n * KIB for n in (8, 16, 64, 128, 256, 512)), *(n * MIB for n in (1, 2, 4, 8, 16, 64))],
     ),
     quick=grid(nbytes=[16 * KIB, MIB]),
     make=make_all_reduce,

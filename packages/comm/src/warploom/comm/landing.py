@@ -16,8 +16,8 @@ from warploom.core.jit import ParamStruct, i32, i64, ptr
 __all__ = ["MOST_PARTS", "MOST_PAYLOADS", "Landing", "LandingParams", "find_landing"]
 
 _ALIGNMENT = 256
-MOST_PARTS = 8  # of a row
 _FLAG_BYTES = 2 * 4  # of a part: calls have one of two in turn
+MOST_PARTS = 8  # of a row
 MOST_PAYLOADS = 8  # kMaxPayloads: tensors that share the memory for rows
 
 
